@@ -1,0 +1,35 @@
+# Each target installs what it needs first (scripts/setup: Debian packages, only those that are missing).
+
+# A fresh rustup is in no shell's PATH yet, and Debian keeps nginx and sshd out of an ordinary user's.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+# Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: demo test bench audit setup
+
+# A throwaway GPU server on loopback, a swap and a rollback under load.
+demo: setup
+	cargo build --locked --workspace
+	$(BUILT)/debug/demo
+
+# Everything that must hold before a change is merged.
+test: setup
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
+	cargo build --locked --workspace --all-targets
+	cargo test --locked --workspace
+
+# Medians of the same swap: a bash script over ssh, model-swap cold, model-swap warm. Wants a quiet machine.
+bench: setup
+	cargo build --locked --workspace --release
+	$(BUILT)/release/bench
+
+# Licences, advisories, banned crates and sources of every dependency (deny.toml). Needs the network.
+audit: setup
+	cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked
+	cargo deny --locked check
+
+setup:
+	@scripts/setup

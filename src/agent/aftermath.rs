@@ -1,0 +1,163 @@
+//! After `promote`: drain, keep warm, retire. The lease is free meanwhile, and any new command takes over.
+
+use std::time::Duration;
+
+use crate::executor::{self, Context};
+use crate::host::Host;
+use crate::host::watch::Watch;
+use crate::journal::Journal;
+use crate::lease::{Lease, LeaseError};
+use crate::model::event::{Closing, EventKind};
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::record::{RecordKind, Retained};
+use crate::model::spec::OnTimeout;
+use crate::model::state::Holder;
+use crate::model::step::Step;
+use crate::service_dir::ServiceDir;
+
+/// What the lease is held for while a replica whose time has come is stopped.
+const RETIRE: &str = "retire";
+/// How long a command waits for such a holder: stopping a drained engine takes seconds.
+const RETIRE_WAIT: Duration = Duration::from_secs(120);
+/// Between two tries for the lease; flock tells nobody when it comes free.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Takes the lease; waits only for a holder that is retiring what an earlier swap left, or that `attaches` would follow
+/// once it has begun.
+pub(super) async fn take_lease(
+    dir: &ServiceDir,
+    holder: Holder,
+    attaches: impl Fn(&Holder) -> bool,
+) -> Result<Lease, LeaseError> {
+    let begin = tokio::time::Instant::now();
+    let passes = |other: &Holder| {
+        other.command == RETIRE || (attaches(other) && !dir.swap(&other.swap).exists())
+    };
+    loop {
+        match Lease::take(&dir.root(), &holder) {
+            Err(LeaseError::Held { holder: Some(other) })
+                if passes(&other) && begin.elapsed() < RETIRE_WAIT =>
+            {
+                tokio::time::sleep(RETRY).await;
+            }
+            taken => return taken,
+        }
+    }
+}
+
+/// Performs the steps after `promote`, unless another command takes over.
+pub(super) async fn aftermath<H: Host>(cx: &Context<'_, H>, journal: &mut Journal, holder: Holder) {
+    let closing = match later(cx, journal, holder).await {
+        Ok(closing) => closing,
+        Err(Superseded) => {
+            Closing::Superseded { by: Lease::holder(&cx.dir.root()).map(|holder| holder.swap) }
+        }
+    };
+    drop(journal.append(RecordKind::Closed, cx.host.now()));
+    cx.tell(EventKind::Closed(closing));
+}
+
+/// Another command has taken over what this swap left.
+struct Superseded;
+
+async fn later<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    holder: Holder,
+) -> Result<Closing, Superseded> {
+    let mut closing = Closing::Nothing;
+    for (index, planned) in cx.plan.all_steps().enumerate().skip(cx.plan.steps.len()) {
+        if let Step::Retire { slot } = &planned.step {
+            closing = Closing::Retired { slot: slot.clone() };
+            // Held while it is stopped, so that no command builds on what is about to go.
+            let _lease = match its_time(cx, slot, &holder).await? {
+                Ok(lease) => lease,
+                Err(failure) => return Ok(Closing::Kept { slot: slot.clone(), failure }),
+            };
+            let performed = executor::perform(cx, journal, index).await;
+            // Under the lease what failed is this swap's to tell, even if the replica itself is gone: something else
+            // may run in its place.
+            if let Err(failure) = performed.map_err(Failure::from).and_then(|done| done) {
+                return Ok(Closing::Kept { slot: slot.clone(), failure });
+            }
+            continue;
+        }
+        let performed = tokio::select! {
+            biased;
+            performed = executor::perform(cx, journal, index) => performed,
+            () = superseded(cx) => return Err(Superseded),
+        };
+        let failed = performed.map_err(Failure::from).and_then(|done| done);
+        if let (Err(failure), Some(retained)) = (failed, mine(cx)) {
+            return Ok(Closing::Kept { slot: retained.replica.slot, failure });
+        }
+    }
+    Ok(closing)
+}
+
+/// Waits until the retained replica's time is over and it has nothing in flight; then takes the lease, under which both
+/// must still hold.
+async fn its_time<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    holder: &Holder,
+) -> Result<Result<Lease, Failure>, Superseded> {
+    let until = mine(cx).ok_or(Superseded)?.until;
+    let left = until.duration_since(cx.host.now());
+    tokio::select! {
+        () = cx.host.pause(left.try_into().unwrap_or_default()) => {}
+        () = superseded(cx) => return Err(Superseded),
+    }
+    let cuts = cx.spec().drain.on_timeout == OnTimeout::Cut;
+    loop {
+        // Without the lease: a client that goes past nginx may take its time, and nobody shall wait for it.
+        if !cuts {
+            tokio::select! {
+                idle = executor::await_idle(cx, slot) => if let Err(failure) = idle { return Ok(Err(failure)) },
+                () = superseded(cx) => return Err(Superseded),
+            }
+        }
+        let lease = lease_to_retire(cx, holder.clone()).await?;
+        match executor::is_idle(cx, slot).await {
+            Ok(idle) if idle || cuts => return Ok(Ok(lease)),
+            Ok(_) => {}
+            Err(failure) => return Ok(Err(failure)),
+        }
+    }
+}
+
+async fn lease_to_retire<H: Host>(
+    cx: &Context<'_, H>,
+    mut holder: Holder,
+) -> Result<Lease, Superseded> {
+    RETIRE.clone_into(&mut holder.command);
+    loop {
+        holder.since = cx.host.now();
+        match Lease::take(&cx.dir.root(), &holder) {
+            // A command died in the middle: until the next one has brought it to its end, nobody knows what serves.
+            Ok(lease) if lease.died.is_some() => return Err(Superseded),
+            Ok(lease) => return mine(cx).map(|_| lease).ok_or(Superseded),
+            Err(_) => cx.host.pause(RETRY).await,
+        }
+        if mine(cx).is_none() {
+            return Err(Superseded);
+        }
+    }
+}
+
+/// What this swap left, while nobody has taken it over.
+fn mine<H: Host>(cx: &Context<'_, H>) -> Option<Retained> {
+    cx.dir.load().ok()?.retained.filter(|retained| retained.swap == cx.swap)
+}
+
+/// Returns once what this swap left is no longer its own.
+async fn superseded<H: Host>(cx: &Context<'_, H>) {
+    let Ok(mut watch) = Watch::folder(&cx.dir.root()) else {
+        // No watch, no event: the lease decides in the end.
+        return std::future::pending().await;
+    };
+    while mine(cx).is_some() {
+        watch.changed().await;
+    }
+}

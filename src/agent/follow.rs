@@ -1,0 +1,76 @@
+//! Follows a swap's event log for a runner, from any number on, for as long as it asked.
+
+use super::answer::Answers;
+use crate::event_log::EventReader;
+use crate::host::process;
+use crate::host::watch::Watch;
+use crate::model::event::{Event, EventKind};
+use crate::model::failure::Failure;
+use crate::model::ids::{ProcessId, SwapId};
+use crate::model::wire::{Frame, Refusal, Wait};
+use crate::service_dir::ServiceDir;
+
+/// The file that names the agent's process, in the swap's folder.
+pub(super) const AGENT: &str = "agent.json";
+
+/// Sends the events after `since` until the stream may end.
+pub(super) async fn follow(
+    dir: &ServiceDir,
+    swap: &SwapId,
+    since: u64,
+    wait: Wait,
+    answers: &mut Answers,
+) {
+    let folder = dir.swap(swap);
+    let Ok(mut watch) = Watch::folder(&folder) else {
+        let failure = Failure::new(format!("there is no swap {swap} of service {}", dir.service()))
+            .hint("model-swap status lists the latest swaps");
+        return answers.send(&Frame::Refused(Refusal::input(failure)));
+    };
+    let agent = std::fs::read(folder.join(AGENT))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
+    let mut reader = EventReader::new(&folder);
+    loop {
+        // Asked before reading, so that nothing it wrote is missed.
+        let alive = agent.is_some_and(process::alive);
+        for event in reader.read().unwrap_or_default() {
+            let last = is_last(&event, wait);
+            if event.seq > since {
+                answers.send(&Frame::Event(event));
+            }
+            if last {
+                return;
+            }
+        }
+        if !alive {
+            let failure = Failure::new(format!("the agent that works on swap {swap} is gone, and the swap has no outcome"))
+                .hint("any next command brings the swap to its end first; traffic is where `model-swap status` says");
+            return answers.send(&Frame::Refused(Refusal::environment(failure)));
+        }
+        tokio::select! {
+            () = watch.changed() => {}
+            () = gone(agent) => {}
+        }
+    }
+}
+
+async fn gone(agent: Option<ProcessId>) {
+    match agent {
+        Some(agent) => {
+            if process::exited(agent).await.is_err() {
+                std::future::pending().await
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn is_last(event: &Event, wait: Wait) -> bool {
+    matches!(
+        (&event.kind, wait),
+        (EventKind::Closed(_), _)
+            | (EventKind::Concluded(_), Wait::Promoted)
+            | (EventKind::Overdue { .. }, Wait::Retired)
+    )
+}

@@ -1,0 +1,240 @@
+//! F4: the server's side. `session` speaks with a runner for as long as it is there; `run` works on without it.
+
+mod aftermath;
+mod answer;
+mod follow;
+mod install;
+mod place;
+mod run;
+
+pub use install::install;
+pub use run::run;
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+use crate::executor::{World, observe, prove_route};
+use crate::host::{Host, SystemHost};
+use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
+use crate::model::plan::{Plan, Strategy};
+use crate::model::spec::SwapSpec;
+use crate::model::wire::{
+    Asked, Command, Fault, Frame, Hello, Refusal, Request, RollbackRequest, SwapRequest,
+    WIRE_VERSION,
+};
+use crate::service_dir::ServiceDir;
+use crate::swap::planner::{self, Decision};
+use answer::Answers;
+
+/// How often `status` looks again: swaps take longer than a look.
+const LOOKS: usize = 3;
+
+/// How many lines of a replica's log `logs` sends.
+const LOG_LINES: usize = 1000;
+
+/// Answers one request, read as one line from stdin, with frames on stdout.
+pub async fn session() {
+    let mut answers = Answers::on_stdout();
+    answers.greet();
+    let mut line = String::new();
+    let read = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
+    if let Err(refusal) = serve(read.map(|_| line.as_str()), &mut answers).await {
+        answers.send(&Frame::Refused(refusal));
+    }
+    answers.send(&Frame::End);
+}
+
+async fn serve(line: std::io::Result<&str>, answers: &mut Answers) -> Result<(), Refusal> {
+    let line = line.map_err(|error| Refusal::input(Failure::from_error(&error)))?;
+    let request = parse(line)?;
+    let asked = asked(&request.command);
+    let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
+    answers.send(&Frame::Hello(Hello {
+        v: WIRE_VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state_dir: state_dir.clone(),
+    }));
+    let dir = ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)?;
+    match &request.command {
+        Command::Plan(wanted) => plan(&dir, wanted, answers).await,
+        Command::Status(asked) => {
+            let host = SystemHost::new(asked);
+            let world = observe_at_rest(&host, &dir, asked).await.map_err(Refusal::environment)?;
+            let report = Box::new(world.report(&host, &dir, asked).await);
+            answers.send(&Frame::Status { report });
+            Ok(())
+        }
+        Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers),
+        Command::Follow { swap, since, wait, .. } => {
+            follow::follow(&dir, swap, *since, *wait, answers).await;
+            Ok(())
+        }
+        Command::Swap(SwapRequest { wait, .. })
+        | Command::Rollback(RollbackRequest { wait, .. }) => {
+            if let Some(swap) =
+                hand_over(&dir, line, answers).await.map_err(Refusal::environment)?
+            {
+                follow::follow(&dir, &swap, 0, *wait, answers).await;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Looks again if a swap was recorded while it looked: half of what was seen would be from before it.
+async fn observe_at_rest(
+    host: &SystemHost,
+    dir: &ServiceDir,
+    asked: &Asked,
+) -> Result<World, Failure> {
+    let mut before = dir.load()?;
+    for _ in 0..LOOKS {
+        let world = observe(host, dir, asked, None).await?;
+        if world.seen.state == before {
+            return Ok(world);
+        }
+        before = world.seen.state;
+    }
+    observe(host, dir, asked, None).await
+}
+
+fn parse(line: &str) -> Result<Request, Refusal> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        v: u32,
+    }
+    let wrong = |error: serde_json::Error| {
+        Refusal::input(
+            Failure::from_error(&error)
+                .hint("the first line on stdin must be a request of model-swap's runner"),
+        )
+    };
+    let Versioned { v } = serde_json::from_str(line).map_err(wrong)?;
+    if v != WIRE_VERSION {
+        return Err(Refusal::environment(Failure::new(format!(
+            "this agent ({}) speaks version {WIRE_VERSION} of the wire, the runner version {v}",
+            env!("CARGO_PKG_VERSION")
+        ))));
+    }
+    serde_json::from_str(line).map_err(wrong)
+}
+
+fn asked(command: &Command) -> &Asked {
+    match command {
+        Command::Plan(request) | Command::Swap(request) => &request.asked,
+        Command::Rollback(request) => &request.asked,
+        Command::Status(asked) | Command::Logs(asked) | Command::Follow { asked, .. } => asked,
+    }
+}
+
+async fn plan(
+    dir: &ServiceDir,
+    wanted: &SwapRequest,
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
+    let host = SystemHost::new(&wanted.asked);
+    let world = observe(&host, dir, &wanted.asked, wanted.requester.sha.clone())
+        .await
+        .map_err(Refusal::environment)?;
+    match planner::plan_swap(&wanted.asked.spec, &world.seen, wanted.when).map_err(barred)? {
+        Decision::Act(plan) => {
+            confirm_route(&host, &wanted.asked.spec, &world, &plan)
+                .await
+                .map_err(Refusal::environment)?;
+            answers.send(&Frame::Plan { plan });
+        }
+        Decision::Unchanged(reason) => {
+            answers.send(&unchanged(&host, &world, dir, &wanted.asked, reason).await)
+        }
+    }
+    Ok(())
+}
+
+fn logs(host: &SystemHost, dir: &ServiceDir, answers: &mut Answers) -> Result<(), Refusal> {
+    let newest = dir
+        .swaps()
+        .into_iter()
+        .map(|swap| dir.swap(&swap).join("replica.log"))
+        .find(|log| log.exists());
+    let Some(log) = newest else {
+        return Err(Refusal::input(Failure::new(format!(
+            "no replica of service {} was started by model-swap yet",
+            dir.service()
+        ))));
+    };
+    for text in host.log_tail(&log, LOG_LINES) {
+        answers.send(&Frame::Line { text });
+    }
+    Ok(())
+}
+
+/// Starts the detached agent, gives it the request and relays its answer. `Some` is the swap to follow.
+async fn hand_over(
+    dir: &ServiceDir,
+    line: &str,
+    answers: &mut Answers,
+) -> Result<Option<SwapId>, Failure> {
+    let io = |error: std::io::Error| Failure::new("cannot start the agent").hint(error.to_string());
+    let log = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(dir.root().join("agent.log"))
+        .map_err(io)?;
+    let mut child = crate::host::exec::detached(&["agent", "run"], Stdio::from(log)).map_err(io)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // The request goes through a pipe: secrets are in no argv and on no disk.
+        stdin.write_all(line.as_bytes()).await.map_err(io)?;
+    }
+    let Some(stdout) = child.stdout.take() else { return Ok(None) };
+    let mut lines = BufReader::new(stdout).lines();
+    while let Some(line) = lines.next_line().await.map_err(io)? {
+        let Ok(frame) = serde_json::from_str::<Frame>(&line) else { continue };
+        answers.send(&frame);
+        match frame {
+            Frame::Accepted { swap } => return Ok(Some(swap)),
+            Frame::Unchanged { .. } | Frame::Refused { .. } => return Ok(None),
+            _ => {}
+        }
+    }
+    Err(Failure::new("the agent ended without an answer")
+        .hint(format!("{} on the server may say why", dir.root().join("agent.log").display())))
+}
+
+/// A swap drains and retires by what nginx's file says: that must be what nginx does. A rollback may be what mends it.
+async fn confirm_route<H: Host>(
+    host: &H,
+    spec: &SwapSpec,
+    world: &World,
+    plan: &Plan,
+) -> Result<(), Failure> {
+    let Some(side) = plan.incumbent.as_ref().filter(|_| plan.strategy == Strategy::BlueGreen)
+    else {
+        return Ok(());
+    };
+    if !world.seen.slots.get(&side.slot).is_some_and(|occupant| occupant.ready) {
+        // What does not answer proves nothing, and is why somebody swaps.
+        return Ok(());
+    }
+    prove_route(host, spec, &world.upstream, plan.candidate.port).await
+}
+
+/// Every reason of the planner's at once.
+fn barred(failures: Vec<Failure>) -> Refusal {
+    Refusal { failures, fault: Fault::Environment }
+}
+
+/// The answer when nothing has to change.
+async fn unchanged<H: Host>(
+    host: &H,
+    world: &World,
+    dir: &ServiceDir,
+    asked: &Asked,
+    reason: String,
+) -> Frame {
+    let status = Box::new(world.report(host, dir, asked).await);
+    Frame::Unchanged { reason, status }
+}

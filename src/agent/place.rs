@@ -1,0 +1,28 @@
+//! Where state is kept on this server.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::model::failure::Failure;
+use crate::model::spec::SwapSpec;
+
+/// Where state is kept when the agent is root (FHS: variable state of a program).
+const ROOT_STATE: &str = "/var/lib/model-swap";
+
+/// The folder of state and journals: the spec's, root's, or the user's (XDG base directories).
+pub(super) fn state_dir(spec: &SwapSpec) -> Result<PathBuf, Failure> {
+    if let Some(folder) = &spec.state_dir {
+        return Ok(folder.clone());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from(ROOT_STATE));
+    }
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".local/state")))
+        .map(|base| base.join("model-swap"))
+        .ok_or_else(|| {
+            Failure::new("neither HOME nor XDG_STATE_HOME is set on the server")
+                .hint("set state_dir")
+        })
+}

@@ -1,0 +1,245 @@
+//! The detached agent: lease → recovery → plan → journal → steps → outcome → what comes after.
+
+use jiff::Timestamp;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::answer::Answers;
+use super::{aftermath, barred, confirm_route, follow, parse, place, unchanged};
+use crate::event_log::EventLog;
+use crate::executor::{self, Context, World, observe};
+use crate::host::{Host, SystemHost, process};
+use crate::journal::Journal;
+use crate::lease::{Lease, LeaseError};
+use crate::model::event::{Closing, EventKind};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
+use crate::model::plan::Plan;
+use crate::model::record::RecordKind;
+use crate::model::state::{Holder, Past, Requester};
+use crate::model::wire::{Asked, Command, Frame, Refusal, Request, Secrets};
+use crate::service_dir::{self, ServiceDir};
+use crate::swap::planner::{self, Decision};
+
+/// The file that holds the specification of a swap, for its recovery.
+const SPEC: &str = "spec.json";
+
+/// What is to be done, from either command.
+struct Work {
+    asked: Asked,
+    swap: SwapId,
+    requester: Requester,
+    command: Command,
+}
+
+/// Reads a request from stdin, answers on stdout what becomes of it, and works on it to its end.
+pub async fn run() {
+    // From here on no hang-up of the ssh session reaches this process.
+    let _ = rustix::process::setsid();
+    let mut answers = Answers::on_stdout();
+    let mut line = String::new();
+    let read = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
+    let work = match read
+        .map_err(|error| Refusal::input(Failure::from_error(&error)))
+        .and_then(|_| parse(&line))
+    {
+        Ok(request) => work(request),
+        Err(refusal) => return answers.send(&Frame::Refused(refusal)),
+    };
+    drop(line);
+    let Some(work) = work else { return };
+    if let Err(refusal) = act(work, &mut answers).await {
+        answers.send(&Frame::Refused(refusal));
+    }
+}
+
+fn work(request: Request) -> Option<Work> {
+    let command = request.command.clone();
+    match request.command {
+        Command::Swap(wanted) => Some(Work {
+            asked: wanted.asked,
+            swap: wanted.swap,
+            requester: wanted.requester,
+            command,
+        }),
+        Command::Rollback(wanted) => Some(Work {
+            asked: wanted.asked,
+            swap: wanted.swap,
+            requester: wanted.requester,
+            command,
+        }),
+        Command::Plan(_) | Command::Status(_) | Command::Logs(_) | Command::Follow { .. } => None,
+    }
+}
+
+async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
+    let spec = &work.asked.spec;
+    let state_dir = place::state_dir(spec).map_err(Refusal::environment)?;
+    let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
+    let host = SystemHost::new(&work.asked);
+    let attaches =
+        |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, host.now()));
+    let mut lease = match aftermath::take_lease(&dir, holder(&work, host.now()), attaches).await {
+        Ok(lease) => lease,
+        Err(LeaseError::Held { holder: Some(holder) }) if attaches(&holder) => {
+            answers.send(&Frame::Accepted { swap: holder.swap.clone() });
+            return Ok(());
+        }
+        Err(error) => return Err(Refusal::environment(error.to_failure())),
+    };
+    if let Some(died) = &lease.died {
+        recover(&dir, &died.swap, &work.asked.secrets).await.map_err(Refusal::environment)?;
+        lease
+            .recovered(&holder(&work, host.now()))
+            .map_err(|error| Refusal::environment(error.to_failure()))?;
+    }
+    if dir.swap(&work.swap).exists() {
+        // Asked again by a runner that had lost the first answer: it has run already.
+        answers.send(&Frame::Accepted { swap: work.swap.clone() });
+        return Ok(());
+    }
+    let world = observe(&host, &dir, &work.asked, work.requester.sha.clone())
+        .await
+        .map_err(Refusal::environment)?;
+    let decision = match &work.command {
+        Command::Rollback(wanted) => planner::plan_rollback(spec, &world.seen, wanted.of.as_ref()),
+        Command::Swap(wanted) => planner::plan_swap(spec, &world.seen, wanted.when),
+        _ => return Ok(()),
+    };
+    match decision.map_err(barred)? {
+        Decision::Unchanged(reason) => {
+            answers.send(&unchanged(&host, &world, &dir, &work.asked, reason).await);
+            Ok(())
+        }
+        Decision::Act(plan) => {
+            confirm_route(&host, spec, &world, &plan).await.map_err(Refusal::environment)?;
+            let begun = open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
+            work_on(begun, &work, lease, answers).await;
+            Ok(())
+        }
+    }
+}
+
+/// Executes what is begun, and what comes after. Every act is written down before it is done.
+async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answers) {
+    let (cx, mut journal) = begun;
+    answers.send(&Frame::Accepted { swap: work.swap.clone() });
+    answers.close();
+    let conclusion = match executor::execute(&cx, &mut journal).await {
+        Ok(conclusion) => conclusion,
+        Err(error) => {
+            // Without a journal nothing more may be done; the next command recovers from what is on the disk.
+            cx.tell(EventKind::Warning { text: Failure::from(error).to_string() });
+            return;
+        }
+    };
+    if conclusion.failure.is_none() {
+        drop(lease);
+        return aftermath::aftermath(&cx, &mut journal, holder(work, cx.host.now())).await;
+    }
+    remember(cx.dir, &work.swap, conclusion.outcome, &cx.plan, cx.host.now());
+    drop(lease);
+    drop(journal.append(RecordKind::Closed, cx.host.now()));
+    cx.tell(EventKind::Closed(Closing::Nothing));
+}
+
+type Begun<'a> = (Context<'a, SystemHost>, Journal);
+
+fn open<'a>(
+    host: &'a SystemHost,
+    dir: &'a ServiceDir,
+    work: &'a Work,
+    (world, plan): (World, Plan),
+) -> Result<Begun<'a>, Failure> {
+    let folder = dir.make_swap(&work.swap)?;
+    service_dir::write_json(&folder.join(SPEC), &work.asked.spec)?;
+    service_dir::write_json(&folder.join(follow::AGENT), &process::own())?;
+    keep_incumbent(host, &world, &plan, &folder)?;
+    let journal = Journal::create(&folder, &work.swap, &plan, host.now())?;
+    let events =
+        EventLog::open(&folder, &work.swap).map_err(|error| Failure::from_error(&error))?;
+    let mut cx = Context::new((host, &work.asked, dir), work.swap.clone(), plan, events);
+    cx.replicas = world.replicas;
+    cx.tell(EventKind::Planned { plan: Box::new(cx.plan.clone()) });
+    Ok((cx, journal))
+}
+
+/// An adopted incumbent's argv, folder and environment: enough to start it again. Mode 0600, it holds secrets.
+fn keep_incumbent(
+    host: &SystemHost,
+    world: &World,
+    plan: &Plan,
+    folder: &std::path::Path,
+) -> Result<(), Failure> {
+    let replica = plan.incumbent.as_ref().and_then(|side| world.replicas.get(&side.slot));
+    let Some(adopted) = replica.filter(|replica| replica.revision.is_adopted()) else {
+        return Ok(());
+    };
+    let snapshot = host.snapshot(adopted.main)?;
+    Ok(service_dir::write_json(&folder.join("incumbent.json"), &snapshot)?)
+}
+
+/// Brings the swap of an agent that died to its end.
+async fn recover(dir: &ServiceDir, swap: &SwapId, secrets: &Secrets) -> Result<(), Failure> {
+    let folder = dir.swap(swap);
+    if !Journal::has_begun(&folder) {
+        // It died before it did anything.
+        return Ok(());
+    }
+    let mut journal = Journal::open(&folder)?;
+    let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
+    let Some(RecordKind::Planned { plan, .. }) =
+        journal.records().first().map(|record| record.kind.clone())
+    else {
+        return Ok(());
+    };
+    let spec = serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
+    let asked = Asked { spec, secrets: secrets.clone() };
+    let host = SystemHost::new(&asked);
+    let events = EventLog::open(&folder, swap).map_err(|error| Failure::from_error(&error))?;
+    let cx = Context::new((&host, &asked, dir), swap.clone(), *plan, events);
+    if let Some(conclusion) = executor::recover(&cx, &mut journal).await.map_err(Failure::from)? {
+        if conclusion.failure.is_some() {
+            remember(dir, swap, conclusion.outcome, &cx.plan, host.now());
+        }
+        cx.tell(EventKind::Closed(Closing::Nothing));
+    }
+    Ok(())
+}
+
+/// Adds a swap that did not get as far as `promote` to the history.
+fn remember(dir: &ServiceDir, swap: &SwapId, outcome: Outcome, plan: &Plan, at: Timestamp) {
+    if let Ok(mut state) = dir.load() {
+        state.remember(Past {
+            swap: swap.clone(),
+            at,
+            outcome,
+            revision: plan.candidate.revision.clone(),
+        });
+        // The history is for people: a disk that refuses it has already been told of.
+        drop(dir.save(&state));
+    }
+}
+
+fn holder(work: &Work, now: Timestamp) -> Holder {
+    let command = match work.command {
+        Command::Rollback(_) => "rollback",
+        _ => "swap",
+    };
+    Holder {
+        swap: work.swap.clone(),
+        since: now,
+        process: process::own(),
+        command: command.to_owned(),
+        requester: work.requester.clone(),
+    }
+}
+
+/// Whether two requests come from the same step of the same run: a job that was started again attaches to its own swap.
+fn same_step(one: &Holder, other: &Holder) -> bool {
+    let step = |holder: &Holder| {
+        let Requester { repository, run_id, job, step, .. } = holder.requester.clone();
+        (holder.command.clone(), repository, run_id, job, step)
+    };
+    one.requester.run_id.is_some() && step(one) == step(other)
+}

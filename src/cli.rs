@@ -1,0 +1,177 @@
+//! F5: the command line. From a terminal the same inputs as the action's, as options.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Inputs};
+use crate::model::failure::Failure;
+use crate::model::ids::{ServiceName, SwapId};
+use crate::model::wire::{Wait, When};
+
+/// Swaps the LLM behind a production API without dropping, cutting or truncating a request.
+#[derive(Debug, Parser)]
+#[command(name = "model-swap", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show what a swap would do; change nothing.
+    Plan {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+        /// Plan a swap even if nothing has changed.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Bring a new model into service.
+    Swap {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+        /// Swap even if nothing has changed.
+        #[arg(long)]
+        force: bool,
+        /// When to return: `promoted` or `retired`.
+        #[arg(long, default_value = "promoted", value_parser = wait)]
+        wait: Wait,
+    },
+    /// Bring the previous model back, while it is still warm.
+    Rollback {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+        /// The swap to undo; the one that serves if not given.
+        #[arg(long)]
+        swap_id: Option<SwapId>,
+        /// When to return: `promoted` or `retired`.
+        #[arg(long, default_value = "promoted", value_parser = wait)]
+        wait: Wait,
+    },
+    /// Show what serves, what is warm and who is at work.
+    Status {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show the log of the replica that was started last.
+    Logs {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// The server's side; started by model-swap itself.
+    #[command(hide = true)]
+    Agent {
+        /// Which part.
+        #[command(subcommand)]
+        part: Part,
+    },
+}
+
+/// Parts of the server's side.
+#[derive(Debug, Subcommand)]
+pub enum Part {
+    /// Answers one request from stdin.
+    Session,
+    /// Works on one request from stdin, detached.
+    Run,
+    /// Becomes a replica.
+    Launch,
+    /// Checks this binary and puts it in its place.
+    Install {
+        /// SHA-256 in hex.
+        digest: String,
+    },
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The configuration.
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Overrides the file's `service`.
+    #[arg(long)]
+    service: Option<ServiceName>,
+    /// Overrides the file's `model`.
+    #[arg(long)]
+    model: Option<String>,
+    /// Overrides the file's `host`: user@host or `local`.
+    #[arg(long)]
+    host: Option<String>,
+    /// File with the private key; without it the user's own ssh configuration applies.
+    #[arg(long)]
+    ssh_key: Option<PathBuf>,
+    /// File with the pinned host keys; without it the user's own.
+    #[arg(long)]
+    known_hosts: Option<PathBuf>,
+}
+
+impl Verb {
+    /// The inputs that the options come to; `None` for the server's side.
+    ///
+    /// # Errors
+    /// If a file that is named cannot be read.
+    pub fn inputs(self, env: &BTreeMap<String, String>) -> Result<Option<Inputs>, Failure> {
+        let mut inputs = match self {
+            Self::Plan { common, force } => {
+                Inputs { when: force.into(), ..common.inputs(CommandName::Plan)? }
+            }
+            Self::Swap { common, force, wait } => {
+                Inputs { when: force.into(), wait, ..common.inputs(CommandName::Swap)? }
+            }
+            Self::Rollback { common, swap_id, wait } => {
+                Inputs { swap_id, wait, ..common.inputs(CommandName::Rollback)? }
+            }
+            Self::Status { common } => common.inputs(CommandName::Status)?,
+            Self::Logs { common } => common.inputs(CommandName::Logs)?,
+            Self::Agent { .. } => return Ok(None),
+        };
+        let token = env.get("GITHUB_TOKEN").filter(|token| !token.is_empty());
+        inputs.github_token = token.map(|token| token.clone().into());
+        Ok(Some(inputs))
+    }
+}
+
+impl Common {
+    fn inputs(self, command: CommandName) -> Result<Inputs, Failure> {
+        let read = |option, path: Option<PathBuf>| -> Result<Option<String>, Failure> {
+            let Some(path) = path else { return Ok(None) };
+            let failed = |error: std::io::Error| Failure {
+                causes: vec![error.to_string()],
+                ..Failure::new(format!("cannot read {option} {}", path.display()))
+            };
+            std::fs::read_to_string(&path).map(Some).map_err(failed)
+        };
+        Ok(Inputs {
+            command,
+            config: self.config,
+            service: self.service,
+            model: self.model,
+            host: self.host,
+            ssh_key: read("--ssh-key", self.ssh_key)?.map(Into::into),
+            known_hosts: read("--known-hosts", self.known_hosts)?,
+            environment: None,
+            swap_id: None,
+            wait: Wait::Promoted,
+            when: When::Changed,
+            github_token: None,
+        })
+    }
+}
+
+fn wait(value: &str) -> Result<Wait, String> {
+    match value {
+        "promoted" => Ok(Wait::Promoted),
+        "retired" => Ok(Wait::Retired),
+        other => Err(format!("{other:?} is neither promoted nor retired")),
+    }
+}

@@ -1,0 +1,327 @@
+//! The sections of the file, each read into its part of the specification.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_yaml::Value;
+
+use crate::model::ids::SlotName;
+use crate::model::spec::{
+    DrainSpec, Engine, Gpu, NginxSpec, OnTimeout, PinnedWorkers, ProbeSpec, ReadySpec, ReplicaSpec,
+    Runtime, Slot,
+};
+use crate::model::wire::MARKER;
+
+use super::command;
+use super::form;
+use super::problem::{did_you_mean, meant};
+use super::reader::{Form, Node, Section};
+
+/// Two slots, neither of which gets in the other's way.
+pub(super) fn slots(node: &Node<'_>) -> Option<BTreeMap<SlotName, Slot>> {
+    const EXPECTED: &str =
+        "exactly two slots, like a: { port: 8001, gpus: [0] } and b: { port: 8002, gpus: [1] }";
+    let entries = node.entries(EXPECTED)?;
+    match entries.len() {
+        2 => {}
+        0 => node.refuse_missing(EXPECTED),
+        1 => node.refuse_part("one slot".to_owned(), EXPECTED, None),
+        number => node.refuse_part(format!("{number} slots"), EXPECTED, None),
+    }
+    let mut slots = BTreeMap::new();
+    for (name, entry) in &entries {
+        let read = slot(entry, &slots);
+        match SlotName::from_str(name) {
+            Ok(name) => {
+                slots.extend(read.map(|slot| (name, slot)));
+            }
+            Err(error) => {
+                node.refuse_part(format!("{name:?} as a slot's name"), error.accepted, None)
+            }
+        }
+    }
+    (slots.len() == 2).then_some(slots)
+}
+
+fn slot(node: &Node<'_>, others: &BTreeMap<SlotName, Slot>) -> Option<Slot> {
+    node.section(|section| {
+        let port = section.at("port");
+        let number = port.required(&form::PORT);
+        if let Some((name, _)) = others.iter().find(|(_, other)| Some(other.port) == number) {
+            port.refuse_value(&format!("a port of its own: slot {name} has this one"), None);
+        }
+        let gpus = gpus(&section.at("gpus"), others);
+        Some(Slot { port: number?, gpus: gpus? })
+    })?
+}
+
+fn gpus(node: &Node<'_>, others: &BTreeMap<SlotName, Slot>) -> Option<Vec<Gpu>> {
+    let elements = node.elements("a list of GPUs like [0], or [] for none")?;
+    let mut gpus: Vec<Gpu> = Vec::new();
+    for element in &elements {
+        let Some(gpu) = element.required(&form::GPU) else { continue };
+        if gpus.contains(&gpu) {
+            element.refuse_value("each GPU once", None);
+        } else if let Some((name, _)) = others.iter().find(|(_, other)| other.gpus.contains(&gpu)) {
+            let hint = "a swap on a shared GPU is not part of this version".to_owned();
+            let expected = format!(
+                "a GPU of its own: slot {name} has this one, and both replicas run side by side"
+            );
+            element.refuse_value(&expected, Some(hint));
+        } else if others
+            .values()
+            .flat_map(|other| &other.gpus)
+            .chain(&gpus)
+            .any(|other| !same_kind(other, &gpu))
+        {
+            // CUDA takes no mixed lists, and one GPU under two names would pass for two.
+            element.refuse_value("either indices or UUIDs throughout", None);
+        }
+        gpus.push(gpu);
+    }
+    (gpus.len() == elements.len()).then_some(gpus)
+}
+
+fn same_kind(one: &Gpu, other: &Gpu) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
+}
+
+/// Variables that are not the user's to set, and whose they are.
+type Reserved = &'static [(&'static str, &'static str)];
+
+/// The first is always reserved, the others where slots have GPUs.
+const RESERVED: [(&str, &str); 3] = [
+    (MARKER, "it marks the replicas that model-swap starts"),
+    ("CUDA_VISIBLE_DEVICES", "the slots' gpus set it"),
+    ("CUDA_DEVICE_ORDER", "the slots' gpus set it"),
+];
+
+/// How a replica is started. The slots own the variables that choose GPUs, if they have any.
+pub(super) fn replica(
+    node: &Node<'_>,
+    slots: Option<&BTreeMap<SlotName, Slot>>,
+) -> Option<ReplicaSpec> {
+    let with_gpus = slots.is_some_and(|slots| slots.values().any(|slot| !slot.gpus.is_empty()));
+    let reserved = if with_gpus { &RESERVED[..] } else { &RESERVED[..1] };
+    node.section(|section| {
+        let command = replica_command(&section.at("command"));
+        let engine = section.at("engine").choice(Engine::Vllm, &[("vllm", Engine::Vllm)]);
+        let runtime = section.at("runtime").choice(
+            Runtime::Auto,
+            &[
+                ("auto", Runtime::Auto),
+                ("systemd", Runtime::Systemd),
+                ("process", Runtime::Process),
+            ],
+        );
+        let user = section.at("user").optional(&form::USER);
+        let env = env(&section.at("env"), reserved);
+        let secret_env = secret_env(&section.at("secret_env"), env.as_ref(), reserved);
+        Some(ReplicaSpec {
+            command: command?,
+            engine: engine?,
+            runtime: runtime?,
+            user: user?,
+            env: env?,
+            secret_env: secret_env?,
+        })
+    })?
+}
+
+fn env(node: &Node<'_>, reserved: Reserved) -> Option<BTreeMap<String, String>> {
+    let entries = node.entries("a mapping of names to texts, like HF_HOME: /data/hf")?;
+    let total = entries.len();
+    let mut env = BTreeMap::new();
+    for (name, entry) in entries {
+        let name_is_free = variable_is_free(node, name, reserved);
+        let value = entry.required(&form::VARIABLE_VALUE);
+        env.extend(value.filter(|_| name_is_free).map(|value| (name.to_owned(), value)));
+    }
+    (env.len() == total).then_some(env)
+}
+
+fn secret_env(
+    node: &Node<'_>,
+    env: Option<&BTreeMap<String, String>>,
+    reserved: Reserved,
+) -> Option<Vec<String>> {
+    if node.value().is_none() {
+        return Some(Vec::new());
+    }
+    let elements = node.elements("a list of names, like [HF_TOKEN]")?;
+    let mut names = Vec::new();
+    for element in &elements {
+        let Some(name) = element.required(&form::VARIABLE) else { continue };
+        if env.is_some_and(|env| env.contains_key(&name)) {
+            element.refuse_value("a name that is not in replica.env too", None);
+        } else if names.contains(&name) {
+            element.refuse_value("each name once", None);
+        } else if variable_is_free(element, &name, reserved) {
+            names.push(name);
+        }
+    }
+    (names.len() == elements.len()).then_some(names)
+}
+
+/// Whether a variable may be set by the user; a problem if not.
+fn variable_is_free(node: &Node<'_>, name: &str, reserved: Reserved) -> bool {
+    if let Some((_, owner)) = reserved.iter().find(|(reserved, _)| *reserved == name) {
+        node.refuse_part(name.to_owned(), &format!("another variable: {owner}"), None);
+    } else if !command::is_variable_name(name) {
+        node.refuse_part(format!("{name:?} as a name"), form::VARIABLE.expected, None);
+    } else {
+        return true;
+    }
+    false
+}
+
+fn replica_command(node: &Node<'_>) -> Option<Vec<String>> {
+    const EXPECTED: &str = "a program and its arguments, like vllm serve {model} --port {port}";
+    const SCRIPT: &str = "put what needs a shell into a script";
+    const QUOTE: &str =
+        "put single quotes around what is meant as it stands, and what needs a shell into a script";
+    let (words, shell, hint) = match node.value() {
+        Some(Value::String(line)) => {
+            let Ok(words) = shell_words::split(line) else {
+                node.refuse_value("quotes that close", None);
+                return None;
+            };
+            (words, command::shell_syntax(line), QUOTE)
+        }
+        _ => {
+            let words = words(node, EXPECTED)?;
+            let shell = command::shell_words(&words);
+            (words, shell, SCRIPT)
+        }
+    };
+    if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
+        node.refuse_value(EXPECTED, None);
+        return None;
+    }
+    if let Some(name) = command::leading_assignment(&words) {
+        let hint = format!("put {name} under replica.env");
+        node.refuse_part(
+            format!("{:?} first", words[0]),
+            "a program first, because no shell sets variables",
+            Some(hint),
+        );
+    }
+    if !shell.is_empty() {
+        node.refuse_part(
+            shell.join(" "),
+            "plain words, because no shell reads them",
+            Some(hint.to_owned()),
+        );
+    }
+    for token in words.iter().flat_map(|word| command::strange_tokens(word)) {
+        let hint = meant(token, command::TOKENS).map(did_you_mean);
+        node.refuse_part(token.to_owned(), &format!("one of {}", command::TOKENS.join(", ")), hint);
+    }
+    if !command::holds(&words, "{port}") {
+        let hint = "add --port {port}, or whatever the engine calls it".to_owned();
+        node.refuse_value("a command with {port}, because each slot has its own", Some(hint));
+    }
+    Some(words)
+}
+
+/// The words of a list, if all are words.
+fn words(node: &Node<'_>, expected: &str) -> Option<Vec<String>> {
+    let elements = node.elements(expected)?;
+    let words: Vec<_> = elements.iter().filter_map(|word| word.required(&form::WORD)).collect();
+    (words.len() == elements.len()).then_some(words)
+}
+
+/// How long a candidate may take.
+pub(super) fn ready(node: &Node<'_>) -> Option<ReadySpec> {
+    const TIMEOUT: Duration = Duration::from_secs(20 * 60);
+    node.section(|section| {
+        Some(ReadySpec { timeout: section.at("timeout").or(TIMEOUT, &form::BOUND)? })
+    })?
+}
+
+/// How long the last requests may take.
+pub(super) fn drain(node: &Node<'_>) -> Option<DrainSpec> {
+    const TIMEOUT: Duration = Duration::from_secs(10 * 60);
+    node.section(|section| {
+        let timeout = section.at("timeout").or(TIMEOUT, &form::BOUND);
+        let on_timeout = section.at("on_timeout").choice(
+            OnTimeout::Keep,
+            &[("keep", OnTimeout::Keep), ("fail", OnTimeout::Fail), ("cut", OnTimeout::Cut)],
+        );
+        Some(DrainSpec { timeout: timeout?, on_timeout: on_timeout? })
+    })?
+}
+
+/// The proxy in front.
+pub(super) fn nginx(
+    node: &Node<'_>,
+    slots: Option<&BTreeMap<SlotName, Slot>>,
+) -> Option<NginxSpec> {
+    node.section(|section| {
+        let config = section.at("config").required(&form::PATH);
+        let upstream = section.at("upstream").required(&form::UPSTREAM);
+        let command = nginx_command(&section.at("command"));
+        let probe = section.at("probe").section(|section| probe(section, slots));
+        let pinned_workers = pinned_workers(&section.at("pinned_workers"));
+        Some(NginxSpec {
+            config: config?,
+            upstream: upstream?,
+            command: command?,
+            probe: probe??,
+            pinned_workers: pinned_workers?,
+        })
+    })?
+}
+
+fn nginx_command(node: &Node<'_>) -> Option<Vec<String>> {
+    const EXPECTED: &str = "a list of words, like [nginx] or [docker, exec, edge, nginx]";
+    if node.value().is_none() {
+        return Some(vec!["nginx".to_owned()]);
+    }
+    let words = words(node, EXPECTED)?;
+    if words.first().is_none_or(String::is_empty) {
+        node.refuse_value(EXPECTED, None);
+        return None;
+    }
+    Some(words)
+}
+
+fn probe(section: &Section<'_, '_>, slots: Option<&BTreeMap<SlotName, Slot>>) -> Option<ProbeSpec> {
+    let node = section.at("url");
+    let url = node.or("http://127.0.0.1:80/v1/models".to_owned(), &form::URL);
+    let port =
+        url.as_deref().and_then(|url| reqwest::Url::parse(url).ok()?.port_or_known_default());
+    if let Some((name, _)) =
+        slots.iter().copied().flatten().find(|(_, slot)| Some(slot.port.0) == port)
+    {
+        node.refuse_value(
+            &format!("the port on which nginx listens: this one leads past it to slot {name}"),
+            None,
+        );
+    }
+    let host = section.at("host").optional(&form::HOST_HEADER);
+    let api_key_env = section.at("api_key_env").optional(&form::VARIABLE);
+    Some(ProbeSpec { url: url?, host: host?, api_key_env: api_key_env? })
+}
+
+fn pinned_workers(node: &Node<'_>) -> Option<PinnedWorkers> {
+    const WORD: Form<PinnedWorkers> = Form {
+        expected: "wait, or a bound like ignore_after: 10m",
+        parse: |value| {
+            if value.as_str() == Some("wait") {
+                Ok(PinnedWorkers::Wait)
+            } else {
+                Err(String::new())
+            }
+        },
+    };
+    match node.value() {
+        Some(Value::Mapping(_)) => {
+            let bound =
+                node.section(|section| section.at("ignore_after").required(&form::BOUND))?;
+            bound.map(PinnedWorkers::IgnoreAfter)
+        }
+        _ => node.or(PinnedWorkers::Wait, &WORD),
+    }
+}

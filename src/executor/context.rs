@@ -1,0 +1,233 @@
+//! What every step of a swap can see: the host, what is asked, what was found, and a way to tell the story.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::event_log::EventLog;
+use crate::host::Host;
+use crate::model::event::{Conclusion, EventKind};
+use crate::model::failure::Failure;
+use crate::model::ids::{ProcessId, SlotName, SwapId};
+use crate::model::outcome::Outcome;
+use crate::model::plan::Plan;
+use crate::model::record::{Done, Record, RecordKind, Retained};
+use crate::model::replica::Replica;
+use crate::model::spec::{Slot, SwapSpec};
+use crate::model::wire::Asked;
+use crate::service_dir::{HostLock, ServiceDir};
+
+/// Between two tries for the lock of the host; flock tells nobody when it comes free.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// What this process knows of nginx and the cutover of its swap.
+#[derive(Debug)]
+pub(super) enum Cutover {
+    /// Nothing: another process may have made it.
+    Unknown,
+    /// nginx has not loaded it.
+    NotLoaded,
+    /// nginx has loaded it; these workers were there before.
+    Loaded(Vec<ProcessId>),
+}
+
+/// A swap while it is being executed.
+pub struct Context<'a, H> {
+    /// The thin world.
+    pub host: &'a H,
+    /// Specification and secrets.
+    pub asked: &'a Asked,
+    /// The service's folders.
+    pub dir: &'a ServiceDir,
+    /// The swap.
+    pub swap: SwapId,
+    /// Its plan.
+    pub plan: Plan,
+    /// What ran in each slot when the plan was made.
+    pub replicas: BTreeMap<SlotName, Replica>,
+    events: RefCell<EventLog>,
+    cutover: RefCell<Cutover>,
+    index: Cell<usize>,
+}
+
+impl<'a, H: Host> Context<'a, H> {
+    /// A swap that is about to begin, or to be recovered.
+    pub fn new(
+        (host, asked, dir): (&'a H, &'a Asked, &'a ServiceDir),
+        swap: SwapId,
+        plan: Plan,
+        events: EventLog,
+    ) -> Self {
+        let replicas = BTreeMap::new();
+        Self {
+            host,
+            asked,
+            dir,
+            swap,
+            plan,
+            replicas,
+            events: RefCell::new(events),
+            cutover: RefCell::new(Cutover::Unknown),
+            index: Cell::new(0),
+        }
+    }
+
+    /// The specification.
+    pub fn spec(&self) -> &SwapSpec {
+        &self.asked.spec
+    }
+
+    /// Port and GPUs of a slot.
+    pub fn slot(&self, name: &SlotName) -> &Slot {
+        &self.asked.spec.slots[name]
+    }
+
+    /// Appends an event.
+    pub fn tell(&self, kind: EventKind) {
+        self.events.borrow_mut().tell(kind, self.host.now());
+    }
+
+    /// Tells something worth a line about the step that is being performed.
+    pub fn progress(&self, text: impl Into<String>) {
+        self.tell(EventKind::Progress { index: self.index.get(), text: text.into() });
+    }
+
+    /// Whether the step that is being performed is one of those after `promote`.
+    pub(super) fn after_promote(&self) -> bool {
+        self.index.get() >= self.plan.steps.len()
+    }
+
+    /// Notes what this process knows of nginx and the cutover.
+    pub(super) fn note(&self, cutover: Cutover) {
+        *self.cutover.borrow_mut() = cutover;
+    }
+
+    /// Whether nginx is known never to have loaded the cutover.
+    pub(super) fn never_loaded(&self) -> bool {
+        matches!(*self.cutover.borrow(), Cutover::NotLoaded)
+    }
+
+    /// Those workers that came with the cutover or after it; all of them where that is not known any more.
+    pub(super) fn since_cutover(&self, workers: &[ProcessId]) -> Vec<ProcessId> {
+        match &*self.cutover.borrow() {
+            Cutover::Loaded(before) => {
+                workers.iter().filter(|worker| !before.contains(worker)).copied().collect()
+            }
+            Cutover::Unknown | Cutover::NotLoaded => workers.to_vec(),
+        }
+    }
+
+    /// Waits for the lock of this host; another service's cutover is over within seconds.
+    pub(super) async fn lock_host(&self) -> Result<HostLock, Failure> {
+        loop {
+            if let Some(lock) = self.dir.try_lock_host()? {
+                return Ok(lock);
+            }
+            self.host.pause(LOCK_RETRY).await;
+        }
+    }
+
+    pub(super) fn begin(&self, index: usize) {
+        self.index.set(index);
+    }
+
+    /// The marker in the environment of the replica that this swap starts.
+    pub(super) fn marker(&self, slot: &SlotName) -> String {
+        self.marker_of(&self.swap, slot)
+    }
+
+    /// The marker of the replica that a swap started in a slot.
+    pub(super) fn marker_of(&self, swap: &SwapId, slot: &SlotName) -> String {
+        format!("{}/{swap}/{slot}", self.spec().service)
+    }
+
+    /// The replica that this plan makes serve.
+    pub(super) fn candidate(&self, records: &[Record]) -> Option<Replica> {
+        let side = &self.plan.candidate;
+        let started = records.iter().rev().find_map(|record| match &record.kind {
+            RecordKind::Succeeded { done: Done::Started { main }, .. } => Some(*main),
+            _ => None,
+        });
+        let Some(main) = started else {
+            // A replica that is already there: retained by an earlier swap.
+            return self.replicas.get(&side.slot).cloned();
+        };
+        Some(Replica {
+            slot: side.slot.clone(),
+            port: side.port,
+            main,
+            revision: side.revision.clone(),
+            swap: Some(self.swap.clone()),
+            log: Some(self.replica_log()),
+        })
+    }
+
+    /// Where the output of the replica that this swap starts goes.
+    pub(super) fn replica_log(&self) -> std::path::PathBuf {
+        self.dir.swap(&self.swap).join("replica.log")
+    }
+
+    /// What is known of a replica that lost its traffic; a bare record if it lost it behind our back.
+    pub(super) async fn retained(&self, slot: &SlotName) -> Result<Option<Retained>, Failure> {
+        if let Some(retained) =
+            self.dir.load()?.retained.filter(|retained| &retained.replica.slot == slot)
+        {
+            return Ok(Some(retained));
+        }
+        let Some(replica) = self.replicas.get(slot).cloned() else { return Ok(None) };
+        // Which workers still know it nobody has written down: those that are shutting down may.
+        let master = self.host.upstream().await?.master;
+        let old_workers = self.host.loaded(master)?.old_workers;
+        let (since, until) = (self.host.now(), self.host.now());
+        Ok(Some(Retained { replica, swap: self.swap.clone(), since, until, old_workers }))
+    }
+
+    /// How this swap ended, in words and values.
+    pub(super) fn conclusion(&self, outcome: Outcome, failure: Option<Failure>) -> Conclusion {
+        let plan = &self.plan;
+        let state = self.dir.load().unwrap_or_default();
+        let done = failure.is_none();
+        let (now, before) = match (outcome, done) {
+            // Nobody knows before a person has looked.
+            (Outcome::Stuck, _) => (None, None),
+            (_, true) => (Some(&plan.candidate), plan.incumbent.as_ref()),
+            (_, false) => (plan.incumbent.as_ref(), None),
+        };
+        let traffic = match (outcome, now) {
+            (Outcome::Stuck, _) => format!(
+                "an undo failed: look where upstream {} points before anything else",
+                self.spec().nginx.upstream
+            ),
+            (_, Some(side)) => format!(
+                "{} serves from slot {}, port {}",
+                side.revision.model, side.slot, side.port
+            ),
+            (_, None) => "nothing serves, as before".to_owned(),
+        };
+        let warm = state.retained.filter(|retained| {
+            done && outcome == Outcome::Promoted
+                && retained.swap == self.swap
+                && retained.until > retained.since
+        });
+        Conclusion {
+            outcome,
+            traffic,
+            slot: now.map(|side| side.slot.clone()),
+            revision: now.map(|side| side.revision.clone()),
+            previous_revision: before.map(|side| side.revision.clone()),
+            rollback_until: warm.map(|retained| retained.until),
+            failure,
+        }
+    }
+}
+
+/// Every nginx worker that existed before this swap's reload.
+pub(super) fn old_workers(records: &[Record]) -> Vec<ProcessId> {
+    let workers = records.iter().rev().find_map(|record| match &record.kind {
+        RecordKind::Succeeded { done: Done::CutOver { old_workers }, .. } => {
+            Some(old_workers.clone())
+        }
+        _ => None,
+    });
+    workers.unwrap_or_default()
+}

@@ -1,0 +1,198 @@
+//! F3: the engine room. One small executor drives the steps: record, act, record; on failure, undo backwards.
+
+mod context;
+mod observe;
+mod route;
+mod steps;
+
+pub use context::Context;
+use context::Cutover;
+pub use observe::{World, observe};
+pub use route::prove_route;
+
+use crate::host::Host;
+use crate::journal::{Journal, JournalError};
+use crate::model::event::{Conclusion, EventKind};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SlotName;
+use crate::model::outcome::Outcome;
+use crate::model::plan::Strategy;
+use crate::model::record::{RecordKind, Traffic, Undo};
+use crate::swap::recovery::{self, Recovery};
+use steps::Acted;
+
+/// Executes a plan up to and including `promote`, or unwinds what it began.
+///
+/// # Errors
+/// Only if the journal cannot be written: then nothing more is done, and recovery decides later.
+pub async fn execute<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+) -> Result<Conclusion, JournalError> {
+    cx.note(Cutover::NotLoaded);
+    for index in 0..cx.plan.steps.len() {
+        if let Err(failure) = perform(cx, journal, index).await? {
+            return unwind(cx, journal, failure).await;
+        }
+    }
+    conclude(cx, journal, None)
+}
+
+/// Returns once a replica that lost its traffic has nothing in flight, however long that takes.
+///
+/// # Errors
+/// If it cannot be told what is retained.
+pub async fn await_idle<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<(), Failure> {
+    steps::drain::await_idle(cx, slot).await
+}
+
+/// Whether it has nothing in flight now.
+///
+/// # Errors
+/// If it cannot be told what is retained.
+pub async fn is_idle<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<bool, Failure> {
+    steps::drain::is_idle(cx, slot).await
+}
+
+/// Executes one step after `promote`: `drain` or `retire`.
+///
+/// # Errors
+/// The outer one if the journal cannot be written, the inner one if the step failed.
+pub async fn perform<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    index: usize,
+) -> Result<Result<(), Failure>, JournalError> {
+    let Some(planned) = cx.plan.all_steps().nth(index) else {
+        return Ok(Ok(()));
+    };
+    let clock = std::time::Instant::now();
+    cx.begin(index);
+    cx.tell(EventKind::StepStarted { index });
+    let took_ms = || u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let undo = match steps::prepare(cx, &planned.step).await {
+        Ok(undo) => undo,
+        // Nothing was done yet, so there is nothing to record or to undo.
+        Err(failure) => {
+            cx.tell(EventKind::StepFailed { index, took_ms: took_ms(), failure: failure.clone() });
+            return Ok(Err(failure));
+        }
+    };
+    journal.append(RecordKind::Started { step: index, undo: undo.clone() }, cx.host.now())?;
+    match steps::act(cx, &planned.step, &undo, journal.records()).await {
+        Ok(Acted { done, detail }) => {
+            journal.append(RecordKind::Succeeded { step: index, done }, cx.host.now())?;
+            cx.tell(EventKind::StepSucceeded { index, took_ms: took_ms(), detail });
+            Ok(Ok(()))
+        }
+        Err(failure) => {
+            let kind = RecordKind::Failed { step: index, failure: failure.clone() };
+            journal.append(kind, cx.host.now())?;
+            cx.tell(EventKind::StepFailed { index, took_ms: took_ms(), failure: failure.clone() });
+            Ok(Err(failure))
+        }
+    }
+}
+
+/// Brings an interrupted swap to its end, from its journal. `None` if it had one already.
+///
+/// # Errors
+/// If the journal cannot be written.
+pub async fn recover<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+) -> Result<Option<Conclusion>, JournalError> {
+    match recovery::decide(journal.status()) {
+        Recovery::Finished | Recovery::Stuck => Ok(None),
+        Recovery::Conclude => conclude(cx, journal, None).map(Some),
+        Recovery::Unwind => {
+            let failure =
+                Failure::new("the agent that worked on this swap ended before it was done");
+            unwind(cx, journal, failure).await.map(Some)
+        }
+    }
+}
+
+/// Undoes what was begun, backwards, and stops at the first undo that fails.
+async fn unwind<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    failure: Failure,
+) -> Result<Conclusion, JournalError> {
+    for index in journal.status().to_undo() {
+        let Some(planned) = cx.plan.steps.get(index) else { continue };
+        let (undo, again) = (undo_of(journal, index), undone_before(journal, index));
+        cx.begin(index);
+        journal.append(RecordKind::UndoStarted { step: index }, cx.host.now())?;
+        cx.tell(EventKind::UndoStarted { index });
+        match steps::undo(cx, &planned.step, &undo).await {
+            Ok(undone) => {
+                let traffic = match &undo {
+                    // The undo that was interrupted may have brought it back.
+                    Undo::Upstream(_) if again => Traffic::Returned,
+                    _ => undone.traffic(),
+                };
+                let kind = RecordKind::UndoFinished { step: index, traffic };
+                journal.append(kind, cx.host.now())?;
+                cx.tell(EventKind::UndoFinished { index, detail: undone.detail() });
+            }
+            Err(stuck) => {
+                let kind = RecordKind::UndoFailed { step: index, failure: stuck.clone() };
+                journal.append(kind, cx.host.now())?;
+                cx.tell(EventKind::UndoFailed { index, failure: stuck });
+                return conclude(cx, journal, Some((Outcome::Stuck, failure)));
+            }
+        }
+    }
+    // A rollback that fails leaves traffic where it was: that is no rollback.
+    let outcome = match cx.plan.strategy {
+        Strategy::BlueGreen if traffic_returned(journal) => Outcome::RolledBack,
+        Strategy::BlueGreen | Strategy::WarmRollback => Outcome::Failed,
+    };
+    conclude(cx, journal, Some((outcome, failure)))
+}
+
+/// Whether traffic was away and came back, in this life of the agent or in an earlier one.
+fn traffic_returned(journal: &Journal) -> bool {
+    journal.records().iter().any(|record| {
+        matches!(record.kind, RecordKind::UndoFinished { traffic: Traffic::Returned, .. })
+    })
+}
+
+/// Whether an earlier undo of the step was begun.
+fn undone_before(journal: &Journal, index: usize) -> bool {
+    journal
+        .records()
+        .iter()
+        .any(|record| matches!(record.kind, RecordKind::UndoStarted { step } if step == index))
+}
+
+fn undo_of(journal: &Journal, index: usize) -> Undo {
+    let started = journal.records().iter().rev().find_map(|record| match &record.kind {
+        RecordKind::Started { step, undo } if *step == index => Some(undo.clone()),
+        _ => None,
+    });
+    started.unwrap_or(Undo::Nothing)
+}
+
+fn conclude<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    ended: Option<(Outcome, Failure)>,
+) -> Result<Conclusion, JournalError> {
+    let (outcome, failure) = match (ended, cx.plan.strategy) {
+        (Some((outcome, failure)), _) => (outcome, Some(failure)),
+        (None, Strategy::BlueGreen) => (Outcome::Promoted, None),
+        (None, Strategy::WarmRollback) => (Outcome::RolledBack, None),
+    };
+    journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
+    let conclusion = cx.conclusion(outcome, failure);
+    cx.tell(EventKind::Concluded(conclusion.clone()));
+    Ok(conclusion)
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        error.to_failure()
+    }
+}

@@ -1,0 +1,124 @@
+//! Looks at the server before anything is planned.
+
+use std::collections::BTreeMap;
+
+use crate::host::Host;
+use crate::host::engine::Answer;
+use crate::host::nginx::UpstreamView;
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::replica::Replica;
+use crate::model::state::{SlotReport, StatusReport};
+use crate::model::wire::{Asked, Secrets};
+use crate::service_dir::ServiceDir;
+use crate::swap::planner::{self, Observed, Occupant};
+use crate::swap::revision;
+
+/// What was found.
+#[derive(Debug)]
+pub struct World {
+    /// What the planner needs.
+    pub seen: Observed,
+    /// nginx's upstream.
+    pub upstream: UpstreamView,
+    /// The replica in each slot that has one.
+    pub replicas: BTreeMap<SlotName, Replica>,
+}
+
+/// Looks at nginx, the slots and the service's state. Changes nothing.
+///
+/// # Errors
+/// If nginx, a port or the state cannot be read.
+pub async fn observe<H: Host>(
+    host: &H,
+    dir: &ServiceDir,
+    asked: &Asked,
+    git_sha: Option<String>,
+) -> Result<World, Failure> {
+    let spec = &asked.spec;
+    let upstream = host.upstream().await?;
+    let mut slots = BTreeMap::new();
+    for (name, slot) in &spec.slots {
+        let mut occupant = Occupant { found: host.find(slot.port).await?, ..Occupant::default() };
+        if occupant.found.is_some()
+            && let Answer::Ready(models) = host.ask(slot.port).await
+        {
+            occupant.ready = true;
+            occupant.names = models.names();
+            occupant.model = models.root().map(str::to_owned);
+            occupant.uncounted = host.in_flight(slot.port).await.err();
+        }
+        slots.insert(name.clone(), occupant);
+    }
+    let secret_env = |(name, _): &(&String, &String)| spec.replica.secret_env.contains(name);
+    let secrets = asked
+        .secrets
+        .0
+        .iter()
+        .filter(secret_env)
+        .map(|(name, value)| (name.clone(), value.clone()));
+    let hash = dir.keyed_hash(&Secrets(secrets.collect()))?;
+    let serving = spec.slots.iter().find(|(_, slot)| slot.port == upstream.port);
+    let incumbent =
+        serving.and_then(|(name, _)| slots[name].found.as_ref()).map(|found| found.main);
+    let seen = Observed {
+        state: dir.load()?,
+        nginx_port: upstream.port,
+        worker_shutdown_timeout: upstream.worker_shutdown_timeout,
+        wanted: revision::specified(spec, &hash, git_sha),
+        systemd: host.systemd(),
+        program: host.runnable(incumbent),
+        wanted_names: host.names(),
+        slots,
+    };
+    let replica = |name: &SlotName| Some((name.clone(), planner::replica_in(name, spec, &seen)?));
+    let replicas = spec.slots.keys().filter_map(replica).collect();
+    Ok(World { seen, upstream, replicas })
+}
+
+impl World {
+    /// The world as `status` tells it.
+    pub async fn report<H: Host>(&self, host: &H, dir: &ServiceDir, asked: &Asked) -> StatusReport {
+        let state = &self.seen.state;
+        let mut slots = Vec::new();
+        for (name, slot) in &asked.spec.slots {
+            let replica = self.replicas.get(name);
+            let serves = slot.port == self.seen.nginx_port;
+            let retained = state
+                .retained
+                .as_ref()
+                .is_some_and(|r| Some(r.replica.main) == replica.map(|x| x.main));
+            let role = match (replica, serves) {
+                (None, _) => "free",
+                (Some(_), true) => "serving",
+                (Some(_), false) if retained => "retained",
+                (Some(_), false) => "unknown",
+            };
+            slots.push(SlotReport {
+                slot: name.clone(),
+                port: slot.port,
+                role: role.to_owned(),
+                revision: replica.map(|replica| replica.revision.clone()),
+                ready: self.seen.slots.get(name).is_some_and(|occupant| occupant.ready),
+                in_flight: if replica.is_some() {
+                    host.in_flight(slot.port).await.ok()
+                } else {
+                    None
+                },
+            });
+        }
+        StatusReport {
+            service: asked.spec.service.clone(),
+            nginx_port: self.seen.nginx_port,
+            slots,
+            holder: crate::lease::Lease::holder(&dir.root()),
+            serving_swap: state.serving_swap.clone(),
+            rollback_until: state
+                .retained
+                .as_ref()
+                .filter(|retained| Some(&retained.swap) == state.serving_swap.as_ref())
+                .map(|retained| retained.until),
+            history: state.history.clone(),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Where requests go, proven on the running nginx: the file on disk may say otherwise.
+
+use crate::host::Host;
+use crate::host::engine::Answer;
+use crate::host::nginx::{Expectation, Identity, UpstreamView};
+use crate::model::failure::Failure;
+use crate::model::ids::Port;
+use crate::model::spec::SwapSpec;
+
+/// What tells the replica on `expected` from the one on `other` in an answer through nginx, if anything does.
+pub(super) async fn identity<H: Host>(host: &H, expected: Port, other: Port) -> Option<Identity> {
+    let Answer::Ready(mine) = host.ask(expected).await else { return None };
+    let root = mine.root()?.to_owned();
+    let theirs = match host.ask(other).await {
+        Answer::Ready(theirs) => theirs,
+        Answer::Refused => return Some(Identity::Root(root)),
+        // It answers, and may well be of the same root.
+        Answer::Locked | Answer::Unwell(_) => return None,
+    };
+    if theirs.root() != Some(root.as_str()) {
+        return Some(Identity::Root(root));
+    }
+    let name = mine.name()?.to_owned();
+    let fingerprint = host.fingerprint(expected, &name).await?;
+    let differs = host.fingerprint(other, theirs.name()?).await.as_ref() != Some(&fingerprint);
+    differs.then_some(Identity::Fingerprint { fingerprint, served_model: name })
+}
+
+/// Proves that new requests go where the upstream's file says and not to `other`, as nginx has it loaded now.
+///
+/// A swap begins so: it drains and retires by what nginx's file says, and the proof of its cutover will need the same
+/// probe. A probe that tells nothing is found out before a model is loaded for twenty minutes.
+///
+/// # Errors
+/// If they go elsewhere, or nothing tells.
+pub async fn prove_route<H: Host>(
+    host: &H,
+    spec: &SwapSpec,
+    upstream: &UpstreamView,
+    other: Port,
+) -> Result<(), Failure> {
+    let serving = upstream.port;
+    let identity = identity(host, serving, other).await;
+    let loaded = host.loaded(upstream.master)?;
+    let expectation = Expectation { candidate: serving, incumbent: other, identity };
+    match host.prove(&expectation, &loaded).await {
+        Ok(_) => Ok(()),
+        Err(failure) => Err(Failure {
+            message: format!(
+                "{} names port {serving}, and new requests are not seen to go there",
+                spec.nginx.config.display()
+            ),
+            causes: [vec![failure.message], failure.causes].concat(),
+            ..failure
+        }
+        .hint("if the file was changed without a reload, reload nginx (nginx -s reload) and look again")
+        .hint("nginx.probe.url must lead through nginx to this upstream; set nginx.probe.host or api_key_env if it needs them")),
+    }
+}

@@ -1,0 +1,132 @@
+//! `cut_over`: points the upstream at a slot and proves it; undo: the `server` lines as they were, the same proof.
+
+use std::time::Duration;
+
+use super::drain::{self, Idle, Watched};
+use super::{Acted, Undone};
+use crate::executor::context::{Context, Cutover};
+use crate::executor::route::{identity, prove_route};
+use crate::host::Host;
+use crate::host::engine::Answer;
+use crate::host::nginx::Expectation;
+use crate::model::event::EventKind;
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::{Port, ProcessId, SlotName};
+use crate::model::record::{Done, Undo, UpstreamImage};
+use crate::swap::nginx_conf::port_of;
+
+/// nginx lets both generations accept for 100 ms; a worker that takes longer is the drain's business.
+const OVERLAP_LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks at the workers' titles, which no event announces.
+const OVERLAP_LOOK: Duration = Duration::from_millis(5);
+
+pub(super) async fn prepare<H: Host>(
+    cx: &Context<'_, H>,
+    from: &SlotName,
+    to: &SlotName,
+) -> Result<Undo, Failure> {
+    let image = cx.host.upstream_image(cx.slot(to).port).await?;
+    let planned = cx.slot(from).port;
+    for server in &image.before {
+        let named = port_of(server).map_err(|error| error.to_failure())?;
+        if named != planned {
+            return Err(Failure::new(format!(
+                "somebody else changed upstream {} since the plan was made: it names port {named}, not port {planned} of slot {from}",
+                cx.spec().nginx.upstream
+            ))
+            .hint("nothing was overwritten; run the swap again from what is there"));
+        }
+    }
+    Ok(Undo::Upstream(image))
+}
+
+pub(super) async fn act<H: Host>(
+    cx: &Context<'_, H>,
+    from: &SlotName,
+    to: &SlotName,
+    undo: &Undo,
+) -> Result<Acted, Failure> {
+    let Undo::Upstream(image) = undo else {
+        return Err(Failure::new("cut_over has no image of the upstream"));
+    };
+    let (old, new) = (cx.slot(from).port, cx.slot(to).port);
+    if !matches!(cx.host.ask(new).await, Answer::Ready(_)) {
+        return Err(Failure::new(format!(
+            "the replica in slot {to} does not answer as ready any more"
+        )));
+    }
+    // Before the reload, while each port still answers for itself.
+    let identity = identity(cx.host, new, old).await;
+    // Another service's reload in between would make its new workers look like ours.
+    let _lock = cx.lock_host().await?;
+    let reloaded = cx.host.load(image).await?;
+    let mut old_workers = reloaded.old_workers.clone();
+    cx.note(Cutover::Loaded(old_workers.clone()));
+    let expectation = Expectation { candidate: new, incumbent: old, identity };
+    let proof = cx.host.prove(&expectation, &reloaded).await?;
+    one_generation(cx, &reloaded.old_workers, old).await;
+    // A reload of somebody else's just before ours may have left workers of the old lines that were not there yet.
+    let retiring = cx.host.loaded(reloaded.master)?.old_workers;
+    old_workers
+        .extend(retiring.into_iter().filter(|worker| !reloaded.old_workers.contains(worker)));
+    Ok(Acted { done: Done::CutOver { old_workers }, detail: proof.to_string() })
+}
+
+/// Waits until no worker from before takes new connections, so that whoever asks from now on meets the candidate.
+async fn one_generation<H: Host>(cx: &Context<'_, H>, old: &[ProcessId], port: Port) {
+    let limit = cx.host.now() + OVERLAP_LIMIT;
+    let accepts = || cx.host.workers_left(old, port).iter().any(|worker| !worker.shutting_down);
+    while accepts() && cx.host.now() < limit {
+        cx.host.pause(OVERLAP_LOOK).await;
+    }
+}
+
+pub(super) async fn undo<H: Host>(
+    cx: &Context<'_, H>,
+    from: &SlotName,
+    to: &SlotName,
+    image: &UpstreamImage,
+) -> Result<Undone, Failure> {
+    let (old, new) = (cx.slot(from).port, cx.slot(to).port);
+    let lock = cx.lock_host().await?;
+    // nginx has refused to load the change and would refuse its undo as well: what it has loaded must do, and does.
+    if cx.never_loaded()
+        && let Ok(view) = cx.host.upstream().await
+        && view.port == old
+    {
+        if cx.plan.incumbent.is_some() {
+            prove_route(cx.host, cx.spec(), &view, new).await?;
+        }
+        return Ok(Undone::Quietly(
+            "the upstream is as it was; nginx never loaded another".to_owned(),
+        ));
+    }
+    let Some(reloaded) = cx.host.restore(image).await? else {
+        return Ok(Undone::Quietly(
+            "the upstream is as it was; nginx never loaded another".to_owned(),
+        ));
+    };
+    // Where nobody served before, nothing can answer a proof.
+    let proof = match cx.plan.incumbent {
+        None => "the upstream is as it was".to_owned(),
+        Some(_) => {
+            let identity = identity(cx.host, old, new).await;
+            let expectation = Expectation { candidate: old, incumbent: new, identity };
+            cx.host.prove(&expectation, &reloaded).await?.to_string()
+        }
+    };
+    drop(lock);
+    // Requests that the candidate got in the meantime end there before anybody stops it.
+    if let Some(main) = cx.host.find(new).await?.map(|found| found.main) {
+        let limit = cx.host.now() + cx.spec().drain.timeout;
+        // Workers from before the cutover never knew the candidate; a stream may pin them for hours.
+        let old_workers = &cx.since_cutover(&reloaded.old_workers);
+        let watched = Watched { port: new, main, old_workers, since: cx.host.now() };
+        if let Idle::No(left) = drain::until_idle(cx, &watched, limit).await {
+            // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
+            let failure = left.failure(to);
+            cx.tell(EventKind::Warning { text: failure.message });
+        }
+    }
+    Ok(Undone::TrafficReturned(proof))
+}

@@ -1,0 +1,116 @@
+//! One file a step, do and undo side by side. `prepare` looks, `act` does, `undo` reverses; each can be repeated.
+
+mod await_ready;
+mod cut_over;
+pub(super) mod drain;
+mod promote;
+mod reserve_slot;
+mod retire;
+mod start_replica;
+
+use super::context::Context;
+use crate::host::Host;
+use crate::host::process::Stopped;
+use crate::model::failure::Failure;
+use crate::model::record::{Done, Record, Traffic, Undo};
+use crate::model::step::Step;
+
+/// What a step did.
+#[derive(Debug)]
+pub(super) struct Acted {
+    /// What later steps need to know.
+    pub(super) done: Done,
+    /// What was found or done, one line for people.
+    pub(super) detail: String,
+}
+
+impl Acted {
+    fn plainly(detail: impl Into<String>) -> Self {
+        Self { done: Done::Nothing, detail: detail.into() }
+    }
+}
+
+/// What it took to stop a tree, one fragment.
+fn ended(stopped: &Stopped) -> String {
+    match (stopped.ended.len(), stopped.forced.len()) {
+        (0, _) => "it was gone already".to_owned(),
+        (count, 0) => format!("it ended by itself when asked: {count} of its processes are gone"),
+        (count, forced) => {
+            format!("{count} of its processes are gone, {forced} of them had to be killed")
+        }
+    }
+}
+
+/// What an undo did.
+#[derive(Debug)]
+pub(super) enum Undone {
+    /// Requests went where they went before, all the time.
+    Quietly(String),
+    /// nginx had loaded the change: traffic was brought back.
+    TrafficReturned(String),
+}
+
+impl Undone {
+    /// What requests noticed of it.
+    pub(super) fn traffic(&self) -> Traffic {
+        match self {
+            Self::Quietly(_) => Traffic::Untouched,
+            Self::TrafficReturned(_) => Traffic::Returned,
+        }
+    }
+
+    /// What was undone, one line for people.
+    pub(super) fn detail(self) -> String {
+        match self {
+            Self::Quietly(detail) | Self::TrafficReturned(detail) => detail,
+        }
+    }
+}
+
+/// Finds out what the step's undo will need. Changes nothing.
+pub(super) async fn prepare<H: Host>(cx: &Context<'_, H>, step: &Step) -> Result<Undo, Failure> {
+    match step {
+        Step::ReserveSlot { slot } => Ok(Undo::Release { slot: slot.clone() }),
+        Step::StartReplica { slot } => Ok(Undo::Stop { marker: cx.marker(slot) }),
+        Step::CutOver { from, to } => cut_over::prepare(cx, from, to).await,
+        Step::Promote { .. } => promote::prepare(cx),
+        Step::AwaitReady { .. } | Step::Drain { .. } | Step::Retire { .. } => Ok(Undo::Nothing),
+    }
+}
+
+/// Does the step. `undo` and `records` are on the disk by now.
+pub(super) async fn act<H: Host>(
+    cx: &Context<'_, H>,
+    step: &Step,
+    undo: &Undo,
+    records: &[Record],
+) -> Result<Acted, Failure> {
+    match step {
+        Step::ReserveSlot { slot } => reserve_slot::act(cx, slot).await,
+        Step::StartReplica { slot } => start_replica::act(cx, slot).await,
+        Step::AwaitReady { slot } => await_ready::act(cx, slot, records).await,
+        Step::CutOver { from, to } => cut_over::act(cx, from, to, undo).await,
+        Step::Promote { .. } => promote::act(cx, records),
+        Step::Drain { slot } => drain::act(cx, slot).await,
+        Step::Retire { slot } => retire::act(cx, slot).await,
+    }
+}
+
+/// Undoes the step, however far it came.
+pub(super) async fn undo<H: Host>(
+    cx: &Context<'_, H>,
+    step: &Step,
+    undo: &Undo,
+) -> Result<Undone, Failure> {
+    match (step, undo) {
+        (Step::ReserveSlot { .. }, Undo::Release { slot }) => reserve_slot::undo(cx, slot),
+        (Step::StartReplica { slot }, Undo::Stop { marker }) => {
+            start_replica::undo(cx, slot, marker).await
+        }
+        (Step::CutOver { from, to }, Undo::Upstream(image)) => {
+            cut_over::undo(cx, from, to, image).await
+        }
+        (Step::Promote { .. }, Undo::State(state)) => promote::undo(cx, state),
+        _ => Ok(Undone::Quietly("nothing to undo".to_owned())),
+    }
+}

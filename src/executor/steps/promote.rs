@@ -1,0 +1,60 @@
+//! `promote`: records the candidate as what serves, and the other as retained; undo: the state as it was.
+
+use jiff::Timestamp;
+
+use super::{Acted, Undone};
+use crate::executor::context::{Context, old_workers};
+use crate::host::Host;
+use crate::model::failure::Failure;
+use crate::model::outcome::Outcome;
+use crate::model::plan::Strategy;
+use crate::model::record::{Record, Retained, Undo};
+use crate::model::state::{Past, ServiceState};
+
+pub(super) fn prepare<H: Host>(cx: &Context<'_, H>) -> Result<Undo, Failure> {
+    Ok(Undo::State(cx.dir.load()?))
+}
+
+pub(super) fn act<H: Host>(cx: &Context<'_, H>, records: &[Record]) -> Result<Acted, Failure> {
+    let now = cx.host.now();
+    let mut state = cx.dir.load()?;
+    let Some(candidate) = cx.candidate(records) else {
+        return Err(Failure::new("the replica that serves now is not the one that was planned"));
+    };
+    let (outcome, serving_swap, warm) = match cx.plan.strategy {
+        Strategy::BlueGreen => (Outcome::Promoted, Some(cx.swap.clone()), cx.spec().retain),
+        // The revision that was rolled back is not worth keeping warm, and nothing may bring it back by mistake.
+        Strategy::WarmRollback => (Outcome::RolledBack, None, std::time::Duration::ZERO),
+    };
+    let before = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
+    state.retained = before.map(|replica| Retained {
+        replica: replica.clone(),
+        swap: cx.swap.clone(),
+        since: now,
+        until: whole_second(now + warm),
+        old_workers: old_workers(records),
+    });
+    let detail = match &state.retained {
+        Some(retained) if !warm.is_zero() => format!(
+            "{} serves; {} stays warm in slot {} until {}",
+            candidate.revision, retained.replica.revision, retained.replica.slot, retained.until
+        ),
+        _ => format!("{} serves", candidate.revision),
+    };
+    let revision = candidate.revision.clone();
+    state.serving = Some(candidate);
+    state.serving_swap = serving_swap;
+    state.remember(Past { swap: cx.swap.clone(), at: now, outcome, revision });
+    cx.dir.save(&state)?;
+    Ok(Acted::plainly(detail))
+}
+
+pub(super) fn undo<H: Host>(cx: &Context<'_, H>, before: &ServiceState) -> Result<Undone, Failure> {
+    cx.dir.save(before)?;
+    Ok(Undone::Quietly("the record of what serves is as before".to_owned()))
+}
+
+/// People read it; nobody needs its nanoseconds.
+fn whole_second(moment: Timestamp) -> Timestamp {
+    Timestamp::from_second(moment.as_second()).unwrap_or(moment)
+}

@@ -1,0 +1,78 @@
+//! `start_replica`: starts the candidate under its runtime; undo: stops it and proves that it is gone.
+
+use std::collections::BTreeMap;
+
+use super::drain::{self, Idle, Watched};
+use super::{Acted, Undone, ended};
+use crate::config::command;
+use crate::executor::context::Context;
+use crate::host::process::Launch;
+use crate::host::{Ending, Host};
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::record::Done;
+use crate::model::spec::{Gpu, OnTimeout};
+use crate::model::wire::MARKER;
+
+pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
+    let spec = cx.spec();
+    let place = cx.slot(slot);
+    let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
+    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main))?;
+    let mut env = BTreeMap::from([
+        ("HOME".to_owned(), inherited.home.display().to_string()),
+        ("PATH".to_owned(), inherited.path.clone()),
+    ]);
+    for name in ["USER", "LOGNAME"] {
+        env.extend(inherited.user.clone().map(|user| (name.to_owned(), user)));
+    }
+    if !place.gpus.is_empty() {
+        env.insert("CUDA_VISIBLE_DEVICES".to_owned(), command::gpu_list(&place.gpus));
+    }
+    if place.gpus.iter().any(|gpu| matches!(gpu, Gpu::Index(_))) {
+        // CUDA numbers by speed unless told otherwise; nvidia-smi and people number by PCI bus.
+        env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+    }
+    env.extend(spec.replica.env.clone());
+    let secret =
+        |name: &String| cx.asked.secrets.0.get(name).map(|value| (name.clone(), value.clone()));
+    env.extend(spec.replica.secret_env.iter().filter_map(secret));
+    env.insert(MARKER.to_owned(), cx.marker(slot));
+    let launch = Launch {
+        argv: command::render(&spec.replica.command, &spec.model, place.port, &place.gpus),
+        env,
+        cwd: inherited.cwd,
+        identity: inherited.identity,
+        log: cx.replica_log(),
+    };
+    let main = cx.host.start(&launch).await?;
+    Ok(Acted {
+        done: Done::Started { main },
+        detail: format!("process {main}, output in {}", launch.log.display()),
+    })
+}
+
+pub(super) async fn undo<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    marker: &str,
+) -> Result<Undone, Failure> {
+    let Some(order) = cx.host.marked(marker)? else {
+        return Ok(Undone::Quietly("no process of it is left".to_owned()));
+    };
+    let port = cx.slot(slot).port;
+    // It may have had traffic for a moment, if cut_over came so far. Whatever does not listen yet had none, and while
+    // it loads it cannot say so.
+    // A child that wrote a title over its environment carries no marker any more.
+    let tree = [order.tree.as_slice(), &cx.host.tree(order.main)?].concat();
+    let listens = cx.host.listeners(port)?.iter().any(|process| tree.contains(process));
+    let limit = cx.host.now() + cx.spec().drain.timeout;
+    let watched = Watched { port, main: order.main, old_workers: &[], since: cx.host.now() };
+    let idle = if listens { drain::until_idle(cx, &watched, limit).await } else { Idle::Yes };
+    let how = match idle {
+        Idle::Yes => Ending::Graceful,
+        Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ending::Cut,
+        Idle::No(left) => return Err(left.failure(slot)),
+    };
+    Ok(Undone::Quietly(ended(&cx.host.stop(&order, how).await?)))
+}

@@ -1,0 +1,8 @@
+//! F4: what GitHub gives a step and takes from it. Nothing here can change a swap: every failure is a warning.
+
+pub mod api;
+pub mod command;
+pub mod deployment;
+pub mod inputs;
+pub mod output;
+pub mod run;

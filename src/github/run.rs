@@ -1,0 +1,184 @@
+//! What the runner tells a step about its workflow run: the `GITHUB_*` variables.
+//!
+//! Names and meanings: GitHub's documentation, "Variables reference".
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::model::state::Requester;
+
+/// Where GitHub's API is, unless `GITHUB_API_URL` names an Enterprise Server.
+pub const PUBLIC_API: &str = "https://api.github.com";
+
+/// Where GitHub's pages are, unless `GITHUB_SERVER_URL` names an Enterprise Server.
+const PUBLIC_SERVER: &str = "https://github.com";
+
+/// The workflow run that a step belongs to. From a terminal everything is `None` but the API's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkflowRun {
+    /// Who asks, for the lease and the journal.
+    pub requester: Requester,
+    /// The checked-out repository; relative paths are meant from here.
+    pub workspace: Option<PathBuf>,
+    /// Base address of the REST API, without a final slash; keeps the `/api/v3` of an Enterprise Server.
+    pub api_url: String,
+    /// The repository that gets the deployment.
+    pub repository: Option<Repository>,
+    /// What a deployment names as its `ref`.
+    pub deployment_ref: Option<String>,
+    /// File that takes the step's outputs.
+    pub output: Option<PathBuf>,
+    /// File that takes the job summary.
+    pub step_summary: Option<PathBuf>,
+}
+
+/// `owner/name`, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    /// User or organisation.
+    pub owner: String,
+    /// Name within it.
+    pub name: String,
+}
+
+impl WorkflowRun {
+    /// Reads the variables of one environment; an empty one counts as not given.
+    pub fn from_env(env: &BTreeMap<String, String>) -> Self {
+        let get = |name: &str| env.get(name).filter(|value| !value.is_empty()).cloned();
+        Self {
+            requester: requester(&get),
+            workspace: get("GITHUB_WORKSPACE").map(PathBuf::from),
+            api_url: get("GITHUB_API_URL")
+                .map_or_else(|| PUBLIC_API.to_owned(), without_final_slash),
+            repository: get("GITHUB_REPOSITORY").as_deref().and_then(Repository::parse),
+            deployment_ref: deployment_ref(&get),
+            output: get("GITHUB_OUTPUT").map(PathBuf::from),
+            step_summary: get("GITHUB_STEP_SUMMARY").map(PathBuf::from),
+        }
+    }
+}
+
+impl Repository {
+    /// Takes `owner/name` apart; `None` for anything else.
+    pub fn parse(value: &str) -> Option<Self> {
+        let (owner, name) = value.split_once('/')?;
+        let plain = |part: &str| {
+            !part.is_empty()
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        };
+        (plain(owner) && plain(name))
+            .then(|| Self { owner: owner.to_owned(), name: name.to_owned() })
+    }
+}
+
+fn requester(get: &impl Fn(&str) -> Option<String>) -> Requester {
+    let repository = get("GITHUB_REPOSITORY");
+    let run_id = get("GITHUB_RUN_ID");
+    let run_attempt = get("GITHUB_RUN_ATTEMPT");
+    let url = repository.as_deref().zip(run_id.as_deref()).map(|(repository, run)| {
+        let server =
+            get("GITHUB_SERVER_URL").map_or_else(|| PUBLIC_SERVER.to_owned(), without_final_slash);
+        let attempt = run_attempt.as_deref().map(|n| format!("/attempts/{n}")).unwrap_or_default();
+        format!("{server}/{repository}/actions/runs/{run}{attempt}")
+    });
+    Requester {
+        url,
+        repository,
+        run_id,
+        run_attempt,
+        job: get("GITHUB_JOB"),
+        step: get("GITHUB_ACTION"),
+        // The triggering actor is the one who pressed "re-run"; the actor is the one of the first attempt.
+        actor: get("GITHUB_TRIGGERING_ACTOR")
+            .or_else(|| get("GITHUB_ACTOR"))
+            .or_else(|| get("USER")),
+        sha: get("GITHUB_SHA"),
+    }
+}
+
+/// A branch or tag where there is one: with a SHA, workflows on the deployment's events have no `GITHUB_REF`.
+///
+/// On a pull request `GITHUB_REF` is `refs/pull/N/merge`, which is neither, so that its branch is preferred.
+fn deployment_ref(get: &impl Fn(&str) -> Option<String>) -> Option<String> {
+    let named = get("GITHUB_REF")
+        .filter(|full| full.starts_with("refs/heads/") || full.starts_with("refs/tags/"))
+        .and_then(|full| {
+            let short = full.splitn(3, '/').nth(2).map(str::to_owned);
+            get("GITHUB_REF_NAME").or(short)
+        });
+    get("GITHUB_HEAD_REF").or(named).or_else(|| get("GITHUB_SHA"))
+}
+
+fn without_final_slash(url: String) -> String {
+    url.trim_end_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(pairs: &[(&str, &str)]) -> WorkflowRun {
+        let env = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        WorkflowRun::from_env(&env)
+    }
+
+    #[test]
+    fn a_run_is_read_in_full() {
+        let run = run(&[
+            ("GITHUB_REPOSITORY", "acme/serving"),
+            ("GITHUB_RUN_ID", "42"),
+            ("GITHUB_RUN_ATTEMPT", "2"),
+            ("GITHUB_JOB", "deploy"),
+            ("GITHUB_ACTION", "swap"),
+            ("GITHUB_ACTOR", "ann"),
+            ("GITHUB_TRIGGERING_ACTOR", "bob"),
+            ("GITHUB_SHA", "c0ffee"),
+            ("GITHUB_REF", "refs/heads/feature/x"),
+            ("GITHUB_REF_NAME", "feature/x"),
+            ("GITHUB_SERVER_URL", "https://ghe.acme.example/"),
+            ("GITHUB_API_URL", "https://ghe.acme.example/api/v3/"),
+            ("GITHUB_OUTPUT", "/github/file_commands/out"),
+            ("GITHUB_STEP_SUMMARY", ""),
+        ]);
+        assert_eq!(
+            run.requester.url.as_deref(),
+            Some("https://ghe.acme.example/acme/serving/actions/runs/42/attempts/2")
+        );
+        assert_eq!(run.requester.actor.as_deref(), Some("bob"));
+        assert_eq!(run.requester.step.as_deref(), Some("swap"));
+        assert_eq!(run.api_url, "https://ghe.acme.example/api/v3");
+        assert_eq!(run.deployment_ref.as_deref(), Some("feature/x"));
+        assert_eq!(run.repository, Repository::parse("acme/serving"));
+        assert_eq!(run.output, Some(PathBuf::from("/github/file_commands/out")));
+        assert_eq!(run.step_summary, None);
+    }
+
+    #[test]
+    fn a_terminal_knows_only_its_user() {
+        let run = run(&[("USER", "carol")]);
+        assert_eq!(
+            run.requester,
+            Requester { actor: Some("carol".to_owned()), ..Requester::default() }
+        );
+        assert_eq!(run.api_url, "https://api.github.com");
+        assert_eq!(run.deployment_ref, None);
+    }
+
+    #[test]
+    fn a_branch_or_tag_is_preferred_as_ref() {
+        let of = |pairs: &[(&str, &str)]| run(pairs).deployment_ref;
+        let sha = ("GITHUB_SHA", "c0ffee");
+        assert_eq!(of(&[("GITHUB_REF", "refs/tags/v1"), sha]).as_deref(), Some("v1"));
+        let pull = ("GITHUB_REF", "refs/pull/7/merge");
+        let pull_name = ("GITHUB_REF_NAME", "7/merge");
+        assert_eq!(of(&[pull, pull_name, ("GITHUB_HEAD_REF", "fix"), sha]).as_deref(), Some("fix"));
+        assert_eq!(of(&[pull, pull_name, sha]).as_deref(), Some("c0ffee"));
+    }
+
+    #[test]
+    fn a_repository_is_two_plain_names() {
+        for bad in ["", "acme", "/x", "x/", "a/b/c", "a/b?c", "a b/c"] {
+            assert_eq!(Repository::parse(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Atomic durable replacement of a file: a reader, and a machine that lost power, sees the old bytes or the new ones.
+
+use std::fs::{File, Metadata, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Uid};
+use tempfile::NamedTempFile;
+
+/// Start of the name of the file that is renamed: hidden, so that no `include conf.d/*` ever reads it.
+const PREFIX: &str = ".model-swap-";
+
+/// A file could not be replaced; it is as it was.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {act} {}", file.display())]
+pub struct DurableError {
+    /// What was tried: `write`, `keep the owner of`, `rename over`.
+    pub act: &'static str,
+    /// The file.
+    pub file: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// Replaces the content of an existing file; owner and mode stay. A symlink itself would be replaced: resolve it before.
+///
+/// # Errors
+/// If the file does not exist, its folder is not writable, or its owner cannot be kept.
+pub fn replace(file: &Path, content: &[u8]) -> Result<(), DurableError> {
+    let before = std::fs::symlink_metadata(file).map_err(failed("read", file))?;
+    swap_in(file, content, before.mode() & 0o7777, Some(&before))
+}
+
+/// Creates a file, or replaces one, with this mode and the caller as owner.
+///
+/// # Errors
+/// If its folder does not exist or is not writable.
+pub fn write(file: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
+    swap_in(file, content, mode, None)
+}
+
+fn swap_in(
+    file: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Option<&Metadata>,
+) -> Result<(), DurableError> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let mut fresh =
+        NamedTempFile::with_prefix_in(PREFIX, folder).map_err(failed("write beside", file))?;
+    fresh.write_all(content).map_err(failed("write", file))?;
+    if let Some(owner) = owner {
+        keep_owner(fresh.as_file(), owner).map_err(failed("keep the owner of", file))?;
+    }
+    fresh
+        .as_file()
+        .set_permissions(Permissions::from_mode(mode))
+        .map_err(failed("set the mode of", file))?;
+    fresh.as_file().sync_all().map_err(failed("write", file))?;
+    fresh.persist(file).map_err(|error| failed("rename over", file)(error.error))?;
+    // The rename itself is durable only once the folder is.
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("make durable", file))
+}
+
+fn keep_owner(fresh: &File, owner: &Metadata) -> io::Result<()> {
+    let now = fresh.metadata()?;
+    if (now.uid(), now.gid()) != (owner.uid(), owner.gid()) {
+        rustix::fs::fchown(
+            fresh,
+            Some(Uid::from_raw(owner.uid())),
+            Some(Gid::from_raw(owner.gid())),
+        )?;
+    }
+    Ok(())
+}
+
+fn failed(act: &'static str, file: &Path) -> impl FnOnce(io::Error) -> DurableError {
+    let file = file.to_owned();
+    move |source| DurableError { act, file, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn replace_keeps_owner_and_mode_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.conf");
+        std::fs::write(&file, "old").unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            rustix::fs::chown(&file, Some(Uid::from_raw(65534)), Some(Gid::from_raw(12))).unwrap();
+        }
+        let before = std::fs::metadata(&file).unwrap();
+        replace(&file, b"new \xff").unwrap();
+        let after = std::fs::metadata(&file).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"new \xff");
+        assert_eq!(
+            (after.uid(), after.gid(), after.mode()),
+            (before.uid(), before.gid(), before.mode())
+        );
+        assert_ne!(after.ino(), before.ino(), "written in place: a reader could see half of it");
+        assert_eq!(names(folder.path()), ["a.conf"]);
+    }
+
+    #[test]
+    fn replace_needs_a_file_and_write_makes_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state.json");
+        assert_eq!(
+            replace(&file, b"x").unwrap_err().to_string(),
+            format!("cannot read {}", file.display())
+        );
+        write(&file, b"one", 0o600).unwrap();
+        write(&file, b"two", 0o600).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(names(folder.path()), ["state.json"]);
+    }
+
+    #[test]
+    fn a_failure_leaves_the_file_and_no_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        std::fs::create_dir(&target).unwrap();
+        assert!(write(&target, b"x", 0o600).is_err());
+        assert_eq!(names(folder.path()), ["target"]);
+    }
+}

@@ -1,0 +1,290 @@
+//! Inference server programs: how they are asked, what they count, how they stop. One file per engine.
+//!
+//! Every question is one fresh connection to 127.0.0.1, because a kept one could belong to a replica that is gone, and
+//! never goes through a proxy.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+
+use crate::model::failure::Hint;
+use crate::model::ids::Port;
+use crate::model::spec::Engine;
+
+mod metrics;
+mod vllm;
+
+/// A busy engine answers `/health` and `/metrics` late: probes of one or two seconds are known to fail under load.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The first completion of a fresh engine may compile kernels: 30 to 60 seconds are known.
+const COMPLETION_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a replica says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Nobody listens. vLLM does so while it loads, so this tells nothing about whether it lives.
+    Refused,
+    /// Healthy, and it names its models.
+    Ready(Models),
+    /// It wants an API key, or another one. It may well be ready.
+    Locked,
+    /// It answers, but not as a ready replica does; why, in one fragment.
+    Unwell(String),
+}
+
+/// The models that a replica serves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Models {
+    /// In the order of the answer.
+    pub entries: Vec<ModelEntry>,
+}
+
+/// One served name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelEntry {
+    /// The name that clients use.
+    pub id: String,
+    /// What was loaded: a model's name or path. This tells two replicas of one served name apart.
+    pub root: Option<String>,
+    /// Longest context in tokens.
+    pub max_model_len: Option<u64>,
+}
+
+/// What a replica should say of itself, read from its command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// What it should have loaded.
+    pub root: String,
+    /// The names that it should serve it under; none where the command does not say.
+    pub names: Vec<String>,
+}
+
+/// A replica serves something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("it should serve {expected}, and serves {found}")]
+pub struct Mismatch {
+    /// `chat (Qwen/X)`.
+    pub expected: String,
+    /// `chat (Qwen/Y), extra (Qwen/Y)`, or `nothing`.
+    pub found: String,
+}
+
+/// Requests that a replica works on, by its own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    /// In execution.
+    pub running: u64,
+    /// Queued.
+    pub waiting: u64,
+}
+
+impl InFlight {
+    /// Running and waiting.
+    pub fn total(self) -> u64 {
+        self.running + self.waiting
+    }
+}
+
+impl fmt::Display for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} running, {} waiting", self.running, self.waiting)
+    }
+}
+
+/// A replica did not say how many requests it works on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No answer.
+    #[error("cannot read {url}")]
+    NoAnswer {
+        /// The page.
+        url: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// An answer of another kind.
+    #[error("{url} answered {status}")]
+    Status {
+        /// The page.
+        url: String,
+        /// The status line.
+        status: StatusCode,
+    },
+    /// The page lacks a number, or it is none.
+    #[error("{url} has no count named {name}")]
+    NoCount {
+        /// The page.
+        url: String,
+        /// The metric.
+        name: &'static str,
+    },
+}
+
+impl Hint for EngineError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoCount { .. } | Self::Status { .. } => {
+                vec![
+                    "Start the engine with its metrics on (vLLM: without --disable-log-stats)"
+                        .to_owned(),
+                ]
+            }
+            Self::NoAnswer { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Hint for Mismatch {
+    fn hints(&self) -> Vec<String> {
+        vec!["Check {model} and --served-model-name in replica.command".to_owned()]
+    }
+}
+
+/// Asks the replica on a port whether it is ready, and what it serves.
+pub async fn ask(engine: Engine, port: Port, api_key: Option<&str>) -> Answer {
+    match engine {
+        Engine::Vllm => vllm::ask(port, api_key).await,
+    }
+}
+
+/// What a replica started with this argv (tokens replaced) should say of itself; `model` where the argv names none.
+pub fn expected(engine: Engine, argv: &[String], model: &str) -> Expected {
+    match engine {
+        Engine::Vllm => vllm::expected(argv, model),
+    }
+}
+
+/// Whether every expected name is served, and from what was expected.
+///
+/// # Errors
+/// If not, with both.
+pub fn check(expected: &Expected, models: &Models) -> Result<(), Mismatch> {
+    let is_served = |name: &String| {
+        models
+            .entries
+            .iter()
+            .any(|entry| entry.id == *name && entry.root.as_deref() == Some(expected.root.as_str()))
+    };
+    let is_loaded =
+        models.entries.iter().any(|entry| entry.root.as_deref() == Some(expected.root.as_str()));
+    if is_loaded && expected.names.iter().all(is_served) {
+        return Ok(());
+    }
+    Err(Mismatch {
+        expected: format!("{} ({})", expected.names.join(", "), expected.root).trim().to_owned(),
+        found: if models.entries.is_empty() { "nothing".to_owned() } else { models.to_string() },
+    })
+}
+
+impl Models {
+    /// What was loaded, by the first entry: LoRA adapters follow their base model.
+    pub fn root(&self) -> Option<&str> {
+        self.entries.first()?.root.as_deref()
+    }
+
+    /// A name that clients use.
+    pub fn name(&self) -> Option<&str> {
+        self.entries.first().map(|entry| entry.id.as_str())
+    }
+
+    /// Every name that clients use.
+    pub fn names(&self) -> Vec<String> {
+        self.entries.iter().map(|entry| entry.id.clone()).collect()
+    }
+}
+
+impl fmt::Display for Models {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries: Vec<_> = self.entries.iter().map(ToString::to_string).collect();
+        f.write_str(&entries.join(", "))
+    }
+}
+
+impl fmt::Display for ModelEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.id, self.root.as_deref().unwrap_or("unknown"))
+    }
+}
+
+/// Requests in flight by the engine's own count, summed over its engines.
+///
+/// # Errors
+/// If the replica does not say.
+pub async fn in_flight(engine: Engine, port: Port) -> Result<InFlight, EngineError> {
+    match engine {
+        Engine::Vllm => vllm::in_flight(port).await,
+    }
+}
+
+/// What identifies the replica in its completions (`system_fingerprint`), by a completion of one token.
+///
+/// `None` if it does not say.
+pub async fn fingerprint(
+    engine: Engine,
+    port: Port,
+    served_name: &str,
+    api_key: Option<&str>,
+) -> Option<String> {
+    match engine {
+        Engine::Vllm => vllm::fingerprint(port, served_name, api_key).await,
+    }
+}
+
+/// The last state of loading that is worth showing, from the engine's log lines, oldest first.
+pub fn progress(engine: Engine, lines: &[String]) -> Option<String> {
+    match engine {
+        Engine::Vllm => vllm::progress(lines),
+    }
+}
+
+/// How long an engine with this argv may take from SIGTERM to its end.
+pub fn stop_grace(engine: Engine, argv: &[String]) -> Duration {
+    match engine {
+        Engine::Vllm => vllm::stop_grace(argv),
+    }
+}
+
+fn url(port: Port, path: &str) -> String {
+    format!("http://127.0.0.1:{port}{path}")
+}
+
+fn request(
+    method: Method,
+    url: &str,
+    api_key: Option<&str>,
+    limit: Duration,
+) -> Result<RequestBuilder, reqwest::Error> {
+    let client =
+        Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+    let request = client.request(method, url).timeout(limit);
+    Ok(match api_key {
+        Some(key) => request.bearer_auth(key),
+        None => request,
+    })
+}
+
+async fn get(url: &str, api_key: Option<&str>) -> Result<Response, reqwest::Error> {
+    request(Method::GET, url, api_key, PROBE_LIMIT)?.send().await
+}
+
+/// Whether nobody listened.
+fn is_refused(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! Runs one program to its end: argv only, never a shell, always bounded.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+
+/// A program could not be run to its end. Its exit status is no error here.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// It could not be started.
+    #[error("cannot run {program}")]
+    Start {
+        /// `argv[0]`.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It did not end in time and was killed.
+    #[error("{program} did not end within {}", humantime::format_duration(*.limit))]
+    Timeout {
+        /// `argv[0]`.
+        program: String,
+        /// The bound.
+        limit: Duration,
+    },
+}
+
+/// What a finished program left.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output, lossy UTF-8.
+    pub stdout: String,
+    /// Standard error, lossy UTF-8.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Whether it exited with 0.
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+/// Runs `argv` with an empty standard input and waits for its end, at most `limit`.
+///
+/// # Errors
+/// If it cannot be started or does not end in time.
+pub async fn run(argv: &[String], limit: Duration) -> Result<Output, ExecError> {
+    let program = argv.first().cloned().unwrap_or_default();
+    let child = Command::new(&program)
+        .args(argv.iter().skip(1))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| ExecError::Start { program: program.clone(), source })?;
+    match tokio::time::timeout(limit, child.wait_with_output()).await {
+        Ok(Ok(output)) => Ok(Output {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }),
+        Ok(Err(source)) => Err(ExecError::Start { program, source }),
+        Err(_) => Err(ExecError::Timeout { program, limit }),
+    }
+}
+
+/// Starts this very binary again, detached: it outlives whoever asked for it.
+///
+/// Its standard input and output are pipes; its folder is `/`, so that it pins no file system.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn detached(arguments: &[&str], stderr: Stdio) -> std::io::Result<Child> {
+    Command::new("/proc/self/exe")
+        .arg0("model-swap")
+        .args(arguments)
+        .current_dir("/")
+        // GitHub's runner ends what carries it when the job is over; on a self-hosted one with `host: local` that is us.
+        .env_remove("RUNNER_TRACKING_ID")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+}

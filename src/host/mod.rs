@@ -1,0 +1,175 @@
+//! F2: the host. The only place of the agent's side that spawns, connects or writes.
+//!
+//! [`Host`] is the thin world that steps act on: a few verbs of the domain. [`SystemHost`] is the real one; the only other
+//! one is a simulation for the fault loops of the tests.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::model::failure::Failure;
+use crate::model::ids::{Port, ProcessId, SlotName};
+use crate::model::record::UpstreamImage;
+use crate::model::replica::Found;
+
+pub mod durable;
+pub mod engine;
+pub mod exec;
+pub mod nginx;
+pub mod process;
+mod system;
+pub mod watch;
+
+use engine::{Answer, Models};
+use nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
+use process::{Inherited, Launch, StopOrder, Stopped};
+pub use system::SystemHost;
+
+/// The thin world. One failure type: what steps journal and people read.
+#[expect(async_fn_in_trait, reason = "one thread, and no caller outside this crate and its tests")]
+pub trait Host {
+    /// The server's clock.
+    fn now(&self) -> Timestamp;
+
+    /// Waits.
+    async fn pause(&self, time: Duration);
+
+    /// Whether systemd is PID 1.
+    fn systemd(&self) -> bool;
+
+    /// The process tree that listens on a port.
+    ///
+    /// # Errors
+    /// If that cannot be seen, or unrelated ones share it.
+    async fn find(&self, port: Port) -> Result<Option<Found>, Failure>;
+
+    /// Every process that listens on a port.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure>;
+
+    /// Whether the process is there. A zombie is not.
+    fn alive(&self, process: ProcessId) -> bool;
+
+    /// The process and its descendants.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    fn tree(&self, main: ProcessId) -> Result<Vec<ProcessId>, Failure>;
+
+    /// What a candidate takes over: the incumbent's user, home, folder and `PATH`, or those of the spec's user.
+    ///
+    /// # Errors
+    /// If the incumbent is gone or the user unknown.
+    fn inherited(&self, incumbent: Option<ProcessId>) -> Result<Inherited, Failure>;
+
+    /// Whether the spec's program can be run with what a candidate takes over.
+    ///
+    /// # Errors
+    /// If not, naming it and where it was looked for.
+    fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure>;
+
+    /// Starts a replica in a session of its own.
+    ///
+    /// # Errors
+    /// If it cannot be started; naming the program.
+    async fn start(&self, launch: &Launch) -> Result<ProcessId, Failure>;
+
+    /// Returns once the process is gone.
+    async fn exited(&self, process: ProcessId);
+
+    /// The order to stop whatever carries the marker; `None` if nothing does.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    fn marked(&self, marker: &str) -> Result<Option<StopOrder>, Failure>;
+
+    /// Stops a tree and proves that it is gone.
+    ///
+    /// # Errors
+    /// If something of it is left.
+    async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure>;
+
+    /// How long the spec's engine may take from SIGTERM to its end.
+    fn stop_grace(&self) -> Duration;
+
+    /// The process that a wrapper started again after its program was stopped.
+    async fn restarted(&self, wrapper: ProcessId, argv: &[String]) -> Option<ProcessId>;
+
+    /// The last lines of a log.
+    fn log_tail(&self, log: &Path, lines: usize) -> Vec<String>;
+
+    /// How far loading has come, from the engine's log.
+    fn loading(&self, log: Option<&Path>) -> Option<String>;
+
+    /// Asks the replica on a port whether it is ready, and what it serves.
+    async fn ask(&self, port: Port) -> Answer;
+
+    /// Whether a replica that the spec started in a slot serves what it should.
+    ///
+    /// # Errors
+    /// If not, naming both.
+    fn check(&self, slot: &SlotName, models: &Models) -> Result<(), Failure>;
+
+    /// The public names that a replica of the spec answers to.
+    fn names(&self) -> Vec<String>;
+
+    /// Requests in flight by the engine's own count.
+    ///
+    /// # Errors
+    /// If the engine does not say.
+    async fn in_flight(&self, port: Port) -> Result<u64, Failure>;
+
+    /// What identifies the replica in its completions.
+    async fn fingerprint(&self, port: Port, name: &str) -> Option<String>;
+
+    /// nginx's upstream as it stands.
+    ///
+    /// # Errors
+    /// If nginx is not running, its configuration is broken, or the upstream is not there.
+    async fn upstream(&self) -> Result<UpstreamView, Failure>;
+
+    /// The `server` lines as they are, and as they would be with another port.
+    ///
+    /// # Errors
+    /// As [`Host::upstream`].
+    async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure>;
+
+    /// nginx's workers as they are now, without a reload: those that take requests, and those that are shutting down.
+    ///
+    /// # Errors
+    /// If that master is gone.
+    fn loaded(&self, master: ProcessId) -> Result<Reloaded, Failure>;
+
+    /// Puts the new lines in place and makes nginx load them; puts the old ones back if it does not.
+    ///
+    /// # Errors
+    /// If nginx rejects them, in its own words.
+    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure>;
+
+    /// Puts the old lines back; `None` if nginx never loaded others.
+    ///
+    /// # Errors
+    /// If nginx rejects them, or somebody else changed the file.
+    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure>;
+
+    /// Proves that new requests go where they should.
+    ///
+    /// # Errors
+    /// If they do not, or nothing tells.
+    async fn prove(&self, expected: &Expectation, reloaded: &Reloaded) -> Result<Proof, Failure>;
+
+    /// Which of these nginx workers are left, and their connections to a port.
+    fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft>;
+}
+
+/// How a tree is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Asked to end, and killed after its grace.
+    Graceful,
+    /// Killed at once, with its requests in flight.
+    Cut,
+}

@@ -1,0 +1,152 @@
+//! Which processes talk to which port, as `/proc/PID/net/tcp` and `/proc/PID/fd` show it.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::model::ids::{Port, ProcessId};
+
+/// Pause between two looks; a connection without keepalive may live for less than a millisecond.
+const LOOK_PAUSE: Duration = Duration::from_micros(200);
+
+/// TCP state LISTEN in `/proc/net/tcp` (`include/net/tcp_states.h`).
+const LISTEN: &str = "0A";
+
+/// TCP connections from a set of processes to two ports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// To the first port.
+    pub(super) wanted: usize,
+    /// To the second port.
+    pub(super) unwanted: usize,
+}
+
+/// Counts the connections that one process holds to a port; none if it has ended.
+///
+/// # Errors
+/// If its descriptors may not be looked at.
+pub(super) fn connections(process: ProcessId, port: Port) -> io::Result<usize> {
+    let inodes = socket_inodes(process)?;
+    // Without descriptors it has ended, and its table is gone with it.
+    let remote = if inodes.is_empty() { HashMap::new() } else { remote_ports(process, &[port])? };
+    Ok(remote.keys().filter(|inode| inodes.contains(inode)).count())
+}
+
+/// Counts the connections to two ports that these processes hold while the table of connections is read once.
+///
+/// Reading a table of thousands of connections takes longer than a short request lives. So the processes' descriptors
+/// are read again and again beside it; a socket's inode that was seen in both, at whatever time, is a connection.
+/// All processes must share one network namespace, as the workers of one nginx do.
+pub(super) fn held(processes: &[ProcessId], wanted: Port, unwanted: Port) -> Held {
+    let over = AtomicBool::new(false);
+    let (inodes, remote) = thread::scope(|scope| {
+        let inodes = scope.spawn(|| {
+            let mut seen = HashSet::new();
+            loop {
+                let last = over.load(Ordering::Relaxed);
+                seen.extend(
+                    processes.iter().filter_map(|process| socket_inodes(*process).ok()).flatten(),
+                );
+                if last {
+                    return seen;
+                }
+                thread::sleep(LOOK_PAUSE);
+            }
+        });
+        // Any of them may just have ended.
+        let table =
+            processes.iter().find_map(|process| remote_ports(*process, &[wanted, unwanted]).ok());
+        over.store(true, Ordering::Relaxed);
+        (inodes.join().unwrap_or_default(), table.unwrap_or_default())
+    });
+    let count = |port: Port| {
+        remote.iter().filter(|(inode, remote)| **remote == port && inodes.contains(inode)).count()
+    };
+    Held { wanted: count(wanted), unwanted: count(unwanted) }
+}
+
+/// The connections to some ports in the network namespace of a process: remote port by socket inode.
+fn remote_ports(process: ProcessId, ports: &[Port]) -> io::Result<HashMap<u64, Port>> {
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", process.pid));
+    // A machine without IPv6 has no tcp6.
+    let (tcp, tcp6) = (table("tcp")?, table("tcp6").unwrap_or_default());
+    let lines = tcp.lines().skip(1).chain(tcp6.lines().skip(1));
+    Ok(lines.filter_map(parse_line).filter(|(_, port)| ports.contains(port)).collect())
+}
+
+/// Inode and remote port of a line of `/proc/net/tcp` (proc(5)); a socket that waits for its end belongs to nobody.
+fn parse_line(line: &str) -> Option<(u64, Port)> {
+    let mut fields = line.split_ascii_whitespace().skip(2);
+    let port = u16::from_str_radix(fields.next()?.rsplit(':').next()?, 16).ok()?;
+    let is_connection = fields.next()? != LISTEN;
+    let inode = fields.nth(5)?.parse().ok()?;
+    (is_connection && inode != 0).then_some((inode, Port(port)))
+}
+
+fn socket_inodes(process: ProcessId) -> io::Result<HashSet<u64>> {
+    let descriptors = match std::fs::read_dir(format!("/proc/{}/fd", process.pid)) {
+        Ok(descriptors) => descriptors,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+        Err(error) => return Err(error),
+    };
+    let inode = |descriptor: std::fs::DirEntry| {
+        let target = std::fs::read_link(descriptor.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    Ok(descriptors.flatten().filter_map(inode).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn me() -> ProcessId {
+        ProcessId { pid: i32::try_from(std::process::id()).unwrap(), start: 0 }
+    }
+
+    fn port(listener: &TcpListener) -> Port {
+        Port(listener.local_addr().unwrap().port())
+    }
+
+    #[test]
+    fn own_connections_are_counted_by_port() {
+        let (a, b) =
+            (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let now = || held(&[me()], port(&a), port(&b));
+        assert_eq!(now(), Held { wanted: 0, unwanted: 0 }, "a listening socket is no connection");
+        let one = TcpStream::connect(a.local_addr().unwrap()).unwrap();
+        let _two = [0, 1].map(|_| TcpStream::connect(b.local_addr().unwrap()).unwrap());
+        assert_eq!(now(), Held { wanted: 1, unwanted: 2 });
+        assert_eq!(connections(me(), port(&b)).unwrap(), 2);
+        drop(one);
+        assert_eq!(now(), Held { wanted: 0, unwanted: 2 });
+    }
+
+    #[test]
+    fn connections_over_ipv6_count_as_well() {
+        let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
+        let _one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(connections(me(), port(&listener)).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_holds_nothing() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let ended = ProcessId { pid: i32::try_from(child.id()).unwrap(), start: 0 };
+        assert_eq!(connections(ended, Port(1)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_line_is_read_by_its_fields() {
+        let line = "   1: 0100007F:A2C4 0100007F:1F41 01 00000000:00000000 00:00000000 00000000     0        0 4711 1 x 20 4 30 10 -1";
+        assert_eq!(parse_line(line), Some((4711, Port(8001))));
+        assert_eq!(parse_line(&line.replace(" 01 ", " 0A ")), None);
+        assert_eq!(parse_line(&line.replace("4711", "0")), None);
+        assert_eq!(parse_line("short"), None);
+    }
+}

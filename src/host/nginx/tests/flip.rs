@@ -1,0 +1,211 @@
+//! What goes well: flips, ways back, proofs.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
+
+use super::support::{Backend, Master, Scratch, expect, finish, is_root, signal};
+use crate::host::nginx::{Expectation, Identity, NginxError, Proof, Reloaded};
+use crate::model::ids::Port;
+
+#[tokio::test]
+async fn a_flip_and_its_way_back_change_the_port_and_nothing_else() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    // The file that nginx includes is a symlink, and not root's.
+    let real = scratch.path("real/llm.conf");
+    std::fs::remove_file(scratch.path("conf.d/llm.conf")).unwrap();
+    std::os::unix::fs::symlink("../real/llm.conf", scratch.path("conf.d/llm.conf")).unwrap();
+    std::fs::set_permissions(&real, PermissionsExt::from_mode(0o640)).unwrap();
+    if is_root() {
+        std::os::unix::fs::chown(&real, Some(65534), Some(65534)).unwrap();
+    }
+    let before = std::fs::metadata(&real).unwrap();
+    let nginx = scratch.nginx();
+
+    let view = nginx.view().await.unwrap();
+    assert_eq!(
+        (view.port, view.server.as_str()),
+        (a.port, format!("server 127.0.0.1:{} weight=2", a.port).as_str())
+    );
+    assert_eq!(view.file, real.canonicalize().unwrap());
+    assert_eq!(Some(view.master.pid), scratch.master_pid());
+    assert_eq!(view.error_log, Some(scratch.path("logs/error.log")));
+    assert_eq!(view.worker_shutdown_timeout, None);
+
+    let image = nginx.image(&view, b.port).unwrap();
+    let reloaded = nginx.load(&image).await.unwrap();
+    assert_eq!(reloaded.old_workers.len(), 2);
+    assert_eq!(reloaded.master, view.master);
+    assert!(!reloaded.new_workers.is_empty());
+    assert_eq!(nginx.prove(&expect(&b, &a), &reloaded).await.unwrap(), Proof::Answers(3));
+    assert_eq!(scratch.upstream_file(), Scratch::upstream(b.port).into_bytes());
+
+    let back = nginx.restore(&image).await.unwrap().unwrap();
+    nginx.prove(&expect(&a, &b), &back).await.unwrap();
+    assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
+
+    let after = std::fs::metadata(&real).unwrap();
+    assert_eq!(
+        (after.uid(), after.gid(), after.mode()),
+        (before.uid(), before.gid(), before.mode())
+    );
+    assert!(std::fs::symlink_metadata(scratch.path("conf.d/llm.conf")).unwrap().is_symlink());
+    let names: Vec<_> =
+        std::fs::read_dir(scratch.path("real")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["llm.conf"], "something was left behind");
+}
+
+#[tokio::test]
+async fn loading_and_restoring_twice_is_loading_and_restoring_once() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    for _ in 0..2 {
+        let reloaded = nginx.load(&image).await.unwrap();
+        nginx.prove(&expect(&b, &a), &reloaded).await.unwrap();
+    }
+    let reloaded = nginx.restore(&image).await.unwrap().unwrap();
+    nginx.prove(&expect(&a, &b), &reloaded).await.unwrap();
+    assert_eq!(nginx.restore(&image).await.unwrap(), None);
+    assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
+}
+
+#[tokio::test]
+async fn a_restore_that_was_cut_off_before_its_reload_is_finished() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let reloaded = nginx.load(&image).await.unwrap();
+    nginx.prove(&expect(&b, &a), &reloaded).await.unwrap();
+    // The file says A again, but nginx has B loaded.
+    std::fs::write(scratch.path("conf.d/llm.conf"), Scratch::upstream(a.port)).unwrap();
+    let reloaded = nginx.restore(&image).await.unwrap().unwrap();
+    assert_eq!(nginx.prove(&expect(&a, &b), &reloaded).await.unwrap(), Proof::Answers(3));
+}
+
+#[tokio::test]
+async fn equal_roots_are_told_apart_by_fingerprint() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let reloaded = nginx.load(&image).await.unwrap();
+    let identity =
+        Identity::Fingerprint { fingerprint: "fp-B".to_owned(), served_model: "chat".to_owned() };
+    let expect = Expectation { identity: Some(identity), ..expect(&b, &a) };
+    assert_eq!(nginx.prove(&expect, &reloaded).await.unwrap(), Proof::Answers(3));
+}
+
+async fn proves_by_sockets(upstream: impl Fn(Port) -> String, identity: Option<Identity>) {
+    let (a, b) = (Backend::locked("A"), Backend::locked("B"));
+    let scratch = Scratch::start_as(Master::Own, &upstream(a.port));
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let reloaded = nginx.load(&image).await.unwrap();
+    let expect = Expectation { candidate: b.port, incumbent: a.port, identity };
+    let proof = nginx.prove(&expect, &reloaded).await.unwrap();
+    assert!(matches!(proof, Proof::Sockets { workers: 1.., connections: 1.. }), "{proof}");
+}
+
+#[tokio::test]
+async fn sockets_prove_it_where_every_answer_is_401() {
+    proves_by_sockets(Scratch::upstream, Some(Identity::Root("B".to_owned()))).await;
+    proves_by_sockets(Scratch::upstream, None).await;
+}
+
+#[tokio::test]
+async fn sockets_prove_it_without_keepalive_as_well() {
+    proves_by_sockets(|port| format!("upstream llm {{ server 127.0.0.1:{port}; }}"), None).await;
+}
+
+#[tokio::test]
+async fn nothing_is_proven_while_requests_go_elsewhere() {
+    let (a, b, locked) = (Backend::named("A"), Backend::named("B"), Backend::locked("C"));
+    let scratch = Scratch::start(a.port);
+    let mut nginx = scratch.nginx();
+    nginx.proof_limit = Duration::from_millis(1500);
+    let reloaded =
+        nginx.load(&nginx.image(&nginx.view().await.unwrap(), b.port).unwrap()).await.unwrap();
+    scratch.until("nobody is left who asks A", || {
+        nginx.workers_left(&reloaded.old_workers, a.port).is_empty()
+    });
+
+    let error = nginx.prove(&expect(&a, &b), &reloaded).await.unwrap_err();
+    let said = error.to_string();
+    assert!(matches!(error, NginxError::Unproven { .. }), "{said}");
+    assert!(
+        said.contains("`B` instead of `A`") && said.contains("2 new workers held 0 connections"),
+        "{said}"
+    );
+
+    // A worker that was there before proves nothing.
+    let workers = scratch.master().unwrap().workers().unwrap();
+    let nobody = Reloaded { old_workers: workers, ..reloaded.clone() };
+    let error =
+        nginx.prove(&Expectation { identity: None, ..expect(&b, &a) }, &nobody).await.unwrap_err();
+    assert!(error.to_string().contains("0 new workers"), "{error}");
+
+    let wrong = Expectation { candidate: locked.port, incumbent: a.port, identity: None };
+    let error = nginx.prove(&wrong, &reloaded).await.unwrap_err();
+    assert!(matches!(error, NginxError::Unproven { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn workers_that_still_serve_are_named_until_they_are_gone() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let slow = scratch.begin("/slow");
+    scratch.until("the slow request is at A", || {
+        let workers = scratch.master().unwrap().workers().unwrap();
+        nginx.workers_left(&workers, a.port).iter().any(|worker| worker.connections == Some(1))
+    });
+    let first = nginx.load(&image).await.unwrap();
+    scratch.until("only the worker with the slow request is left", || {
+        nginx.workers_left(&first.old_workers, a.port).len() == 1
+    });
+    let left = nginx.workers_left(&first.old_workers, a.port);
+    assert_eq!((left[0].connections, left[0].shutting_down), (Some(1), true));
+    assert_eq!(nginx.workers_left(&first.old_workers, b.port)[0].connections, Some(0));
+
+    // The next reload must still know of it.
+    let second = nginx.restore(&image).await.unwrap().unwrap();
+    assert!(second.old_workers.contains(&left[0].process), "{second:?}");
+    a.release();
+    assert!(finish(slow).contains("\"root\":\"A\""));
+    scratch.until("it is gone", || nginx.workers_left(&second.old_workers, a.port).is_empty());
+}
+
+#[tokio::test]
+async fn a_master_that_does_not_answer_gets_the_old_lines_in_the_end() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let mut nginx = scratch.nginx();
+    nginx.reload_limit = Duration::from_millis(300);
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let pid = u32::try_from(scratch.master_pid().unwrap()).unwrap();
+    signal(pid, "STOP");
+    let error = nginx.load(&image).await.unwrap_err();
+    assert!(matches!(error, NginxError::NoNewWorkers { .. }), "{error}");
+    assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
+    signal(pid, "CONT");
+    if let Some(reloaded) = nginx.restore(&image).await.unwrap() {
+        nginx.prove(&expect(&a, &b), &reloaded).await.unwrap();
+    }
+    assert!(scratch.get("/v1/models").contains("\"root\":\"A\""));
+}
+
+#[tokio::test]
+async fn an_nginx_in_a_namespace_of_its_own_is_found_and_flipped() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start_as(Master::Mounted(""), &Scratch::upstream(a.port));
+    let nginx = scratch.nginx();
+    let view = nginx.view().await.unwrap();
+    assert_eq!(view.file, scratch.path("real/llm.conf").canonicalize().unwrap());
+    let reloaded = nginx.load(&nginx.image(&view, b.port).unwrap()).await.unwrap();
+    nginx.prove(&expect(&b, &a), &reloaded).await.unwrap();
+    assert_eq!(std::fs::read_to_string(view.file).unwrap(), Scratch::upstream(b.port));
+}

@@ -1,0 +1,3 @@
+mod flip;
+mod refuse;
+mod support;

@@ -1,0 +1,206 @@
+//! User, home, working folder and `PATH`: taken from an incumbent, or from `/etc/passwd`.
+//!
+//! `/etc/passwd` and `/etc/group` are read here: a static binary has no name service switch to ask anyway, and the
+//! incumbent's own identity comes from `/proc`, where every user is known by number.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use procfs::process::Process;
+use serde::{Deserialize, Serialize};
+
+use super::ProcessError;
+use super::table::{alive, is_blank};
+use crate::model::ids::ProcessId;
+
+/// Debian's `PATH` of a login (login.defs), for a user whose own is not known.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games";
+
+/// What a candidate takes over from the incumbent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inherited {
+    /// As whom it runs.
+    pub identity: Identity,
+    /// Name of the user, if `/etc/passwd` knows one.
+    pub user: Option<String>,
+    /// Home folder.
+    pub home: PathBuf,
+    /// Working folder.
+    pub cwd: PathBuf,
+    /// `PATH`.
+    pub path: String,
+}
+
+/// User and groups of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
+}
+
+/// The environment of a process as it was started. Holds secrets: keep it in a file of mode 0600.
+///
+/// Variables that are not UTF-8 are left out.
+///
+/// # Errors
+/// If the process is gone, is another user's, or has written a title over its environment.
+pub fn environment(process: ProcessId) -> Result<BTreeMap<String, String>, ProcessError> {
+    let bytes = std::fs::read(format!("/proc/{process}/environ"));
+    if !alive(process) {
+        return Err(ProcessError::Gone(process));
+    }
+    let bytes = bytes.map_err(|source| ProcessError::Unreadable {
+        process,
+        what: "environment",
+        source,
+    })?;
+    // An environment that was empty from the start has no bytes at all.
+    if !bytes.is_empty() && is_blank(&bytes) {
+        return Err(ProcessError::BlankEnvironment(process));
+    }
+    let entries =
+        bytes.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok());
+    Ok(entries
+        .filter_map(|entry| entry.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect())
+}
+
+/// argv of a process, as it is. May hold secrets: keep it in a file of mode 0600.
+///
+/// # Errors
+/// If the process is gone or is another user's.
+pub fn argv(process: ProcessId) -> Result<Vec<String>, ProcessError> {
+    let argv = Process::new(process.pid).and_then(|process| process.cmdline());
+    if !alive(process) {
+        return Err(ProcessError::Gone(process));
+    }
+    argv.map_err(|source| ProcessError::Unreadable {
+        process,
+        what: "argv",
+        source: std::io::Error::other(source),
+    })
+}
+
+/// User, home, working folder and `PATH` of a process.
+///
+/// What its environment does not tell (any more) comes from `/etc/passwd`.
+///
+/// # Errors
+/// If the process is gone or is another user's.
+pub fn inherited(process: ProcessId) -> Result<Inherited, ProcessError> {
+    let unreadable = |what, source| match source {
+        procfs::ProcError::NotFound(_) => ProcessError::Gone(process),
+        source => ProcessError::Unreadable { process, what, source: std::io::Error::other(source) },
+    };
+    let proc = Process::new(process.pid).map_err(|source| unreadable("status", source))?;
+    let status = proc.status().map_err(|source| unreadable("status", source))?;
+    let cwd = proc.cwd().map_err(|source| unreadable("working folder", source))?;
+    let env = match environment(process) {
+        Err(ProcessError::BlankEnvironment(_)) => BTreeMap::new(),
+        env => env?,
+    };
+    let account = accounts()?.into_iter().find(|account| account.uid == status.euid);
+    let known_home = account.as_ref().map(|account| account.home.clone());
+    Ok(Inherited {
+        identity: Identity { uid: status.euid, gid: status.egid, groups: status.groups },
+        user: account.map(|account| account.name),
+        home: env
+            .get("HOME")
+            .map(PathBuf::from)
+            .or(known_home)
+            .unwrap_or_else(|| PathBuf::from("/")),
+        cwd,
+        path: env.get("PATH").cloned().unwrap_or_else(|| DEFAULT_PATH.to_owned()),
+    })
+}
+
+impl Inherited {
+    /// A user of `/etc/passwd`, in its home folder.
+    ///
+    /// # Errors
+    /// If there is no such user.
+    pub fn of_user(name: &str) -> Result<Self, ProcessError> {
+        let account = accounts()?.into_iter().find(|account| account.name == name);
+        let account = account.ok_or_else(|| ProcessError::UnknownUser(name.to_owned()))?;
+        let groups = groups_of(&read("/etc/group")?, name, account.gid);
+        Ok(Self {
+            identity: Identity { uid: account.uid, gid: account.gid, groups },
+            user: Some(account.name),
+            cwd: account.home.clone(),
+            home: account.home,
+            path: DEFAULT_PATH.to_owned(),
+        })
+    }
+
+    /// Whoever connected: the agent's own user in its home folder with its own `PATH`; through sudo, the one who called it.
+    ///
+    /// # Errors
+    /// If `/proc` or `/etc/passwd` can't be read.
+    pub fn of_self() -> Result<Self, ProcessError> {
+        // sudo(8): a replica must not become root because nobody else was there to take the user from.
+        if let Ok(caller) = std::env::var("SUDO_USER") {
+            return Self::of_user(&caller);
+        }
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let row = super::table::row(pid).ok_or(ProcessError::Gone(ProcessId { pid, start: 0 }))?;
+        let own = inherited(row.id)?;
+        Ok(Self { cwd: own.home.clone(), ..own })
+    }
+}
+
+impl Identity {
+    /// Whether the agent itself runs as this user: nothing to change, and no right to.
+    pub fn is_own(&self) -> bool {
+        self.uid == rustix::process::geteuid().as_raw()
+            && self.gid == rustix::process::getegid().as_raw()
+    }
+}
+
+/// A line of `/etc/passwd` (passwd(5)).
+struct Account {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: PathBuf,
+}
+
+fn accounts() -> Result<Vec<Account>, ProcessError> {
+    Ok(read("/etc/passwd")?.lines().filter_map(account).collect())
+}
+
+fn account(line: &str) -> Option<Account> {
+    let fields: Vec<_> = line.split(':').collect();
+    let [name, _, uid, gid, _, home, _] = fields[..] else { return None };
+    Some(Account {
+        name: name.to_owned(),
+        uid: uid.parse().ok()?,
+        gid: gid.parse().ok()?,
+        home: home.into(),
+    })
+}
+
+/// The primary group, and every group of `/etc/group` (group(5)) that lists the user.
+fn groups_of(groups: &str, user: &str, primary: u32) -> Vec<u32> {
+    let listed = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(4, ':').skip(2);
+        let gid = fields.next()?.parse().ok()?;
+        fields.next()?.split(',').any(|member| member == user).then_some(gid)
+    });
+    let mut groups: Vec<_> = std::iter::once(primary).chain(listed).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+fn read(path: &str) -> Result<String, ProcessError> {
+    std::fs::read_to_string(Path::new(path))
+        .map_err(|source| ProcessError::Read { path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! What would notice that a process ended: a unit, a container, a script, or nobody.
+
+use std::path::Path;
+use std::time::Duration;
+
+use procfs::process::Process;
+
+use super::ProcessError;
+use super::program::Program;
+use super::table::Table;
+use crate::host::exec;
+use crate::model::ids::ProcessId;
+use crate::model::replica::Keeper;
+use crate::swap::redact::redact;
+
+/// systemd answers within milliseconds; a manager that is this slow is in trouble of its own.
+const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Programs that hold a published port open for a container, with the container's address in their argv.
+const PORT_PROXIES: &[&str] = &["docker-proxy", "rootlessport"];
+
+/// Finds out what supervises `main`, the root of `tree`.
+pub(super) async fn keeper(
+    main: ProcessId,
+    tree: &[ProcessId],
+    table: &Table,
+) -> Result<Keeper, ProcessError> {
+    let paths = cgroups(main.pid);
+    let outside = container(&cgroups(rustix::process::getpid().as_raw_nonzero().get()));
+    if let Some(id) = container(&paths).filter(|id| Some(id) != outside.as_ref()) {
+        return Ok(Keeper::Container(id));
+    }
+    if let Some(address) = published_by(main) {
+        return Ok(Keeper::Container(address));
+    }
+    let wrapper = wrapper(main, table);
+    if let Some((unit, process)) = unit(&paths).await? {
+        let wrapped = matches!(&wrapper, Some(Keeper::Wrapper { process: parent, .. }) if parent.pid == process);
+        if wrapped || tree.iter().any(|member| member.pid == process) {
+            return Ok(Keeper::Unit(unit));
+        }
+    }
+    Ok(wrapper.unwrap_or(Keeper::Nobody))
+}
+
+/// The address in a container that a process forwards to, if it is a port proxy.
+pub(super) fn published_by(process: ProcessId) -> Option<String> {
+    published(&Program::of(process)?.argv)
+}
+
+/// The parent, if it is a script or a known supervisor. Init is one only by name: it also adopts orphans.
+fn wrapper(main: ProcessId, table: &Table) -> Option<Keeper> {
+    let parent = table
+        .parent(main)
+        .filter(|parent| !table.own_line().contains(parent) || parent.pid == 1)?;
+    let program = Program::of(parent)?;
+    let wraps = program.is_supervisor() || (parent.pid > 1 && program.is_shell_script());
+    wraps.then(|| Keeper::Wrapper { process: parent, command: redact(&program.argv).join(" ") })
+}
+
+/// Every control group path of a process: one in version 2, one per hierarchy in version 1.
+fn cgroups(pid: i32) -> Vec<String> {
+    let groups = Process::new(pid)
+        .and_then(|process| process.cgroups())
+        .map(|groups| groups.0)
+        .unwrap_or_default();
+    groups.into_iter().map(|group| group.pathname).collect()
+}
+
+/// The container's id in a control group path: 64 hex digits, alone or as `docker-<id>.scope`, `cri-containerd-…`,
+/// `crio-…`, `libpod-…` (Docker, containerd, CRI-O and Podman, with either cgroup driver).
+fn container(paths: &[String]) -> Option<String> {
+    let segments = paths.iter().flat_map(|path| path.split('/'));
+    segments
+        .map(|segment| segment.trim_end_matches(".scope").rsplit('-').next().unwrap_or_default())
+        .find(|id| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .map(str::to_owned)
+}
+
+/// The address in a container that a port proxy forwards to.
+fn published(argv: &[String]) -> Option<String> {
+    let program = Path::new(argv.first()?).file_name()?.to_str()?;
+    let value = |flag: &str| {
+        let at = argv.iter().position(|word| word.trim_start_matches('-') == flag)?;
+        argv.get(at + 1).map(String::as_str)
+    };
+    PORT_PROXIES.contains(&program).then(|| {
+        match (value("container-ip"), value("container-port")) {
+            (Some(address), Some(port)) => format!("behind {program}, at {address}:{port}"),
+            _ => format!("behind {program}"),
+        }
+    })
+}
+
+/// The service that owns the control group, and the pid of its main process.
+///
+/// The control group alone proves nothing: what is started by hand over an sshd without PAM is in `ssh.service`.
+async fn unit(paths: &[String]) -> Result<Option<(String, i32)>, ProcessError> {
+    if !Path::new("/run/systemd/system").exists() {
+        return Ok(None);
+    }
+    let Some((unit, manager)) = paths.iter().find_map(|path| service(path)) else {
+        return Ok(None);
+    };
+    let mut argv = vec!["systemctl".to_owned()];
+    if let Some(uid) = manager {
+        argv.push("--user".to_owned());
+        // From root, the user's own manager is reached as that user.
+        if uid != rustix::process::getuid().as_raw().to_string() {
+            argv.push(format!("--machine={uid}@.host"));
+        }
+    }
+    argv.extend(["show", "--property=MainPID", "--value", &unit].map(str::to_owned));
+    let output = exec::run(&argv, SYSTEMCTL_LIMIT)
+        .await
+        .map_err(|source| ProcessError::Systemctl { unit: unit.clone(), source })?;
+    // 0 and an unknown unit both mean: no main process.
+    let main = output.stdout.trim().parse().ok().filter(|pid| *pid > 0);
+    Ok(main.map(|pid| (unit, pid)))
+}
+
+/// The service at the leaf of a control group path, and the user id of the manager that runs it, if not the system's.
+fn service(path: &str) -> Option<(String, Option<String>)> {
+    let unit = path.rsplit('/').next().filter(|leaf| leaf.ends_with(".service"))?;
+    let manager =
+        path.split('/').find_map(|segment| segment.strip_prefix("user@")?.strip_suffix(".service"));
+    // The leaf may be the user's manager itself.
+    (!unit.starts_with("user@")).then(|| (unit.to_owned(), manager.map(str::to_owned)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! Processes of this host: found by port, started in a session of their own, stopped and proven gone.
+//!
+//! Only processes proven to belong to a replica are ever signalled, each by its pidfd after a look at its start
+//! time; never a process group, because a hand-started process may share its group with strangers. Proof is descent:
+//! by parent pid, or by membership of a session that the replica's main process leads (a session can only be
+//! inherited from its leader). A zombie counts as gone everywhere.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::host::exec::ExecError;
+use crate::model::failure::Hint;
+use crate::model::ids::{Port, ProcessId};
+
+mod find;
+mod inherit;
+mod keeper;
+mod launch;
+mod listen;
+mod log;
+mod program;
+mod resolve;
+mod stop;
+mod table;
+#[cfg(test)]
+mod testing;
+
+pub use crate::swap::redact::redact;
+pub use find::{find, listeners};
+pub use inherit::{Identity, Inherited, argv, environment, inherited};
+pub use launch::{Launch, Launcher, Started, launch_main, start};
+pub use log::log_tail;
+pub use resolve::resolve;
+pub use stop::{StopOrder, Stopped, cut, exited, restarted_by, stop};
+pub use table::{alive, find_marked, own, tree};
+
+/// Something could not be learned about a process, or done to it.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// `/proc` could not be listed.
+    #[error("cannot list the processes of this host")]
+    Table(#[source] procfs::ProcError),
+    /// `/proc/net/tcp` or `tcp6` could not be read.
+    #[error("cannot list the listening sockets of this host")]
+    Sockets(#[source] procfs::ProcError),
+    /// Somebody listens, and it can't be seen who.
+    #[error("cannot see which process of user id {uid} listens on port {port}")]
+    UnseenOwner {
+        /// The port.
+        port: Port,
+        /// Owner of the socket.
+        uid: u32,
+    },
+    /// `SO_REUSEPORT`, or different addresses: the kernel deals requests out to several programs.
+    #[error("port {port} is shared by unrelated processes: {}", .processes.join(", "))]
+    SharedPort {
+        /// The port.
+        port: Port,
+        /// The root of each tree that listens: pid and redacted command.
+        processes: Vec<String>,
+    },
+    /// The process ended meanwhile, or its pid belongs to another one by now.
+    #[error("process {0} is gone")]
+    Gone(ProcessId),
+    /// A file of `/proc/PID` could not be read.
+    #[error("cannot read the {what} of process {process}")]
+    Unreadable {
+        /// The process.
+        process: ProcessId,
+        /// What was wanted.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process wrote its title over its environment, as `setproctitle` does.
+    #[error("process {0} has overwritten its environment with its title")]
+    BlankEnvironment(ProcessId),
+    /// Not in `/etc/passwd`.
+    #[error("there is no user {0} in /etc/passwd")]
+    UnknownUser(String),
+    /// `/etc/passwd`, `/etc/group` or the working folder could not be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// What was wanted.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `argv[0]` names no file.
+    #[error("there is no program {program:?} in {searched}")]
+    NoProgram {
+        /// `argv[0]`.
+        program: String,
+        /// Where it was looked for: `PATH`, or the working folder.
+        searched: String,
+    },
+    /// `argv[0]` names a file that can't be executed.
+    #[error("{} is not executable", .0.display())]
+    NotExecutable(PathBuf),
+    /// The launcher could not be started, or did not do its work.
+    #[error("cannot run the launcher {}", .launcher.display())]
+    Launcher {
+        /// Its executable.
+        launcher: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The launcher could not become the program.
+    #[error("cannot {doing}")]
+    Launch {
+        /// What it was about to do: `run vllm`, `enter /srv/llm`.
+        doing: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process could not be watched or signalled.
+    #[error("cannot {what} process {process}")]
+    Signal {
+        /// `watch`, `end` or `kill`.
+        what: &'static str,
+        /// The process.
+        process: ProcessId,
+        /// Why.
+        source: io::Error,
+    },
+    /// A tree to be stopped holds the process that is to stop it, or one of its ancestors.
+    #[error("process {0} is this agent or one that it descends from, and is not signalled")]
+    Own(ProcessId),
+    /// Processes outlived SIGKILL.
+    #[error(
+        "still there {} after SIGKILL: process {}",
+        humantime::format_duration(*.limit),
+        .processes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Survivors {
+        /// Who is left.
+        processes: Vec<ProcessId>,
+        /// How long they were waited for.
+        limit: Duration,
+    },
+    /// systemd did not say what the main process of a unit is.
+    #[error("cannot ask systemd about {unit}")]
+    Systemctl {
+        /// The unit.
+        unit: String,
+        /// Why.
+        source: ExecError,
+    },
+}
+
+impl Hint for ProcessError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::UnseenOwner { .. } | Self::Unreadable { .. } => {
+                "Let the agent run as root (passwordless sudo), or as the user who runs the model".to_owned()
+            }
+            Self::SharedPort { port, .. } => {
+                format!("Stop all but one of them: each gets a share of the requests to port {port}")
+            }
+            Self::BlankEnvironment(_) => {
+                "Name the variables that it needs under replica.env and replica.secret_env".to_owned()
+            }
+            Self::UnknownUser(_) => {
+                "Only /etc/passwd is read: name a local user in replica.user, or leave it out to keep the incumbent's"
+                    .to_owned()
+            }
+            Self::NoProgram { .. } => {
+                "Write the full path of the program as the first word of replica.command".to_owned()
+            }
+            Self::NotExecutable(file) => format!("chmod +x {}", file.display()),
+            Self::Survivors { .. } => {
+                "A process in state D waits for a driver: look at ps -o pid,stat,wchan and at dmesg".to_owned()
+            }
+            _ => return Vec::new(),
+        };
+        vec![hint]
+    }
+}

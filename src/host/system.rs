@@ -1,0 +1,241 @@
+//! The real host.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::engine::{self, Answer, Models};
+use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
+use super::process::{self, Inherited, Launch, Launcher, ProcessError, StopOrder, Stopped};
+use super::{Ending, Host};
+use crate::config::command;
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::{Port, ProcessId, SlotName};
+use crate::model::record::UpstreamImage;
+use crate::model::replica::Found;
+use crate::model::spec::SwapSpec;
+use crate::model::wire::{Asked, Secrets};
+
+/// How much of the engine's log is looked through for its progress.
+const PROGRESS_LINES: usize = 20;
+
+/// Shorter values, such as `1` or `true`, are no secrets, and hiding them would garble every log.
+const SHORTEST_SECRET: usize = 6;
+
+/// The variable that gives vLLM its API key (vLLM 0.33 `envs.py`).
+const VLLM_KEY: &str = "VLLM_API_KEY";
+
+/// This server, as one spec sees it.
+pub struct SystemHost {
+    spec: SwapSpec,
+    api_key: Option<String>,
+    secrets: Secrets,
+    nginx: Nginx,
+}
+
+/// Enough of a process that nobody here started to start it again. Holds secrets.
+#[derive(Debug, Serialize)]
+pub struct Snapshot {
+    argv: Vec<String>,
+    env: std::collections::BTreeMap<String, String>,
+    cwd: std::path::PathBuf,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl SystemHost {
+    /// The host for what is asked.
+    pub fn new(asked: &Asked) -> Self {
+        let spec = asked.spec.clone();
+        let named = spec.nginx.probe.api_key_env.as_deref().unwrap_or(VLLM_KEY);
+        let api_key = asked.secrets.0.get(named).cloned();
+        let ports = spec.slots.values().map(|slot| slot.port).collect();
+        let nginx = Nginx::new(spec.nginx.clone()).ports(ports).api_key(api_key.clone());
+        Self { spec, api_key, secrets: asked.secrets.clone(), nginx }
+    }
+
+    /// argv, environment, folder and user of a running process.
+    ///
+    /// # Errors
+    /// If it is gone, or another user's.
+    pub fn snapshot(&self, main: ProcessId) -> Result<Snapshot, Failure> {
+        let inherited = process::inherited(main)?;
+        let env = match process::environment(main) {
+            Err(ProcessError::BlankEnvironment(_)) => std::collections::BTreeMap::new(),
+            env => env?,
+        };
+        let argv = process::argv(main)?;
+        let process::Identity { uid, gid, groups } = inherited.identity;
+        Ok(Snapshot { argv, env, cwd: inherited.cwd, uid, gid, groups })
+    }
+
+    /// argv of the spec's replica in a slot.
+    fn argv(&self, slot: &SlotName) -> Vec<String> {
+        let slot = &self.spec.slots[slot];
+        command::render(&self.spec.replica.command, &self.spec.model, slot.port, &slot.gpus)
+    }
+
+    /// argv of the spec's replica, in a slot of no matter.
+    fn any_argv(&self) -> Vec<String> {
+        self.spec.slots.keys().next().map(|slot| self.argv(slot)).unwrap_or_default()
+    }
+}
+
+impl Host for SystemHost {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    fn systemd(&self) -> bool {
+        // sd_booted(3)
+        Path::new("/run/systemd/system").is_dir()
+    }
+
+    async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {
+        Ok(process::find(port).await?)
+    }
+
+    fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure> {
+        Ok(process::listeners(port)?)
+    }
+
+    fn alive(&self, process: ProcessId) -> bool {
+        process::alive(process)
+    }
+
+    fn tree(&self, main: ProcessId) -> Result<Vec<ProcessId>, Failure> {
+        Ok(process::tree(main)?)
+    }
+
+    fn inherited(&self, incumbent: Option<ProcessId>) -> Result<Inherited, Failure> {
+        let inherited = match (&self.spec.replica.user, incumbent) {
+            (Some(user), _) => Inherited::of_user(user)?,
+            (None, Some(incumbent)) => process::inherited(incumbent)?,
+            (None, None) => Inherited::of_self()?,
+        };
+        Ok(inherited)
+    }
+
+    fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure> {
+        let inherited = self.inherited(incumbent)?;
+        let path = self.spec.replica.env.get("PATH").unwrap_or(&inherited.path);
+        let program = self.spec.replica.command.first().map_or("", String::as_str);
+        process::resolve(program, path, &inherited.cwd)?;
+        Ok(())
+    }
+
+    async fn start(&self, launch: &Launch) -> Result<ProcessId, Failure> {
+        // Dropping the child leaves it running; the runtime reaps it.
+        Ok(process::start(launch, &Launcher::default()).await?.main)
+    }
+
+    async fn exited(&self, process: ProcessId) {
+        if process::exited(process).await.is_err() {
+            // What cannot be watched is not known to have ended.
+            std::future::pending().await
+        }
+    }
+
+    fn marked(&self, marker: &str) -> Result<Option<StopOrder>, Failure> {
+        Ok(StopOrder::marked(marker, self.stop_grace())?)
+    }
+
+    async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
+        Ok(match how {
+            Ending::Graceful => process::stop(order).await?,
+            Ending::Cut => process::cut(order).await?,
+        })
+    }
+
+    fn stop_grace(&self) -> Duration {
+        engine::stop_grace(self.spec.replica.engine, &self.any_argv())
+    }
+
+    async fn restarted(&self, wrapper: ProcessId, argv: &[String]) -> Option<ProcessId> {
+        process::restarted_by(wrapper, argv).await.ok().flatten()
+    }
+
+    fn log_tail(&self, log: &Path, lines: usize) -> Vec<String> {
+        let mut tail = process::log_tail(log, lines);
+        for line in &mut tail {
+            for secret in self.secrets.0.values().filter(|secret| secret.len() >= SHORTEST_SECRET) {
+                *line = line.replace(secret.as_str(), "***");
+            }
+        }
+        tail
+    }
+
+    fn loading(&self, log: Option<&Path>) -> Option<String> {
+        engine::progress(self.spec.replica.engine, &process::log_tail(log?, PROGRESS_LINES))
+    }
+
+    async fn ask(&self, port: Port) -> Answer {
+        engine::ask(self.spec.replica.engine, port, self.api_key.as_deref()).await
+    }
+
+    fn check(&self, slot: &SlotName, models: &Models) -> Result<(), Failure> {
+        let expected =
+            engine::expected(self.spec.replica.engine, &self.argv(slot), &self.spec.model);
+        Ok(engine::check(&expected, models)?)
+    }
+
+    fn names(&self) -> Vec<String> {
+        engine::expected(self.spec.replica.engine, &self.any_argv(), &self.spec.model).names
+    }
+
+    async fn in_flight(&self, port: Port) -> Result<u64, Failure> {
+        Ok(engine::in_flight(self.spec.replica.engine, port).await?.total())
+    }
+
+    async fn fingerprint(&self, port: Port, name: &str) -> Option<String> {
+        engine::fingerprint(self.spec.replica.engine, port, name, self.api_key.as_deref()).await
+    }
+
+    async fn upstream(&self) -> Result<UpstreamView, Failure> {
+        Ok(self.nginx.view().await?)
+    }
+
+    async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure> {
+        let view = self.nginx.view().await?;
+        Ok(self.nginx.image(&view, to)?)
+    }
+
+    fn loaded(&self, master: ProcessId) -> Result<Reloaded, Failure> {
+        Ok(self.nginx.loaded(master)?)
+    }
+
+    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure> {
+        Ok(self.nginx.load(image).await?)
+    }
+
+    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
+        Ok(self.nginx.restore(image).await?)
+    }
+
+    async fn prove(&self, expected: &Expectation, reloaded: &Reloaded) -> Result<Proof, Failure> {
+        Ok(self.nginx.prove(expected, reloaded).await?)
+    }
+
+    fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft> {
+        self.nginx.workers_left(old, port)
+    }
+}
+
+macro_rules! failures {
+    ($($error:ty),+) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                error.to_failure()
+            }
+        }
+    )+};
+}
+
+failures!(super::nginx::NginxError, ProcessError, engine::EngineError, engine::Mismatch);

@@ -1,0 +1,235 @@
+//! F2: the journal of a swap: intent for machines. Appended and fsynced before the act it announces.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use crate::model::failure::Hint;
+use crate::model::ids::SwapId;
+use crate::model::plan::Plan;
+use crate::model::record::{JOURNAL_VERSION, Record, RecordKind};
+use crate::swap::transition::{self, Illegal, Status};
+
+/// The journal's file in the swap's folder.
+const FILE: &str = "journal.ndjson";
+
+/// A journal that could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The record breaks the transition table: a bug.
+    #[error("journal {} refuses a record", path.display())]
+    Illegal {
+        /// The journal.
+        path: PathBuf,
+        /// The rule.
+        source: Illegal,
+    },
+    /// The disk refused.
+    #[error("cannot {act} journal {}", path.display())]
+    Io {
+        /// `create`, `read` or `append to`.
+        act: &'static str,
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line that is not the torn last one makes no sense.
+    #[error("line {line} of journal {} is no record", path.display())]
+    Line {
+        /// The journal.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Written by a newer version.
+    #[error("journal {} has version {found}; this binary knows {JOURNAL_VERSION}", path.display())]
+    Newer {
+        /// The journal.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+impl Hint for JournalError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Io { path, .. } => {
+                vec![format!(
+                    "check free space and rights of {}",
+                    path.parent().unwrap_or(path).display()
+                )]
+            }
+            Self::Newer { .. } => {
+                vec!["use the version of model-swap that wrote it, or a newer one".to_owned()]
+            }
+            Self::Illegal { .. } | Self::Line { .. } => Vec::new(),
+        }
+    }
+}
+
+/// A journal that is being written.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    records: Vec<Record>,
+    status: Status,
+}
+
+impl Journal {
+    /// Creates the journal of a new swap in its folder; its first record is the plan.
+    ///
+    /// # Errors
+    /// If there is one already or the disk refuses.
+    pub fn create(
+        folder: &Path,
+        swap: &SwapId,
+        plan: &Plan,
+        at: Timestamp,
+    ) -> Result<Self, JournalError> {
+        let path = folder.join(FILE);
+        let io = |source| JournalError::Io { act: "create", path: path.clone(), source };
+        let file =
+            OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
+        let status = Status::of_plan(plan);
+        let mut journal = Self { path: path.clone(), file, records: Vec::new(), status };
+        let kind = RecordKind::Planned { swap: swap.clone(), plan: Box::new(plan.clone()) };
+        journal.write(Record { v: JOURNAL_VERSION, at, kind })?;
+        // The folder's entry must outlive a power loss as well as the content.
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+        Ok(journal)
+    }
+
+    /// Whether the swap of this folder has a whole record: without one it has done nothing.
+    pub fn has_begun(folder: &Path) -> bool {
+        fs::read(folder.join(FILE)).is_ok_and(|text| text.contains(&b'\n'))
+    }
+
+    /// Opens the journal of an interrupted swap to go on with it. A torn last line is cut off.
+    ///
+    /// # Errors
+    /// If it cannot be read, was written by a newer version or breaks the transition table.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        let path = folder.join(FILE);
+        let io = |source| JournalError::Io { act: "read", path: path.clone(), source };
+        let text = fs::read(&path).map_err(io)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let records = parse(&path, &text[..whole])?;
+        let status = transition::replay(&records)
+            .map_err(|source| JournalError::Illegal { path: path.clone(), source })?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
+        file.set_len(whole as u64).map_err(io)?;
+        Ok(Self { path: path.clone(), file, records, status })
+    }
+
+    /// Appends a record and waits until it is on the disk. Only then may the act follow.
+    ///
+    /// # Errors
+    /// If the record may not follow or the disk refuses; then nothing may be done.
+    pub fn append(&mut self, kind: RecordKind, at: Timestamp) -> Result<(), JournalError> {
+        let next = transition::apply(&self.status, &kind)
+            .map_err(|source| JournalError::Illegal { path: self.path.clone(), source })?;
+        self.write(Record { v: JOURNAL_VERSION, at, kind })?;
+        self.status = next;
+        Ok(())
+    }
+
+    /// Where the swap stands.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// Every record so far.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    fn write(&mut self, record: Record) -> Result<(), JournalError> {
+        let io = |source| JournalError::Io { act: "append to", path: self.path.clone(), source };
+        let mut line = serde_json::to_vec(&record).map_err(|error| io(error.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(io)?;
+        self.records.push(record);
+        Ok(())
+    }
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<Vec<Record>, JournalError> {
+    /// Only the version: the rest of a newer record may mean anything.
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        v: u32,
+    }
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let record = |(index, line): (usize, &[u8])| {
+        let wrong = |source| JournalError::Line { path: path.to_owned(), line: index + 1, source };
+        let Versioned { v } = serde_json::from_slice(line).map_err(wrong)?;
+        if v > JOURNAL_VERSION {
+            return Err(JournalError::Newer { path: path.to_owned(), found: v });
+        }
+        serde_json::from_slice(line).map_err(wrong)
+    };
+    lines.enumerate().map(record).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::{Done, Undo};
+    use crate::swap::planner::tests::two_slot_plan;
+    use crate::swap::transition::StepStatus;
+
+    fn at() -> Timestamp {
+        Timestamp::UNIX_EPOCH
+    }
+
+    fn begun(folder: &Path) -> Journal {
+        let swap = "s-1".parse().unwrap();
+        let mut journal = Journal::create(folder, &swap, &two_slot_plan(), at()).unwrap();
+        journal.append(RecordKind::Started { step: 0, undo: Undo::Nothing }, at()).unwrap();
+        journal
+    }
+
+    #[test]
+    fn what_was_appended_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = begun(folder.path());
+        journal.append(RecordKind::Succeeded { step: 0, done: Done::Nothing }, at()).unwrap();
+        let again = Journal::open(folder.path()).unwrap();
+        assert_eq!(again.records(), journal.records());
+        assert_eq!(again.status().steps[0], StepStatus::Succeeded);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_cut_off_and_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(begun(folder.path()));
+        let path = folder.path().join(FILE);
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"v\":1,\"at\"").unwrap();
+        let mut journal = Journal::open(folder.path()).unwrap();
+        journal.append(RecordKind::Succeeded { step: 0, done: Done::Nothing }, at()).unwrap();
+        assert_eq!(Journal::open(folder.path()).unwrap().records().len(), 3);
+    }
+
+    #[test]
+    fn an_illegal_record_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = begun(folder.path());
+        assert!(journal.append(RecordKind::Closed, at()).is_err());
+        assert_eq!(Journal::open(folder.path()).unwrap().records().len(), 2);
+    }
+
+    #[test]
+    fn a_newer_journal_is_refused_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE), "{\"v\":2,\"what\":\"ever\"}\n").unwrap();
+        assert!(matches!(Journal::open(folder.path()), Err(JournalError::Newer { found: 2, .. })));
+    }
+}

@@ -1,0 +1,87 @@
+//! The model-swap binary: runner and agent in one.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use model_swap::agent;
+use model_swap::cli::{Cli, Part, Verb};
+use model_swap::github::inputs::Inputs;
+use model_swap::github::run::WorkflowRun;
+use model_swap::host::process;
+use model_swap::model::failure::{Failure, Hint};
+use model_swap::model::outcome::Exit;
+use model_swap::runner::{self, Setting, Surface, Voice};
+
+/// How long a blocked name look-up may hold up the end of the process.
+const SHUTDOWN_LIMIT: Duration = Duration::from_millis(200);
+
+fn main() -> ExitCode {
+    // A container action is called without arguments: its inputs are in the environment.
+    let env: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let is_action = std::env::args_os().len() == 1 && env.contains_key("GITHUB_ACTIONS");
+    let verb = if is_action { None } else { Some(Cli::parse().command) };
+    let ended = match verb {
+        Some(Verb::Agent { part }) => serve(part),
+        verb => run(verb, env),
+    };
+    ended.unwrap_or_else(|error| {
+        // Only what is a bug comes so far: everything else has an exit of its own.
+        let _ = writeln!(std::io::stderr(), "model-swap: {error:#}");
+        ExitCode::from(Exit::Bug.code())
+    })
+}
+
+fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<ExitCode> {
+    let (surface, inputs) = match verb {
+        None => {
+            let inputs = Inputs::from_env(&env);
+            let failures =
+                |problems: Vec<_>| problems.iter().map(Hint::to_failure).collect::<Vec<Failure>>();
+            (Surface::Workflow, inputs.map_err(failures))
+        }
+        Some(verb) => {
+            let inputs = verb.inputs(&env).map_err(|failure| vec![failure]);
+            (
+                Surface::Terminal,
+                inputs.map(|inputs| inputs.expect("the server's side is served elsewhere")),
+            )
+        }
+    };
+    let mut voice = Voice::new(surface);
+    let run = WorkflowRun::from_env(&env);
+    let exit = match inputs {
+        Err(failures) => runner::refuse(&run, &failures, &mut voice),
+        Ok(inputs) => on_one_thread(runner::run(Setting { inputs, run, env }, &mut voice))?,
+    };
+    Ok(ExitCode::from(exit.code()))
+}
+
+fn serve(part: Part) -> anyhow::Result<ExitCode> {
+    match part {
+        Part::Launch => return Ok(process::launch_main()),
+        Part::Session => on_one_thread(agent::session())?,
+        Part::Run => on_one_thread(agent::run())?,
+        Part::Install { digest } => {
+            agent::install(&digest)?;
+            writeln!(std::io::stdout(), "installed")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn on_one_thread<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    // GitHub is told beside the work, on the same thread.
+    let result = tokio::task::LocalSet::new().block_on(&runtime, work);
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    Ok(result)
+}

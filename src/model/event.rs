@@ -1,0 +1,146 @@
+//! The story of a swap, for people. The journal, for machines, is another file.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use super::ids::{SlotName, SwapId};
+use super::outcome::Outcome;
+use super::plan::Plan;
+use super::replica::Revision;
+
+/// One line of the event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Version of the wire.
+    pub v: u32,
+    /// The swap.
+    pub swap: SwapId,
+    /// 1, 2, 3, … without gaps within a swap.
+    pub seq: u64,
+    /// When it happened, by the server's clock.
+    pub at: Timestamp,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened. Steps are named by their index in the plan of the first event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// Always first: every step that will follow.
+    Planned {
+        /// The plan.
+        plan: Box<Plan>,
+    },
+    /// A step began.
+    StepStarted {
+        /// Index in the plan.
+        index: usize,
+    },
+    /// Something worth a line happened within a step.
+    Progress {
+        /// Index in the plan.
+        index: usize,
+        /// One line.
+        text: String,
+    },
+    /// A step is done.
+    StepSucceeded {
+        /// Index in the plan.
+        index: usize,
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+        /// What was found or done, one line.
+        detail: String,
+    },
+    /// A step failed; the steps before it will be undone.
+    StepFailed {
+        /// Index in the plan.
+        index: usize,
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+        /// Why.
+        failure: Failure,
+    },
+    /// A step's undo began.
+    UndoStarted {
+        /// Index in the plan.
+        index: usize,
+    },
+    /// A step is undone.
+    UndoFinished {
+        /// Index in the plan.
+        index: usize,
+        /// What was undone, one line.
+        detail: String,
+    },
+    /// A step could not be undone: the swap is stuck.
+    UndoFailed {
+        /// Index in the plan.
+        index: usize,
+        /// Why.
+        failure: Failure,
+    },
+    /// Worth knowing, and no failure.
+    Warning {
+        /// One line.
+        text: String,
+    },
+    /// The drain's deadline passed; the replica is kept, watched, and retired once it is drained.
+    Overdue {
+        /// What is left in flight.
+        failure: Failure,
+    },
+    /// The outcome is known. Steps after `promote` may follow.
+    Concluded(Conclusion),
+    /// Always last: nothing will follow.
+    Closed(Closing),
+    /// An event of a newer agent, that this binary does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a swap ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conclusion {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Where traffic goes now, one fragment: `Qwen/X on slot b serves`.
+    pub traffic: String,
+    /// The slot that serves.
+    pub slot: Option<SlotName>,
+    /// What serves now.
+    pub revision: Option<Revision>,
+    /// What served before.
+    pub previous_revision: Option<Revision>,
+    /// Until when the previous replica stays warm.
+    pub rollback_until: Option<Timestamp>,
+    /// Why, unless all went well.
+    pub failure: Option<Failure>,
+}
+
+/// What became of the replica that lost its traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "closing", rename_all = "snake_case")]
+pub enum Closing {
+    /// There was none, or the swap did not get so far.
+    Nothing,
+    /// It is drained and gone.
+    Retired {
+        /// The slot that is free now.
+        slot: SlotName,
+    },
+    /// It runs on, undrained or unstopped.
+    Kept {
+        /// Where it runs.
+        slot: SlotName,
+        /// Why.
+        failure: Failure,
+    },
+    /// Another command took over.
+    Superseded {
+        /// Which.
+        by: Option<SwapId>,
+    },
+}

@@ -1,0 +1,15 @@
+//! F0: values. No I/O, no clock, no async; everything here can be written to the wire or to disk.
+
+pub mod event;
+pub mod failure;
+pub mod ids;
+pub mod outcome;
+pub mod plan;
+pub mod record;
+pub mod replica;
+pub mod secret;
+pub mod spec;
+pub mod state;
+pub mod step;
+pub mod target;
+pub mod wire;

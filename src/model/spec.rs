@@ -1,0 +1,156 @@
+//! What the user asks for: the validated, normalised content of `model-swap.yaml`.
+//!
+//! Values here come from `config::load` (or the wire) and are already checked; defaults are applied.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{Port, ServiceName, SlotName};
+
+/// One service on one server, as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapSpec {
+    /// What clients call.
+    pub service: ServiceName,
+    /// Model name or path, the value of `{model}`.
+    pub model: String,
+    /// Pinned commit of the weights; part of the revision.
+    pub model_revision: Option<String>,
+    /// The two places for a replica.
+    pub slots: BTreeMap<SlotName, Slot>,
+    /// How a replica is started.
+    pub replica: ReplicaSpec,
+    /// How long a candidate may take to get ready.
+    pub ready: ReadySpec,
+    /// How the replica that lost its traffic is drained.
+    pub drain: DrainSpec,
+    /// How long the previous replica stays warm after promote.
+    pub retain: Duration,
+    /// The proxy in front.
+    pub nginx: NginxSpec,
+    /// Folder of state and journals; `None`: `/var/lib/model-swap` as root, else `$XDG_STATE_HOME/model-swap`.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Port and GPUs of a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// The port that a replica in this slot listens on.
+    pub port: Port,
+    /// GPU indices in PCI bus order, or UUIDs; empty for none.
+    pub gpus: Vec<Gpu>,
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gpu {
+    /// Index in PCI bus order, as `nvidia-smi` counts.
+    Index(u32),
+    /// `GPU-…` or `MIG-…`.
+    Uuid(String),
+}
+
+/// How a replica is started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaSpec {
+    /// argv with the exact tokens `{model}`, `{port}`, `{gpus}` not yet replaced; never given to a shell.
+    pub command: Vec<String>,
+    /// The inference server program.
+    pub engine: Engine,
+    /// What supervises the replica.
+    pub runtime: Runtime,
+    /// User to run as; `None`: the incumbent's, else the agent's.
+    pub user: Option<String>,
+    /// Environment on top of `HOME`, `USER`, `LOGNAME` and `PATH`.
+    pub env: BTreeMap<String, String>,
+    /// Names of variables whose values come from the step's environment.
+    pub secret_env: Vec<String>,
+}
+
+/// The inference server program; decides paths, metrics and manners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// vLLM's OpenAI-compatible server.
+    Vllm,
+}
+
+/// What supervises a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    /// systemd where it is PID 1, else process.
+    Auto,
+    /// A systemd unit.
+    Systemd,
+    /// A plain process in a session of its own.
+    Process,
+}
+
+/// Bound on loading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadySpec {
+    /// From the start of the process until it is ready.
+    pub timeout: Duration,
+}
+
+/// Bound on draining, and what then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainSpec {
+    /// From cutover until nothing is in flight.
+    pub timeout: Duration,
+    /// What happens to a replica that is not drained by then.
+    pub on_timeout: OnTimeout,
+}
+
+/// What happens when a drain meets its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// The replica keeps running and is retired once it is drained.
+    Keep,
+    /// The replica keeps running and the drain is reported as failed.
+    Fail,
+    /// The replica is stopped with its requests in flight.
+    Cut,
+}
+
+/// The nginx in front of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NginxSpec {
+    /// The file that holds (or includes) the upstream block; absolute.
+    pub config: PathBuf,
+    /// Name of the upstream block.
+    pub upstream: String,
+    /// How nginx is called.
+    pub command: Vec<String>,
+    /// How to reach the service through nginx.
+    pub probe: ProbeSpec,
+    /// How long old workers are waited for.
+    pub pinned_workers: PinnedWorkers,
+}
+
+/// A request through nginx whose answer identifies the replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeSpec {
+    /// `http://` URL of `/v1/models` through nginx.
+    pub url: String,
+    /// `Host` header, where the URL's own would meet another server block.
+    pub host: Option<String>,
+    /// Name of the variable in the step's environment that holds the API key.
+    pub api_key_env: Option<String>,
+}
+
+/// How long old nginx workers are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PinnedWorkers {
+    /// Until they are gone.
+    Wait,
+    /// After this time, those that hold no connection to the old port no longer count.
+    IgnoreAfter(Duration),
+}

@@ -1,0 +1,136 @@
+//! The service's state on the server. Versioned; where nginx and this differ, nginx is right.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::ids::{Port, ProcessId, ServiceName, SlotName, SwapId};
+use super::outcome::Outcome;
+use super::record::Retained;
+use super::replica::{Replica, Revision};
+
+/// Version of the state's format.
+pub const STATE_VERSION: u32 = 1;
+
+/// What is known of a service between commands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceState {
+    /// [`STATE_VERSION`] of the writer.
+    pub v: u32,
+    /// The replica that was promoted last.
+    pub serving: Option<Replica>,
+    /// The swap whose result serves; `None` before the first swap and after a rollback.
+    pub serving_swap: Option<SwapId>,
+    /// The replica that served before, while it is still there.
+    pub retained: Option<Retained>,
+    /// The latest swaps, newest last, at most [`HISTORY`].
+    pub history: Vec<Past>,
+}
+
+impl ServiceState {
+    /// Adds a swap to the history and forgets the oldest beyond [`HISTORY`].
+    pub fn remember(&mut self, past: Past) {
+        self.history.push(past);
+        let surplus = self.history.len().saturating_sub(HISTORY);
+        self.history.drain(..surplus);
+    }
+}
+
+/// How many swaps the history keeps.
+pub const HISTORY: usize = 50;
+
+impl Default for ServiceState {
+    fn default() -> Self {
+        Self {
+            v: STATE_VERSION,
+            serving: None,
+            serving_swap: None,
+            retained: None,
+            history: Vec::new(),
+        }
+    }
+}
+
+/// One swap of the past.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The swap.
+    pub swap: SwapId,
+    /// When it concluded.
+    pub at: Timestamp,
+    /// How.
+    pub outcome: Outcome,
+    /// What it was to bring.
+    pub revision: Revision,
+}
+
+/// Who holds the lease, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The swap.
+    pub swap: SwapId,
+    /// Since when.
+    pub since: Timestamp,
+    /// The agent's process on the server.
+    pub process: ProcessId,
+    /// `swap` or `rollback`.
+    pub command: String,
+    /// Who asked.
+    pub requester: Requester,
+}
+
+/// Who asked, as GitHub tells it; all unknown from a terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Requester {
+    /// `owner/name`.
+    pub repository: Option<String>,
+    /// Run id.
+    pub run_id: Option<String>,
+    /// Attempt of the run.
+    pub run_attempt: Option<String>,
+    /// Job id in the workflow.
+    pub job: Option<String>,
+    /// Step id in the job.
+    pub step: Option<String>,
+    /// Who started the run, or the local user.
+    pub actor: Option<String>,
+    /// Commit of the workflow.
+    pub sha: Option<String>,
+    /// Link to the run.
+    pub url: Option<String>,
+}
+
+/// The answer of `status`: records beside what is observed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The service.
+    pub service: ServiceName,
+    /// The port that nginx's upstream names.
+    pub nginx_port: Port,
+    /// What runs in each slot.
+    pub slots: Vec<SlotReport>,
+    /// Who holds the lease.
+    pub holder: Option<Holder>,
+    /// The swap whose result serves, if it was one.
+    pub serving_swap: Option<SwapId>,
+    /// Until when a warm rollback is possible.
+    pub rollback_until: Option<Timestamp>,
+    /// The latest swaps, newest last.
+    pub history: Vec<Past>,
+}
+
+/// One slot as observed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotReport {
+    /// The slot.
+    pub slot: SlotName,
+    /// Its port.
+    pub port: Port,
+    /// `serving`, `retained`, `unknown` or `free`.
+    pub role: String,
+    /// What runs there, where it is known.
+    pub revision: Option<Revision>,
+    /// Whether it answers as ready.
+    pub ready: bool,
+    /// Requests in flight by the engine's own count.
+    pub in_flight: Option<u64>,
+}

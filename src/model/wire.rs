@@ -1,0 +1,230 @@
+//! What runner and agent say to each other: one request line in, frames as NDJSON out.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Event;
+use super::failure::Failure;
+use super::ids::SwapId;
+use super::outcome::Exit;
+use super::plan::Plan;
+use super::spec::SwapSpec;
+use super::state::{Requester, StatusReport};
+
+/// Version of the wire. An agent answers this one and the two before it.
+pub const WIRE_VERSION: u32 = 1;
+
+/// The line before the first frame: a login script may print before it.
+pub const SENTINEL: &str = "--- model-swap agent ---";
+
+/// The environment variable that marks a replica as ours: `<service>/<swap>/<slot>`.
+pub const MARKER: &str = "MODEL_SWAP_REPLICA";
+
+/// One request: the first and only line on the agent's stdin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`WIRE_VERSION`] of the runner.
+    pub v: u32,
+    /// What is asked.
+    pub command: Command,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// What would a swap do?
+    Plan(SwapRequest),
+    /// Do it, and follow.
+    Swap(SwapRequest),
+    /// Bring the retained replica back, and follow.
+    Rollback(RollbackRequest),
+    /// What serves?
+    Status(Asked),
+    /// The log of the replica that was started last.
+    Logs(Asked),
+    /// Follow a swap that is under way, or was.
+    Follow {
+        /// Where.
+        asked: Asked,
+        /// The swap.
+        swap: SwapId,
+        /// Send events after this number.
+        since: u64,
+        /// Where the stream may end.
+        wait: Wait,
+    },
+}
+
+/// Which service, and what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The specification, for slots, nginx and state folder.
+    pub spec: SwapSpec,
+    /// Values of `secret_env` and `api_key_env`.
+    pub secrets: Secrets,
+}
+
+/// A swap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapRequest {
+    /// What it should be.
+    pub asked: Asked,
+    /// Id of the new swap, chosen by the runner so that a lost answer can be followed.
+    pub swap: SwapId,
+    /// Whether an equal revision is swapped all the same.
+    pub when: When,
+    /// Where the stream may end.
+    pub wait: Wait,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// A rollback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// Which service.
+    pub asked: Asked,
+    /// Id of the rollback itself.
+    pub swap: SwapId,
+    /// The swap to undo; `None`: the one that serves.
+    pub of: Option<SwapId>,
+    /// Where the stream may end.
+    pub wait: Wait,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// When a swap is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// If the serving replica differs.
+    Changed,
+    /// Always (`--force`).
+    Always,
+}
+
+impl From<bool> for When {
+    /// From an option `--force`.
+    fn from(force: bool) -> Self {
+        if force { Self::Always } else { Self::Changed }
+    }
+}
+
+/// How far a command is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wait {
+    /// Until the outcome is known.
+    Promoted,
+    /// Until the other replica is retired.
+    Retired,
+}
+
+/// Names and values that must be seen nowhere.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secrets(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// One line of the agent's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "frame", rename_all = "snake_case")]
+pub enum Frame {
+    /// Always first.
+    Hello(Hello),
+    /// The answer to `plan`, when there is something to do.
+    Plan {
+        /// The plan.
+        plan: Box<Plan>,
+    },
+    /// The answer to `plan`, `swap` or `rollback`, when nothing has to change.
+    Unchanged {
+        /// What serves, one line.
+        reason: String,
+        /// The service as observed.
+        status: Box<StatusReport>,
+    },
+    /// The swap is under way; its events follow.
+    Accepted {
+        /// The swap that is followed: an older one if this step had already begun it.
+        swap: SwapId,
+    },
+    /// An event.
+    Event(Event),
+    /// The answer to `status`.
+    Status {
+        /// The report.
+        report: Box<StatusReport>,
+    },
+    /// A line of the answer to `logs`.
+    Line {
+        /// The line.
+        text: String,
+    },
+    /// Nothing was done.
+    Refused(Refusal),
+    /// Always last, if the agent could say so.
+    End,
+}
+
+/// The agent introduces itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`WIRE_VERSION`] of the agent.
+    pub v: u32,
+    /// Version of the program.
+    pub version: String,
+    /// The folder of state and journals.
+    pub state_dir: PathBuf,
+}
+
+/// Why nothing was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// All problems at once.
+    pub failures: Vec<Failure>,
+    /// Whose fault.
+    pub fault: Fault,
+}
+
+impl Refusal {
+    /// What was asked for cannot be done.
+    pub fn input(failure: impl Into<Failure>) -> Self {
+        Self { failures: vec![failure.into()], fault: Fault::Input }
+    }
+
+    /// The server cannot do it.
+    pub fn environment(failure: impl Into<Failure>) -> Self {
+        Self { failures: vec![failure.into()], fault: Fault::Environment }
+    }
+}
+
+/// Whose fault a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// What was asked for.
+    Input,
+    /// The server it was asked of.
+    Environment,
+}
+
+impl Fault {
+    /// The exit that says so.
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::Input => Exit::Input,
+            Self::Environment => Exit::Environment,
+        }
+    }
+}

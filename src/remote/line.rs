@@ -1,0 +1,106 @@
+//! The two command lines that the server's login shell is ever given.
+//!
+//! The login shell may be sh, bash, dash, zsh, fish or csh, so each line is one `exec sh -c '…'` with nothing inside the
+//! quotes that any of them touches: no quote, backslash, exclamation mark or newline. The values that go in are held
+//! to a set of characters that are nothing special to sh either. Secrets never go in.
+
+use std::path::Path;
+
+use super::agent::Install;
+use super::error::RemoteError;
+use crate::model::wire::SENTINEL;
+
+/// What the line says when the agent is not there.
+pub(super) const ABSENT: &str = "--- model-swap absent ---";
+
+/// What the line says in front of the server's architecture, when that is another than ours.
+pub(super) const OTHER_ARCHITECTURE: &str = "--- model-swap architecture ---";
+
+/// The file's name in its folder.
+const BINARY: &str = "model-swap";
+
+/// Where the agent is, and as whom it runs: values that were checked.
+pub(super) struct Place<'a> {
+    digest: &'a str,
+    nginx: &'a str,
+    state_dir: Option<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn new(install: &'a Install) -> Result<Self, RemoteError> {
+        let state_dir =
+            install.state_dir.as_deref().map(|path| plain_path("state_dir", path)).transpose()?;
+        Ok(Self {
+            digest: plain("digest", &install.digest)?,
+            nginx: plain_path("nginx.config", &install.nginx_config)?,
+            state_dir,
+        })
+    }
+
+    /// Runs the agent, or says [`ABSENT`] with exit code 127.
+    ///
+    /// Where the user may not look into the folder, root looks.
+    pub(super) fn ask(&self) -> String {
+        let place = self.place();
+        format!(
+            "exec sh -c '{place}; b=\"$f/{BINARY}\"; \
+             [ -x \"$b\" ] || $r test -x \"$b\" || {{ echo \"{ABSENT}\"; exit 127; }}; \
+             exec $r \"$b\" agent session'"
+        )
+    }
+
+    /// Takes the program from standard input and lets it install itself.
+    ///
+    /// The folder is made by whom the agent will run as: what root runs, only root may write.
+    pub(super) fn bring(&self, architecture: &str) -> String {
+        let place = self.place();
+        let digest = self.digest;
+        format!(
+            "exec sh -c '{place}; a=$(uname -m); \
+             [ \"$a\" = {architecture} ] || {{ echo \"{OTHER_ARCHITECTURE} $a\"; exit 1; }}; \
+             t=\"$f/.{BINARY}.$$\"; \
+             $r mkdir -p \"$f\" && $r tee \"$t\" >/dev/null && $r chmod 755 \"$t\" && $r \"$t\" agent install {digest}; \
+             c=$?; $r rm -f \"$t\"; exit $c'"
+        )
+    }
+
+    /// Sets `r` to what a command needs in front of it, and `f` to the folder of the agent.
+    ///
+    /// Root is root; who owns nginx's configuration needs no root; everybody else uses sudo. sudo adds its umask to
+    /// ours, and a folder of root must be open for the user to see that the agent is there.
+    fn place(&self) -> String {
+        let Self { digest, nginx, state_dir } = self;
+        let (own, shared) = match state_dir {
+            Some(dir) => (format!("{dir}/bin/{digest}"), format!("{dir}/bin/{digest}")),
+            None => (
+                format!("${{XDG_STATE_HOME:-$HOME/.local/state}}/model-swap/bin/{digest}"),
+                format!("/usr/local/libexec/model-swap/{digest}"),
+            ),
+        };
+        format!(
+            "r=; f=\"{shared}\"; umask 022; \
+             if [ \"$(id -u)\" = 0 ]; then :; elif [ -O \"{nginx}\" ]; then f=\"{own}\"; umask 077; else r=\"sudo -n\"; fi"
+        )
+    }
+}
+
+/// Whether a line says that the agent speaks from here on. What a login script printed before may lack a newline.
+pub(super) fn is_sentinel(line: &str) -> bool {
+    line.trim_end().ends_with(SENTINEL)
+}
+
+fn plain<'a>(what: &'static str, value: &'a str) -> Result<&'a str, RemoteError> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+@:,=".contains(&b);
+    if !value.is_empty() && value.bytes().all(is_plain) {
+        Ok(value)
+    } else {
+        Err(RemoteError::Value { what, value: value.to_owned() })
+    }
+}
+
+fn plain_path<'a>(what: &'static str, path: &'a Path) -> Result<&'a str, RemoteError> {
+    match path.to_str() {
+        Some(text) if path.is_absolute() => plain(what, text),
+        _ => Err(RemoteError::Value { what, value: path.to_string_lossy().into_owned() }),
+    }
+}

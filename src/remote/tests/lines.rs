@@ -1,0 +1,163 @@
+//! The fixed lines as shells run them: mode and place, with stand-ins for `id` and `sudo`.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::sshd::script;
+use crate::remote::agent::Install;
+use crate::remote::line::{ABSENT, Place};
+
+/// A scratch server: `id` says who we are, `sudo` notes that it was used.
+struct World {
+    folder: tempfile::TempDir,
+    install: Install,
+}
+
+impl World {
+    fn new(uid: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        script(folder.path(), "id", &format!("echo {uid}"));
+        script(
+            folder.path(),
+            "sudo",
+            "[ \"$1\" = -n ] || exit 9; shift; echo \"$@\" >> \"${0%/*}/as_root\"; exec \"$@\"",
+        );
+        let nginx_config = folder.path().join("nginx.conf");
+        let state_dir = Some(folder.path().join("state"));
+        let install =
+            Install { digest: "d1".to_owned(), binary: "/none".into(), state_dir, nginx_config };
+        Self { folder, install }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn owns_nginx(self) -> Self {
+        std::fs::write(&self.install.nginx_config, "").unwrap();
+        self
+    }
+
+    fn has_agent(self, place: &str) -> Self {
+        let folder = self.path().join(place);
+        std::fs::create_dir_all(&folder).unwrap();
+        script(&folder, "model-swap", "echo \"I am $*\"");
+        self
+    }
+
+    fn run(&self, shell: &str) -> Output {
+        let line = Place::new(&self.install).unwrap().ask();
+        let path = format!("{}:{}", self.path().display(), std::env::var("PATH").unwrap());
+        Command::new(shell)
+            .args(["-c", &line])
+            .env("PATH", path)
+            .env("HOME", self.path())
+            .env_remove("XDG_STATE_HOME")
+            .output()
+            .unwrap()
+    }
+
+    fn said(&self) -> String {
+        String::from_utf8(self.run("sh").stdout).unwrap()
+    }
+
+    fn as_root(&self) -> String {
+        std::fs::read_to_string(self.path().join("as_root")).unwrap_or_default()
+    }
+}
+
+#[test]
+fn root_runs_it_directly() {
+    let world = World::new(0).has_agent("state/bin/d1");
+    assert_eq!(world.said(), "I am agent session\n");
+    assert_eq!(world.as_root(), "");
+}
+
+#[test]
+fn the_owner_of_nginx_needs_no_root() {
+    let world = World::new(1000).owns_nginx().has_agent("state/bin/d1");
+    assert_eq!(world.said(), "I am agent session\n");
+    assert_eq!(world.as_root(), "");
+}
+
+#[test]
+fn without_a_state_folder_the_owner_has_it_at_home() {
+    let mut world = World::new(1000).owns_nginx().has_agent(".local/state/model-swap/bin/d1");
+    world.install.state_dir = None;
+    assert_eq!(world.said(), "I am agent session\n");
+}
+
+#[test]
+fn everybody_else_uses_sudo() {
+    let world = World::new(1000).has_agent("state/bin/d1");
+    assert_eq!(world.said(), "I am agent session\n");
+    assert_eq!(
+        world.as_root(),
+        format!("{}/state/bin/d1/model-swap agent session\n", world.path().display())
+    );
+}
+
+#[test]
+fn root_looks_where_the_user_may_not() {
+    let world = World::new(1000);
+    script(world.path(), "sudo", "[ \"$2\" = test ] || echo \"root runs $3 $4\"");
+    assert_eq!(world.said(), "root runs agent session\n");
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_said_so() {
+    for world in [World::new(0), World::new(1000).owns_nginx(), World::new(1000)] {
+        let output = world.run("sh");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{ABSENT}\n"));
+        assert_eq!(output.status.code(), Some(127));
+    }
+}
+
+#[test]
+fn every_login_shell_takes_the_lines() {
+    let world = World::new(1000).owns_nginx().has_agent("state/bin/d1");
+    let shells = ["sh", "dash", "bash", "zsh", "ksh", "fish", "csh", "tcsh"];
+    let here =
+        shells.iter().filter(|shell| Command::new(shell).args(["-c", "true"]).output().is_ok());
+    for shell in here {
+        let output = world.run(shell);
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "I am agent session\n",
+            "{shell}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn the_lines_hold_nothing_that_a_login_shell_would_touch() {
+    let world = World::new(0);
+    let place = Place::new(&world.install).unwrap();
+    for line in [place.ask(), place.bring("x86_64")] {
+        let inner =
+            line.strip_prefix("exec sh -c '").and_then(|rest| rest.strip_suffix('\'')).unwrap();
+        assert!(!inner.contains(['\'', '\\', '!', '\n']), "{inner}");
+        // The original csh takes words of at most 1024 characters (csh(1), LIMITATIONS).
+        assert!(inner.len() < 1024, "{}", inner.len());
+    }
+}
+
+#[test]
+fn values_that_a_shell_could_read_otherwise_are_refused() {
+    let world = World::new(0);
+    for bad in [
+        "/etc/a b",
+        "/etc/$HOME",
+        "/etc/`id`",
+        "/etc/'x'",
+        "/etc/\"x\"",
+        "/etc/a;b",
+        "relative/path",
+        "/etc/é",
+    ] {
+        let install = Install { nginx_config: bad.into(), ..world.install.clone() };
+        assert!(Place::new(&install).is_err(), "{bad}");
+        let install = Install { state_dir: Some(bad.into()), ..world.install.clone() };
+        assert!(Place::new(&install).is_err(), "{bad}");
+    }
+}

@@ -1,0 +1,36 @@
+//! F4: what people read, as pure folds over events: a live log, a job summary, reports.
+//!
+//! Text that came from the server is made inert here: control characters are escaped and lines are cut. What a line
+//! becomes on a terminal or in a workflow's log is the caller's to say.
+
+pub mod failure;
+pub mod log;
+mod markdown;
+pub mod plan;
+#[cfg(test)]
+mod sample;
+pub mod status;
+pub mod summary;
+mod text;
+
+/// One line, or one act, of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// A line of our own, in which some words may be the server's.
+    Text(String),
+    /// A part with this title begins; a reader may fold it. Parts are never nested.
+    GroupStart(String),
+    /// The part ends.
+    GroupEnd,
+    /// Worth an annotation, and no failure.
+    Warning(String),
+    /// Worth an annotation: a failure.
+    Error(String),
+    /// Lines of a log on the server, word for word but for control characters.
+    Remote(Vec<String>),
+}
+
+/// A part of a log on the server, as the answer to `logs` brings it.
+pub fn remote<S: AsRef<str>>(lines: &[S]) -> Line {
+    Line::Remote(lines.iter().map(|line| text::inert(line.as_ref())).collect())
+}

@@ -1,0 +1,200 @@
+//! The answer of `status`: what serves, what is warm, who is at work.
+
+use super::Line;
+use super::text::{inert, moment};
+use crate::model::state::{Holder, Past, SlotReport, StatusReport};
+
+/// The columns of the table of slots.
+const COLUMNS: [&str; 6] = ["slot", "port", "role", "ready", "in flight", "revision"];
+
+/// The report, newest swap of the history first.
+pub fn lines(report: &StatusReport) -> Vec<Line> {
+    let mut text =
+        vec![format!("{}: nginx sends traffic to port {}", report.service, report.nginx_port)];
+    text.extend(table(&report.slots));
+    text.extend(
+        report.serving_swap.as_ref().map(|swap| format!("serving is the result of {swap}")),
+    );
+    text.extend(
+        report
+            .rollback_until
+            .map(|until| format!("a warm rollback is possible until {}", moment(until))),
+    );
+    text.push(report.holder.as_ref().map_or_else(|| "nobody is at work".to_owned(), holder));
+    if !report.history.is_empty() {
+        text.push("history, newest first:".to_owned());
+        text.extend(report.history.iter().rev().map(past));
+    }
+    text.into_iter().map(Line::Text).collect()
+}
+
+/// Nothing had to change, and what serves.
+pub fn unchanged(reason: &str, report: &StatusReport) -> Vec<Line> {
+    let mut all = vec![Line::Text(format!("unchanged: {}", inert(reason)))];
+    all.extend(lines(report));
+    all
+}
+
+fn table(slots: &[SlotReport]) -> Vec<String> {
+    let rows: Vec<[String; 6]> =
+        std::iter::once(COLUMNS.map(str::to_owned)).chain(slots.iter().map(row)).collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    rows.iter()
+        .map(|row| {
+            let cells = row.iter().zip(widths).map(|(cell, width)| format!("  {cell:<width$}"));
+            cells.collect::<String>().trim_end().to_owned()
+        })
+        .collect()
+}
+
+fn row(slot: &SlotReport) -> [String; 6] {
+    let unknown = || "-".to_owned();
+    [
+        slot.slot.to_string(),
+        slot.port.to_string(),
+        inert(&slot.role),
+        if slot.ready { "yes" } else { "no" }.to_owned(),
+        slot.in_flight.map_or_else(unknown, |count| count.to_string()),
+        slot.revision.as_ref().map_or_else(unknown, |revision| inert(&revision.to_string())),
+    ]
+}
+
+fn holder(holder: &Holder) -> String {
+    let Holder { swap, since, process, command, requester } = holder;
+    let who = requester.actor.as_deref().map(|actor| format!(", asked by {}", inert(actor)));
+    let from = requester.url.as_deref().map(|url| format!(", {}", inert(url)));
+    format!(
+        "at work since {}: {} {swap} (pid {process}{}{})",
+        moment(*since),
+        inert(command),
+        who.unwrap_or_default(),
+        from.unwrap_or_default()
+    )
+}
+
+fn past(past: &Past) -> String {
+    let Past { swap, at, outcome, revision } = past;
+    format!(
+        "  {}  {swap}  {:<11}  {}",
+        moment(*at),
+        outcome.to_string(),
+        inert(&revision.to_string())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ids::{Port, ProcessId};
+    use crate::model::outcome::Outcome;
+    use crate::model::replica::Revision;
+    use crate::model::state::Requester;
+
+    fn report() -> StatusReport {
+        let revision = |model: &str, digest: &str| Revision {
+            digest: digest.to_owned(),
+            model: model.to_owned(),
+            git_sha: None,
+        };
+        let at = |text: &str| text.parse().unwrap();
+        StatusReport {
+            service: "chat".parse().unwrap(),
+            nginx_port: Port(8002),
+            slots: vec![
+                SlotReport {
+                    slot: "a".parse().unwrap(),
+                    port: Port(8001),
+                    role: "free".to_owned(),
+                    revision: None,
+                    ready: false,
+                    in_flight: None,
+                },
+                SlotReport {
+                    slot: "b".parse().unwrap(),
+                    port: Port(8002),
+                    role: "serving".to_owned(),
+                    revision: Some(revision("Qwen/B\r", "r-b")),
+                    ready: true,
+                    in_flight: Some(12),
+                },
+            ],
+            holder: Some(Holder {
+                swap: "s-3".parse().unwrap(),
+                since: at("2026-11-23T09:20:00Z"),
+                process: ProcessId { pid: 77, start: 1 },
+                command: "swap".to_owned(),
+                requester: Requester {
+                    actor: Some("ann".to_owned()),
+                    url: Some("https://github.com/x".to_owned()),
+                    ..Requester::default()
+                },
+            }),
+            serving_swap: Some("s-2".parse().unwrap()),
+            rollback_until: Some(at("2026-11-23T09:25:00Z")),
+            history: vec![
+                Past {
+                    swap: "s-1".parse().unwrap(),
+                    at: at("2026-11-22T09:15:00Z"),
+                    outcome: Outcome::RolledBack,
+                    revision: revision("Qwen/A", "r-a"),
+                },
+                Past {
+                    swap: "s-2".parse().unwrap(),
+                    at: at("2026-11-23T09:15:00Z"),
+                    outcome: Outcome::Promoted,
+                    revision: revision("Qwen/B", "r-b"),
+                },
+            ],
+        }
+    }
+
+    fn shown(lines: Vec<Line>) -> String {
+        let text = lines.into_iter().map(|line| match line {
+            Line::Text(text) => format!("{text}\n"),
+            other => panic!("{other:?}"),
+        });
+        text.collect()
+    }
+
+    #[test]
+    fn a_report_is_readable() {
+        assert_eq!(
+            shown(lines(&report())),
+            r"chat: nginx sends traffic to port 8002
+  slot  port  role     ready  in flight  revision
+  a     8001  free     no     -          -
+  b     8002  serving  yes    12         Qwen/B\r (r-b)
+serving is the result of s-2
+a warm rollback is possible until 2026-11-23 09:25:00 UTC
+at work since 2026-11-23 09:20:00 UTC: swap s-3 (pid 77, asked by ann, https://github.com/x)
+history, newest first:
+  2026-11-23 09:15:00 UTC  s-2  promoted     Qwen/B (r-b)
+  2026-11-22 09:15:00 UTC  s-1  rolled-back  Qwen/A (r-a)
+"
+        );
+    }
+
+    #[test]
+    fn little_is_said_of_an_idle_service() {
+        let idle = StatusReport {
+            slots: Vec::new(),
+            holder: None,
+            serving_swap: None,
+            rollback_until: None,
+            history: Vec::new(),
+            ..report()
+        };
+        assert_eq!(
+            shown(unchanged("Qwen/B serves", &idle)),
+            "unchanged: Qwen/B serves\n\
+             chat: nginx sends traffic to port 8002\n  \
+             slot  port  role  ready  in flight  revision\n\
+             nobody is at work\n"
+        );
+    }
+}

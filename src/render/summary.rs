@@ -1,0 +1,250 @@
+//! The job summary, in Markdown.
+
+use jiff::Timestamp;
+
+use super::failure::{hints, reasons, tail};
+use super::markdown::{code, fenced};
+use super::plan::title;
+use super::text::{duration, millis_between, moment};
+use crate::model::event::{Closing, Conclusion, Event, EventKind};
+use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
+use crate::model::plan::{Plan, PlannedStep, Side};
+
+/// A swap as far as its events have told it.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    seq: u64,
+    swap: Option<SwapId>,
+    began: Option<Timestamp>,
+    plan: Option<Plan>,
+    rows: Vec<Row>,
+    warnings: Vec<String>,
+    conclusion: Option<(Timestamp, Conclusion)>,
+    closing: Option<Closing>,
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Default)]
+struct Row {
+    result: StepResult,
+    took_ms: Option<u64>,
+    detail: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum StepResult {
+    #[default]
+    NotReached,
+    Running,
+    Done,
+    Failed,
+    Undone,
+    UndoFailed,
+}
+
+impl Summary {
+    /// Takes one event in; one that was taken before is ignored.
+    pub fn apply(&mut self, event: &Event) {
+        if event.seq <= self.seq {
+            return;
+        }
+        self.seq = event.seq;
+        self.swap.get_or_insert_with(|| event.swap.clone());
+        self.began.get_or_insert(event.at);
+        match &event.kind {
+            EventKind::Planned { plan } => {
+                self.rows = plan.all_steps().map(|_| Row::default()).collect();
+                self.plan = Some(plan.as_ref().clone());
+            }
+            EventKind::StepStarted { index } => self.step(*index, StepResult::Running, None, None),
+            EventKind::StepSucceeded { index, took_ms, detail } => {
+                self.step(*index, StepResult::Done, Some(*took_ms), Some(detail));
+            }
+            EventKind::StepFailed { index, took_ms, failure } => {
+                self.step(*index, StepResult::Failed, Some(*took_ms), Some(&failure.message));
+            }
+            // A failed step stays one, though it may have been half-done and is undone as well.
+            EventKind::UndoFinished { index, detail } if !self.has_failed(*index) => {
+                self.step(*index, StepResult::Undone, None, Some(detail));
+            }
+            EventKind::UndoFailed { index, failure } => {
+                self.step(*index, StepResult::UndoFailed, None, Some(&failure.message));
+            }
+            EventKind::Warning { text } => self.warnings.push(text.clone()),
+            EventKind::Overdue { failure } => self.warnings.push(failure.message.clone()),
+            EventKind::Concluded(conclusion) => {
+                self.conclusion = Some((event.at, conclusion.clone()))
+            }
+            EventKind::Closed(closing) => self.closing = Some(closing.clone()),
+            EventKind::UndoFinished { .. }
+            | EventKind::UndoStarted { .. }
+            | EventKind::Progress { .. }
+            | EventKind::Unknown => {}
+        }
+    }
+
+    /// The summary of what is known so far, also when the outcome is not.
+    pub fn markdown(&self) -> String {
+        let Some(plan) = &self.plan else { return String::new() };
+        let conclusion = self.conclusion.as_ref().map(|(_, conclusion)| conclusion);
+        let outcome = conclusion
+            .map_or_else(|| "outcome not known".to_owned(), |end| end.outcome.to_string());
+        let mut parts = vec![format!("## {}: {outcome}\n", plan.service), sides(plan)];
+        parts.push(self.traffic());
+        parts.push(table(plan.all_steps().zip(&self.rows)));
+        parts.extend(warnings(self.warnings.iter().chain(&plan.notes)));
+        parts.extend(
+            conclusion.and_then(|end| end.failure.as_ref()).map(|failure| why("Why", failure)),
+        );
+        parts.extend(self.after());
+        parts.extend(self.rollback());
+        parts.join("\n")
+    }
+
+    fn traffic(&self) -> String {
+        let Some((at, conclusion)) = &self.conclusion else {
+            return "The events ended before the outcome was known. The server goes on by itself; `command: status` \
+                    tells what serves.\n"
+                .to_owned();
+        };
+        let took = duration(self.began.map_or(0, |began| millis_between(began, *at)));
+        format!("Traffic after {took}: {}\n", code(&conclusion.traffic))
+    }
+
+    /// What became of the replica that lost its traffic.
+    fn after(&self) -> Option<String> {
+        match self.closing.as_ref()? {
+            Closing::Nothing => None,
+            Closing::Retired { slot } => {
+                Some(format!("Slot {slot} is free: its replica is drained and gone.\n"))
+            }
+            Closing::Kept { slot, failure } => {
+                Some(why(&format!("The replica on slot {slot} still runs"), failure))
+            }
+            Closing::Superseded { by: Some(swap) } => {
+                Some(format!("`{swap}` took over what was left to do.\n"))
+            }
+            Closing::Superseded { by: None } => {
+                Some("Another command took over what was left to do.\n".to_owned())
+            }
+        }
+    }
+
+    fn rollback(&self) -> Option<String> {
+        let (_, conclusion) = self.conclusion.as_ref()?;
+        let until = conclusion.rollback_until?;
+        let still_there = match self.closing {
+            None | Some(Closing::Nothing | Closing::Kept { .. }) => true,
+            Some(Closing::Retired { .. } | Closing::Superseded { .. }) => false,
+        };
+        let swap = self
+            .swap
+            .as_ref()
+            .filter(|_| conclusion.outcome == Outcome::Promoted && still_there)?;
+        Some(format!(
+            "### Roll back\n\nThe previous replica stays warm until {}. To bring it back:\n\n\
+             ```yaml\nwith:\n  command: rollback\n  swap-id: {swap}\n```\n",
+            moment(until)
+        ))
+    }
+
+    fn has_failed(&self, index: usize) -> bool {
+        self.rows.get(index).is_some_and(|row| matches!(row.result, StepResult::Failed))
+    }
+
+    fn step(
+        &mut self,
+        index: usize,
+        result: StepResult,
+        took_ms: Option<u64>,
+        detail: Option<&str>,
+    ) {
+        if let Some(row) = self.rows.get_mut(index) {
+            row.result = result;
+            row.took_ms = took_ms.or(row.took_ms);
+            row.detail = detail.map(str::to_owned);
+        }
+    }
+}
+
+impl StepResult {
+    fn word(self) -> &'static str {
+        match self {
+            Self::NotReached => "–",
+            Self::Running => "running",
+            Self::Done => "✓ done",
+            Self::Failed => "✗ failed",
+            Self::Undone => "↩ undone",
+            Self::UndoFailed => "✗ not undone",
+        }
+    }
+}
+
+/// The summary of `plan`.
+pub fn of_plan(plan: &Plan) -> String {
+    let nothing_yet = Row::default();
+    let mut parts = vec![format!("## {} {}\n", title(plan), code(&plan.digest)), sides(plan)];
+    parts.push(table(plan.all_steps().map(|planned| (planned, &nothing_yet))));
+    parts.extend(warnings(plan.notes.iter()));
+    parts.join("\n")
+}
+
+/// The summary of a command that found nothing to do.
+pub fn of_unchanged(reason: &str) -> String {
+    format!("## unchanged\n\n{}\n", code(reason))
+}
+
+/// The summary of a command that was refused.
+pub fn of_refusal(failures: &[Failure]) -> String {
+    let parts: Vec<String> = failures.iter().map(|failure| why("Refused", failure)).collect();
+    format!("## Nothing was done\n\n{}", parts.join("\n"))
+}
+
+/// Why a swap that had begun could not be followed to its end; stands after what is known of it.
+pub fn of_loss(failures: &[Failure]) -> String {
+    failures.iter().map(|failure| format!("\n{}", why("Lost", failure))).collect()
+}
+
+fn sides(plan: &Plan) -> String {
+    let side = |side: &Side| format!("{} on slot {}", code(&side.revision.to_string()), side.slot);
+    let now = plan.incumbent.as_ref().map_or_else(|| "nothing".to_owned(), side);
+    format!("{now} → {}\n", side(&plan.candidate))
+}
+
+fn table<'a>(rows: impl Iterator<Item = (&'a PlannedStep, &'a Row)>) -> String {
+    let rows: String = rows
+        .map(|(planned, row)| {
+            let took = row.took_ms.map(duration).unwrap_or_default();
+            let detail = code(row.detail.as_deref().unwrap_or(&planned.does));
+            format!("| {} | {} | {took} | {detail} |\n", planned.step, row.result.word())
+        })
+        .collect();
+    format!("| Step | Result | Took | |\n|---|---|--:|---|\n{rows}")
+}
+
+fn warnings<'a>(texts: impl Iterator<Item = &'a String>) -> Option<String> {
+    let items: String = texts.map(|text| format!("- {}\n", code(text))).collect();
+    (!items.is_empty()).then(|| format!("**Worth knowing**\n\n{items}"))
+}
+
+fn why(title: &str, failure: &Failure) -> String {
+    let mut text = format!("### {title}\n\n{}", fenced(&reasons(failure)));
+    let hints = hints(failure);
+    if !hints.is_empty() {
+        text.push_str(&format!("\n{}", fenced(&hints)));
+    }
+    let tail = tail(failure);
+    if !tail.is_empty() {
+        let summary = format!("Last {} lines of its log", tail.len());
+        text.push_str(&format!(
+            "\n<details><summary>{summary}</summary>\n\n{}\n</details>\n",
+            fenced(tail)
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,315 @@
+//! Asks the agent and follows its answer to the end, through lost connections.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::report::Reporter;
+use super::{Setting, Stopped, Voice};
+use crate::github::inputs::CommandName;
+use crate::github::output::Outputs;
+use crate::model::event::{Closing, Conclusion, Event, EventKind};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SwapId;
+use crate::model::outcome::{Exit, Outcome};
+use crate::model::plan::Plan;
+use crate::model::state::StatusReport;
+use crate::model::target::Target;
+use crate::model::wire::{Asked, Command, Frame, Refusal, Request, Wait};
+use crate::remote::agent::{Install, ask};
+use crate::remote::error::RemoteError;
+use crate::remote::session::{Credentials, Session};
+use crate::render::log::Log;
+use crate::render::summary::{self, Summary};
+use crate::render::{self, plan, status};
+
+/// Pauses before the connection is tried again: a reboot of a router, not of a data centre.
+const RECONNECTS: [Duration; 6] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+    Duration::from_secs(60),
+];
+
+/// The way to the server.
+pub(super) struct Line<'a> {
+    pub(super) target: &'a Target,
+    pub(super) credentials: Credentials,
+    pub(super) install: Install,
+}
+
+/// What a command came to.
+#[derive(Default)]
+pub(super) struct Followed {
+    swap: Option<SwapId>,
+    conclusion: Option<Conclusion>,
+    closing: Option<Closing>,
+    unchanged: Option<(String, StatusReport)>,
+    plan: Option<Plan>,
+    summary: Summary,
+    log: Log,
+    /// Lines of a log on the server, said as one part when they are all there.
+    lines: Vec<String>,
+    seq: u64,
+}
+
+/// Where a swap can be found again after the connection is lost.
+struct Thread {
+    asked: Asked,
+    wait: Wait,
+}
+
+/// Sends the request and takes in every frame of the answer into `followed`.
+pub(super) async fn follow(
+    line: &Line<'_>,
+    request: Request,
+    followed: &mut Followed,
+    (voice, reporter): (&mut Voice, &mut Reporter),
+) -> Result<(), Stopped> {
+    let thread = thread(&request.command);
+    let mut request = request;
+    let mut stop = Stop::new()?;
+    let mut tries = RECONNECTS.iter();
+    loop {
+        let known = followed.seq;
+        let error = match converse(line, &request, followed, (voice, reporter, &mut stop)).await {
+            Ok(()) => {
+                let lines = std::mem::take(&mut followed.lines);
+                voice.say((!lines.is_empty()).then(|| render::remote(&lines)));
+                return Ok(());
+            }
+            Err(Ended::Refused(stopped)) => return Err(stopped),
+            Err(Ended::Interrupted) => return followed.interrupted(voice),
+            Err(Ended::Remote(error)) => error,
+        };
+        if followed.seq > known {
+            tries = RECONNECTS.iter();
+        }
+        // Only a swap goes on without us; and a connection that never was has begun nothing.
+        let began = error.is_lost() || followed.swap.is_some();
+        let (Some(thread), true, Some(pause)) = (&thread, began, tries.next()) else {
+            return Err(Stopped::remote(&error));
+        };
+        voice.say([render::Line::Warning(format!(
+            "{}; the server goes on by itself; trying again in {}",
+            error.to_failure(),
+            humantime::format_duration(*pause)
+        ))]);
+        tokio::select! {
+            () = tokio::time::sleep(*pause) => {}
+            () = stop.asked() => return followed.interrupted(voice),
+        }
+        // Until the swap is known to be under way the same is asked again: its id makes it one swap.
+        if let Some(swap) = followed.swap.clone() {
+            let (asked, wait, since) = (thread.asked.clone(), thread.wait, followed.seq);
+            request =
+                Request { v: request.v, command: Command::Follow { asked, swap, since, wait } };
+        }
+    }
+}
+
+enum Ended {
+    Refused(Stopped),
+    Interrupted,
+    Remote(RemoteError),
+}
+
+async fn converse(
+    line: &Line<'_>,
+    request: &Request,
+    followed: &mut Followed,
+    (voice, reporter, stop): (&mut Voice, &mut Reporter, &mut Stop),
+) -> Result<(), Ended> {
+    let session = tokio::select! {
+        session = Session::open(line.target, line.credentials.clone()) => session.map_err(Ended::Remote)?,
+        () = stop.asked() => return Err(Ended::Interrupted),
+    };
+    let result = listen(&session, line, request, (followed, voice, reporter, stop)).await;
+    session.close().await;
+    result
+}
+
+type Ears<'a> = (&'a mut Followed, &'a mut Voice, &'a mut Reporter, &'a mut Stop);
+
+async fn listen(
+    session: &Session,
+    line: &Line<'_>,
+    request: &Request,
+    (followed, voice, reporter, stop): Ears<'_>,
+) -> Result<(), Ended> {
+    let mut frames = tokio::select! {
+        frames = ask(session, &line.install, request) => frames.map_err(Ended::Remote)?,
+        () = stop.asked() => return Err(Ended::Interrupted),
+    };
+    loop {
+        let frame = tokio::select! {
+            frame = frames.next() => frame.map_err(Ended::Remote)?,
+            () = stop.asked() => return Err(Ended::Interrupted),
+        };
+        let Some(frame) = frame else { return Ok(()) };
+        followed.take(frame, voice, reporter)?;
+    }
+}
+
+fn thread(command: &Command) -> Option<Thread> {
+    match command {
+        Command::Swap(request) => Some(Thread { asked: request.asked.clone(), wait: request.wait }),
+        Command::Rollback(request) => {
+            Some(Thread { asked: request.asked.clone(), wait: request.wait })
+        }
+        Command::Plan(_) | Command::Status(_) | Command::Logs(_) | Command::Follow { .. } => None,
+    }
+}
+
+impl Followed {
+    /// Whether anything is known to have begun on the server.
+    pub(super) fn began(&self) -> bool {
+        self.swap.is_some()
+    }
+
+    /// A signal ends the following, and nothing on the server.
+    fn interrupted(&self, voice: &mut Voice) -> Result<(), Stopped> {
+        if self.began() {
+            voice.say([render::Line::Warning(
+                "stopped by a signal: the swap goes on on the server; `model-swap status` tells how"
+                    .to_owned(),
+            )]);
+            return Ok(());
+        }
+        let failure = Failure::new("stopped by a signal before the server had answered")
+            .hint("`model-swap status` tells whether a swap was begun");
+        Err(Stopped { failures: vec![failure], exit: Exit::Environment })
+    }
+
+    fn take(
+        &mut self,
+        frame: Frame,
+        voice: &mut Voice,
+        reporter: &mut Reporter,
+    ) -> Result<(), Ended> {
+        match frame {
+            Frame::Hello(_) | Frame::End => {}
+            Frame::Plan { plan } => {
+                voice.say(plan::lines(&plan));
+                self.plan = Some(*plan);
+            }
+            Frame::Unchanged { reason, status } => {
+                voice.say(status::unchanged(&reason, &status));
+                self.unchanged = Some((reason, *status));
+            }
+            Frame::Accepted { swap } => self.swap = Some(swap),
+            Frame::Event(event) => self.event(&event, voice, reporter),
+            Frame::Status { report } => voice.say(status::lines(&report)),
+            Frame::Line { text } => self.lines.push(text),
+            Frame::Refused(Refusal { failures, fault }) => {
+                return Err(Ended::Refused(Stopped { failures, exit: fault.exit() }));
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event, voice: &mut Voice, reporter: &mut Reporter) {
+        if event.seq <= self.seq {
+            return;
+        }
+        self.seq = event.seq;
+        voice.say(self.log.lines(event));
+        self.summary.apply(event);
+        reporter.hear(event);
+        match &event.kind {
+            EventKind::Concluded(conclusion) => self.conclusion = Some(conclusion.clone()),
+            EventKind::Closed(closing) => self.closing = Some(closing.clone()),
+            _ => {}
+        }
+    }
+
+    /// How the process should exit.
+    pub(super) fn exit(&self, setting: &Setting) -> Exit {
+        let asks = matches!(
+            setting.inputs.command,
+            CommandName::Plan | CommandName::Status | CommandName::Logs
+        );
+        if asks || self.unchanged.is_some() {
+            return Exit::Done;
+        }
+        let Some(conclusion) = &self.conclusion else {
+            return Exit::Environment;
+        };
+        // Asked to wait for the end, and the old replica runs on: somebody has to look.
+        let kept = matches!(self.closing, Some(Closing::Kept { .. }))
+            && setting.inputs.wait == Wait::Retired;
+        match (setting.inputs.command, kept) {
+            (_, true) => Exit::Stuck,
+            (CommandName::Rollback, false) => Exit::of_rollback(conclusion.outcome),
+            (_, false) => Exit::of_swap(conclusion.outcome),
+        }
+    }
+
+    /// The job summary.
+    pub(super) fn markdown(&self) -> String {
+        match (&self.unchanged, &self.plan) {
+            (Some((reason, _)), _) => summary::of_unchanged(reason),
+            (None, Some(plan)) => summary::of_plan(plan),
+            (None, None) => self.summary.markdown(),
+        }
+    }
+
+    /// The step's outputs, but for the deployment.
+    pub(super) fn outputs(&self) -> Outputs {
+        if let Some((_, status)) = &self.unchanged {
+            let serving = status.slots.iter().find(|slot| slot.port == status.nginx_port);
+            return Outputs {
+                outcome: Some(Outcome::Unchanged),
+                swap_id: status.serving_swap.clone(),
+                revision: serving.and_then(|slot| Some(slot.revision.as_ref()?.digest.clone())),
+                slot: serving.map(|slot| slot.slot.clone()),
+                rollback_until: status.rollback_until,
+                ..Outputs::default()
+            };
+        }
+        let conclusion = self.conclusion.as_ref();
+        let digest = |revision: &Option<crate::model::replica::Revision>| {
+            Some(revision.as_ref()?.digest.clone())
+        };
+        Outputs {
+            outcome: conclusion.map(|conclusion| conclusion.outcome),
+            swap_id: self.swap.clone(),
+            revision: conclusion.and_then(|conclusion| digest(&conclusion.revision)),
+            previous_revision: conclusion
+                .and_then(|conclusion| digest(&conclusion.previous_revision)),
+            slot: conclusion.and_then(|conclusion| conclusion.slot.clone()),
+            rollback_until: conclusion.and_then(|conclusion| conclusion.rollback_until),
+            ..Outputs::default()
+        }
+    }
+}
+
+/// SIGINT or SIGTERM: as PID 1 of a container, a process without handlers ignores both.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Stopped> {
+        let handler = |kind| {
+            signal(kind).map_err(|error| Stopped {
+                failures: vec![Failure::from_error(&error)],
+                exit: Exit::Environment,
+            })
+        };
+        Ok(Self {
+            interrupt: handler(SignalKind::interrupt())?,
+            terminate: handler(SignalKind::terminate())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! F5: the runner's side, the same for a workflow step and a terminal: inputs → remote → events → render → outputs.
+
+mod follow;
+mod report;
+mod request;
+mod voice;
+
+pub use voice::{Surface, Voice};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::config::{self, Config, Overrides};
+use crate::github::inputs::{CommandName, Inputs};
+use crate::github::output::{self, Outputs};
+use crate::github::run::WorkflowRun;
+use crate::model::failure::{Failure, Hint};
+use crate::model::outcome::Exit;
+use crate::remote::agent::{Install, own_digest};
+use crate::remote::error::RemoteError;
+use crate::remote::session::Credentials;
+use crate::render::{Line, failure, summary};
+use follow::Followed;
+use report::Reporter;
+
+/// Everything a command needs to know of where it runs.
+pub struct Setting {
+    /// What is asked for.
+    pub inputs: Inputs,
+    /// The workflow run, as far as there is one.
+    pub run: WorkflowRun,
+    /// The environment, for secrets by name.
+    pub env: BTreeMap<String, String>,
+}
+
+/// Why a command went no further.
+struct Stopped {
+    failures: Vec<Failure>,
+    exit: Exit,
+}
+
+impl Stopped {
+    fn input(failures: Vec<Failure>) -> Self {
+        Self { failures, exit: Exit::Input }
+    }
+
+    fn remote(error: &RemoteError) -> Self {
+        let exit = if error.is_input() { Exit::Input } else { Exit::Environment };
+        Self { failures: vec![error.to_failure()], exit }
+    }
+}
+
+/// Runs one command to its end and says how the process should exit.
+pub async fn run(setting: Setting, voice: &mut Voice) -> Exit {
+    match command(&setting, voice).await {
+        Ok(exit) => exit,
+        Err(Stopped { failures, exit }) => {
+            refusal(&setting.run, &failures, voice);
+            exit
+        }
+    }
+}
+
+/// Says what is wrong with the inputs, before anything else was looked at.
+pub fn refuse(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) -> Exit {
+    refusal(run, failures, voice);
+    Exit::Input
+}
+
+fn refusal(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) {
+    voice.say(failure::refusal(failures));
+    summarise(run, &summary::of_refusal(failures), voice);
+}
+
+async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> {
+    let config = load(setting)?;
+    let request = request::of(setting, &config)?;
+    let (binary, digest) = own_digest().map_err(|error| Stopped::remote(&error))?;
+    let install = Install {
+        digest,
+        binary,
+        state_dir: config.spec.state_dir.clone(),
+        nginx_config: config.spec.nginx.config.clone(),
+    };
+    let credentials = Credentials {
+        key: setting.inputs.ssh_key.clone(),
+        known_hosts: setting.inputs.known_hosts.clone(),
+    };
+    let line = follow::Line { target: &config.target, credentials, install };
+    let mut reporter = Reporter::new(setting, &config.spec.service);
+    let mut followed = Followed::default();
+    let ended = follow::follow(&line, request, &mut followed, (voice, &mut reporter)).await;
+    let mut markdown = followed.markdown();
+    let exit = match ended {
+        Ok(()) => followed.exit(setting),
+        // The swap began, and how it ends is not known: that is no refusal.
+        Err(Stopped { failures, exit }) if followed.began() => {
+            voice.say(failure::refusal(&failures));
+            markdown += &summary::of_loss(&failures);
+            exit
+        }
+        Err(stopped) => {
+            reporter.finish(voice).await;
+            return Err(stopped);
+        }
+    };
+    // GitHub may hang, and a cancelled job has seconds: what needs no network comes first.
+    summarise(&setting.run, &markdown, voice);
+    put_out(setting, &followed.outputs(), voice);
+    let deployment_id = reporter.finish(voice).await;
+    if deployment_id.is_some() {
+        put_out(setting, &Outputs { deployment_id, ..Outputs::default() }, voice);
+    }
+    Ok(exit)
+}
+
+fn load(setting: &Setting) -> Result<Config, Stopped> {
+    let inputs = &setting.inputs;
+    let path: PathBuf = match &setting.run.workspace {
+        Some(workspace) => workspace.join(&inputs.config),
+        None => inputs.config.clone(),
+    };
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        let hint = match setting.run.workspace {
+            Some(_) => "check the repository out first (actions/checkout), and give its path as the input config",
+            None => "give its path with --config",
+        };
+        let failure = Failure::new(format!("cannot read the configuration {}", path.display())).hint(hint);
+        Stopped::input(vec![Failure { causes: vec![error.to_string()], ..failure }])
+    })?;
+    let overrides = Overrides {
+        service: inputs.service.as_ref().map(ToString::to_string),
+        model: inputs.model.clone(),
+        host: inputs.host.clone(),
+    };
+    let name = inputs.config.display().to_string();
+    config::load(&text, &name, &overrides)
+        .map_err(|problems| Stopped::input(problems.to_failures()))
+}
+
+/// Outputs: what the rest of the workflow finds afterwards.
+fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
+    if matches!(setting.inputs.command, CommandName::Plan | CommandName::Status | CommandName::Logs)
+    {
+        return;
+    }
+    if let Some(path) = &setting.run.output
+        && let Err(error) = output::write_outputs(path, outputs)
+    {
+        voice.say([Line::Warning(error.to_failure().to_string())]);
+    }
+}
+
+fn summarise(run: &WorkflowRun, markdown: &str, voice: &mut Voice) {
+    let Some(path) = run.step_summary.as_ref().filter(|_| !markdown.is_empty()) else {
+        return;
+    };
+    if let Err(error) = output::append_summary(path, markdown) {
+        voice.say([Line::Warning(error.to_failure().to_string())]);
+    }
+}

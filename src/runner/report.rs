@@ -1,0 +1,137 @@
+//! Tells GitHub how a swap goes, beside it: what GitHub answers, or does not, never changes the swap.
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+
+use super::{Setting, Voice};
+use crate::github::api::{ApiError, ApiSpec, Bounds};
+use crate::github::deployment::{DeploymentId, Deployments, NewDeployment, Purpose, Status};
+use crate::github::inputs::CommandName;
+use crate::model::event::{Event, EventKind};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::ServiceName;
+use crate::render::Line;
+
+/// The swap's voice on GitHub. Does nothing where there is no token or no repository.
+pub(super) struct Reporter {
+    news: Option<UnboundedSender<Event>>,
+    told: Option<JoinHandle<Told>>,
+    missing: Option<&'static str>,
+}
+
+/// What became of the reports.
+#[derive(Default)]
+struct Told {
+    deployment: Option<DeploymentId>,
+    failures: Vec<Failure>,
+}
+
+/// What does not change while a swap goes on.
+struct Frame {
+    reference: String,
+    environment: String,
+    purpose: Purpose,
+    log_url: Option<String>,
+}
+
+impl Reporter {
+    /// A reporter for a command; only swaps and rollbacks have something to report.
+    pub(super) fn new(setting: &Setting, service: &ServiceName) -> Self {
+        let quiet = |missing| Self { news: None, told: None, missing };
+        let purpose = match setting.inputs.command {
+            CommandName::Swap => Purpose::Swap,
+            CommandName::Rollback => Purpose::Rollback,
+            CommandName::Plan | CommandName::Status | CommandName::Logs => return quiet(None),
+        };
+        let run = &setting.run;
+        let Some(repository) = run.repository.clone() else { return quiet(None) };
+        let Some(token) = setting.inputs.github_token.clone() else {
+            return quiet(Some("no deployment is reported: the input github-token is empty"));
+        };
+        let Some(reference) = run.deployment_ref.clone().or_else(|| run.requester.sha.clone())
+        else {
+            return quiet(Some(
+                "no deployment is reported: neither GITHUB_REF_NAME nor GITHUB_SHA is set",
+            ));
+        };
+        let frame = Frame {
+            reference,
+            environment: setting.inputs.environment_for(service),
+            purpose,
+            log_url: run.requester.url.clone(),
+        };
+        let spec =
+            ApiSpec { base: run.api_url.clone(), token, repository, bounds: Bounds::default() };
+        let (news, heard) = unbounded_channel();
+        Self {
+            news: Some(news),
+            told: Some(tokio::task::spawn_local(tell(spec, frame, heard))),
+            missing: None,
+        }
+    }
+
+    /// Passes an event on, without waiting for GitHub.
+    pub(super) fn hear(&mut self, event: &Event) {
+        if let Some(news) = &self.news
+            && matches!(event.kind, EventKind::Planned { .. } | EventKind::Concluded(_))
+        {
+            // The task ends early only if it cannot reach GitHub; it says so in the end.
+            let _ = news.send(event.clone());
+        }
+    }
+
+    /// Waits until everything is told, bounded by the API's own limits, and says what failed as warnings.
+    pub(super) async fn finish(self, voice: &mut Voice) -> Option<DeploymentId> {
+        drop(self.news);
+        voice.say(self.missing.map(|missing| Line::Warning(missing.to_owned())));
+        let told = self.told?.await.unwrap_or_default();
+        for failure in told.failures {
+            let hints = failure.hints.iter().map(|hint| format!(" ({hint})")).collect::<String>();
+            voice.say([Line::Warning(format!("{failure}{hints}"))]);
+        }
+        told.deployment
+    }
+}
+
+async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) -> Told {
+    let mut told = Told::default();
+    let mut note = |error: ApiError| told.failures.push(error.to_failure());
+    let api = match Deployments::new(spec) {
+        Ok(api) => api,
+        Err(error) => {
+            note(error);
+            return told;
+        }
+    };
+    let mut deployment = None;
+    let mut concluded = false;
+    while let Some(event) = heard.recv().await {
+        let status = match &event.kind {
+            EventKind::Planned { plan } => {
+                let (reference, environment) = (frame.reference.clone(), frame.environment.clone());
+                let new = NewDeployment::of_plan(plan, event.swap.clone(), reference, environment);
+                match api.find_or_create(&new).await {
+                    Ok(id) => deployment = Some(id),
+                    Err(error) => note(error),
+                }
+                Status::started(plan, frame.log_url.clone())
+            }
+            EventKind::Concluded(conclusion) => {
+                concluded = true;
+                Status::concluded(frame.purpose, conclusion, frame.log_url.clone())
+            }
+            _ => continue,
+        };
+        let Some(id) = deployment else { continue };
+        if let Err(error) = api.add_status(id, &status).await {
+            note(error);
+        }
+    }
+    if let (Some(id), false) = (deployment, concluded)
+        && let Err(error) = api.add_status(id, &Status::lost(frame.log_url)).await
+    {
+        note(error);
+    }
+    told.deployment = deployment;
+    told
+}

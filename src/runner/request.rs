@@ -1,0 +1,68 @@
+//! Makes the request of a command.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::{Setting, Stopped};
+use crate::config::{self, Config};
+use crate::github::inputs::CommandName;
+use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
+use crate::model::wire::{
+    Asked, Command, Request, RollbackRequest, Secrets, SwapRequest, WIRE_VERSION,
+};
+
+/// The request that the inputs and the configuration come to.
+pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped> {
+    let inputs = &setting.inputs;
+    let secrets = secrets(setting, config)?;
+    let asked = Asked { spec: config.spec.clone(), secrets };
+    let requester = setting.run.requester.clone();
+    let swap_request = |asked| -> Result<SwapRequest, Stopped> {
+        let (when, wait) = (inputs.when, inputs.wait);
+        Ok(SwapRequest { asked, swap: new_id()?, when, wait, requester: requester.clone() })
+    };
+    let command = match inputs.command {
+        CommandName::Plan => Command::Plan(swap_request(asked)?),
+        CommandName::Swap => Command::Swap(swap_request(asked)?),
+        CommandName::Rollback => Command::Rollback(RollbackRequest {
+            asked,
+            swap: new_id()?,
+            of: inputs.swap_id.clone(),
+            wait: inputs.wait,
+            requester,
+        }),
+        CommandName::Status => Command::Status(asked),
+        CommandName::Logs => Command::Logs(asked),
+    };
+    Ok(Request { v: WIRE_VERSION, command })
+}
+
+/// A command that may start a replica needs every secret. The others may have to ask a running one, with a key that is
+/// among them, and go without those that the step does not have.
+fn secrets(setting: &Setting, config: &Config) -> Result<Secrets, Stopped> {
+    let mut names = config.secret_names();
+    if !matches!(setting.inputs.command, CommandName::Plan | CommandName::Swap) {
+        let probe = config.spec.nginx.probe.api_key_env.as_ref();
+        names.retain(|name| {
+            Some(name) == probe || setting.env.get(name).is_some_and(|v| !v.is_empty())
+        });
+    }
+    config::secrets(&names, &setting.env).map_err(|problems| Stopped::input(problems.to_failures()))
+}
+
+/// `s-20261123-091500-4f1c02`: its time for people, three random bytes against two at once.
+fn new_id() -> Result<SwapId, Stopped> {
+    let mut random = [0; 3];
+    getrandom::fill(&mut random).map_err(|error| Stopped {
+        failures: vec![Failure::from_error(&error)],
+        exit: crate::model::outcome::Exit::Environment,
+    })?;
+    let [a, b, c] = random;
+    let now = Timestamp::now().to_zoned(TimeZone::UTC).strftime("%Y%m%d-%H%M%S").to_string();
+    let id = format!("s-{now}-{a:02x}{b:02x}{c:02x}");
+    id.parse().map_err(|error| Stopped {
+        failures: vec![Failure::from_error(&error)],
+        exit: crate::model::outcome::Exit::Bug,
+    })
+}

@@ -1,0 +1,373 @@
+//! F2: the folders of a service on the server, and what is kept in them between commands.
+//!
+//! ```text
+//! <state_dir>/                    0700
+//!   host.lock                           claims and nginx reloads of all services, one after another
+//!   key                           0600  keys the hash of secrets
+//!   claims/port-8002, gpu-1       who has reserved what, host-wide
+//!   <service>/
+//!     state.json                  model::state::ServiceState
+//!     lease.json                  who works on it
+//!     agent.log                   what agents said on stderr
+//!     swaps/<swap>/               journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
+//! ```
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use hmac::{Hmac, KeyInit, Mac};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+
+use crate::host::durable::{self, DurableError};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::{ServiceName, SlotName, SwapId};
+use crate::model::spec::{Gpu, Slot};
+use crate::model::state::{STATE_VERSION, ServiceState};
+use crate::model::wire::Secrets;
+use crate::swap::revision::hex;
+
+/// Bytes of the key that secrets are hashed with.
+const KEY_BYTES: usize = 32;
+
+/// Mode of every file: state and journals are their owner's alone.
+const PRIVATE: u32 = 0o600;
+
+/// Something in the state folder could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The disk refused.
+    #[error("cannot {act} {}", path.display())]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The disk refused a durable write.
+    #[error("cannot keep {}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: DurableError,
+    },
+    /// A file makes no sense.
+    #[error("{} is damaged", path.display())]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A file of a newer version.
+    #[error("{} has version {found}; this binary knows {STATE_VERSION}", path.display())]
+    Newer {
+        /// Where.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// Another service has it.
+    #[error("{resource} is reserved by service {}, slot {}", claim.service, claim.slot)]
+    Claimed {
+        /// `port 8002` or `GPU 1`.
+        resource: String,
+        /// By whom.
+        claim: Claim,
+    },
+}
+
+impl Hint for StateError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Io { path, .. } | Self::Write { path, .. } => {
+                vec![format!("check owner, rights and free space of {}", path.display())]
+            }
+            Self::Newer { .. } => {
+                vec!["use the version of model-swap that wrote it, or a newer one".to_owned()]
+            }
+            Self::Damaged { path, .. } => {
+                vec![format!(
+                    "move {} away: what serves is then adopted as it is found",
+                    path.display()
+                )]
+            }
+            Self::Claimed { .. } => vec![
+                "give the slot another port or GPU, or wait until that one is retired".to_owned(),
+            ],
+        }
+    }
+}
+
+/// Who has reserved a port or a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The service.
+    pub service: ServiceName,
+    /// Its slot.
+    pub slot: SlotName,
+}
+
+/// The lock of this host, held until dropped.
+#[derive(Debug)]
+pub struct HostLock {
+    _file: fs::File,
+}
+
+/// The folders of one service.
+#[derive(Debug, Clone)]
+pub struct ServiceDir {
+    state_dir: PathBuf,
+    service: ServiceName,
+}
+
+impl ServiceDir {
+    /// Makes the folders, readable by their owner only.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn open(state_dir: &Path, service: &ServiceName) -> Result<Self, StateError> {
+        let this = Self { state_dir: state_dir.to_owned(), service: service.clone() };
+        for folder in [this.claims(), this.root().join("swaps")] {
+            make_private(&folder)?;
+        }
+        Ok(this)
+    }
+
+    /// The service's folder.
+    pub fn root(&self) -> PathBuf {
+        self.state_dir.join(self.service.as_str())
+    }
+
+    /// The service.
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The swaps that left a folder, newest first by this host's clock: ids are made by runners with clocks of their own.
+    pub fn swaps(&self) -> Vec<SwapId> {
+        let entries = fs::read_dir(self.root().join("swaps")).into_iter().flatten().flatten();
+        // Nothing is made in a folder after its swap has begun, so its time is the beginning's.
+        let dated = entries.filter_map(|entry| {
+            let made = entry.metadata().ok()?.modified().ok()?;
+            Some((made, entry.file_name().to_str()?.parse().ok()?))
+        });
+        let mut swaps: Vec<(SystemTime, SwapId)> = dated.collect();
+        swaps.sort();
+        swaps.into_iter().rev().map(|(_, swap)| swap).collect()
+    }
+
+    /// The folder of a swap.
+    pub fn swap(&self, swap: &SwapId) -> PathBuf {
+        self.root().join("swaps").join(swap.as_str())
+    }
+
+    /// Makes the folder of a new swap.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn make_swap(&self, swap: &SwapId) -> Result<PathBuf, StateError> {
+        let folder = self.swap(swap);
+        make_private(&folder)?;
+        Ok(folder)
+    }
+
+    /// The service's state; the default one if there is none yet.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged or of a newer version.
+    pub fn load(&self) -> Result<ServiceState, StateError> {
+        let path = self.root().join("state.json");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(ServiceState::default());
+            }
+            Err(source) => return Err(StateError::Io { act: "read", path, source }),
+        };
+        let damaged = |source| StateError::Damaged { path: path.clone(), source };
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
+        match value.get("v").and_then(serde_json::Value::as_u64) {
+            Some(v) if v > u64::from(STATE_VERSION) => {
+                Err(StateError::Newer { path, found: u32::try_from(v).unwrap_or(u32::MAX) })
+            }
+            _ => serde_json::from_value(value).map_err(damaged),
+        }
+    }
+
+    /// Replaces the service's state, durably.
+    ///
+    /// # Errors
+    /// If the disk refuses; the old state is then still there.
+    pub fn save(&self, state: &ServiceState) -> Result<(), StateError> {
+        write_json(&self.root().join("state.json"), state)
+    }
+
+    /// Tries for the one lock of this host: claims and nginx reloads of all services go one after another.
+    ///
+    /// `None` if another service holds it.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn try_lock_host(&self) -> Result<Option<HostLock>, StateError> {
+        let path = self.state_dir.join("host.lock");
+        let io = |source| StateError::Io { act: "lock", path: path.clone(), source };
+        let file =
+            OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(io)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(HostLock { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(io(errno.into())),
+        }
+    }
+
+    /// Claims port and GPUs of a slot host-wide, all or nothing. Claiming again is fine.
+    ///
+    /// # Errors
+    /// If another service has one of them, or the disk refuses.
+    pub fn claim(&self, name: &SlotName, slot: &Slot) -> Result<(), StateError> {
+        let claim = Claim { service: self.service.clone(), slot: name.clone() };
+        for (resource, path) in self.resources(slot) {
+            let taken =
+                fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Claim>(&text).ok());
+            if let Some(claim) = taken.filter(|taken| taken.service != self.service) {
+                self.release(slot)?;
+                return Err(StateError::Claimed { resource, claim });
+            }
+            write_json(&path, &claim)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up port and GPUs of a slot, where they are this service's.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn release(&self, slot: &Slot) -> Result<(), StateError> {
+        for (_, path) in self.resources(slot) {
+            let claim =
+                fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Claim>(&text).ok());
+            if claim.is_some_and(|claim| claim.service == self.service) {
+                fs::remove_file(&path).map_err(|source| StateError::Io {
+                    act: "remove",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A hash of secret values that says whether they changed and nothing else: keyed by a file of this host.
+    ///
+    /// # Errors
+    /// If the key cannot be read or made.
+    pub fn keyed_hash(&self, secrets: &Secrets) -> Result<String, StateError> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key()?)
+            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        for (name, value) in &secrets.0 {
+            mac.update(format!("{}:{name}{}:{value}", name.len(), value.len()).as_bytes());
+        }
+        Ok(hex(&mac.finalize().into_bytes()))
+    }
+
+    fn key(&self) -> Result<Vec<u8>, StateError> {
+        let path = self.state_dir.join("key");
+        match fs::read(&path) {
+            Ok(key) if key.len() == KEY_BYTES => return Ok(key),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(StateError::Io { act: "read", path, source }),
+        }
+        let mut key = vec![0; KEY_BYTES];
+        fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut key)).map_err(
+            |source| StateError::Io { act: "read", path: "/dev/urandom".into(), source },
+        )?;
+        durable::write(&path, &key, PRIVATE)
+            .map_err(|source| StateError::Write { path, source })?;
+        Ok(key)
+    }
+
+    fn claims(&self) -> PathBuf {
+        self.state_dir.join("claims")
+    }
+
+    fn resources(&self, slot: &Slot) -> Vec<(String, PathBuf)> {
+        let port = (format!("port {}", slot.port), format!("port-{}", slot.port));
+        let gpus = slot.gpus.iter().map(|gpu| match gpu {
+            Gpu::Index(index) => (format!("GPU {index}"), format!("gpu-{index}")),
+            Gpu::Uuid(uuid) => (format!("GPU {uuid}"), format!("gpu-{}", uuid.replace('/', "-"))),
+        });
+        std::iter::once(port)
+            .chain(gpus)
+            .map(|(name, file)| (name, self.claims().join(file)))
+            .collect()
+    }
+}
+
+/// Writes a value as JSON, durably, readable by its owner only.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|source| StateError::Damaged { path: path.to_owned(), source })?;
+    durable::write(path, &text, PRIVATE)
+        .map_err(|source| StateError::Write { path: path.to_owned(), source })
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        error.to_failure()
+    }
+}
+
+fn make_private(folder: &Path) -> Result<(), StateError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| StateError::Io {
+        act: "make the folder",
+        path: folder.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_swap_is_the_one_that_began_last_whatever_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let ids: Vec<SwapId> = ["s-2", "s-3", "s-1"].map(|id| id.parse().unwrap()).to_vec();
+        for (second, id) in ids.iter().enumerate() {
+            let made = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second as u64);
+            fs::File::open(dir.make_swap(id).unwrap()).unwrap().set_modified(made).unwrap();
+        }
+        let newest: Vec<_> = dir.swaps().into_iter().rev().collect();
+        assert_eq!(newest, ids);
+    }
+
+    #[test]
+    fn what_another_service_has_claimed_is_refused_and_nothing_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = |name: &str| ServiceDir::open(folder.path(), &name.parse().unwrap()).unwrap();
+        let (chat, code) = (service("chat"), service("code"));
+        let slot =
+            |port, gpu| Slot { port: crate::model::ids::Port(port), gpus: vec![Gpu::Index(gpu)] };
+        let name = "a".parse().unwrap();
+        chat.claim(&name, &slot(8001, 0)).unwrap();
+        chat.claim(&name, &slot(8001, 0)).unwrap();
+        let refused = code.claim(&name, &slot(8002, 0)).unwrap_err().to_string();
+        assert_eq!(refused, "GPU 0 is reserved by service chat, slot a");
+        chat.claim(&name, &slot(8002, 1)).unwrap();
+        chat.release(&slot(8001, 0)).unwrap();
+        code.claim(&name, &slot(8003, 0)).unwrap();
+    }
+}

@@ -1,0 +1,18 @@
+//! nginx's configuration as text: what it means for one upstream, and the one edit that is ever made.
+//!
+//! Text in, text out. Only the port in the address of an active `server` line changes; every other byte stays.
+
+mod dump;
+mod edit;
+mod error;
+mod syntax;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+pub use dump::{DirectPass, Dump, Located, Logs};
+pub use edit::{active_servers, port_of, replace_servers, with_port};
+pub use error::ConfError;
+pub use syntax::{Directive, SyntaxError, Word, parse};
+pub use units::{glob_matches, parse_time};

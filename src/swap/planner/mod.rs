@@ -1,0 +1,407 @@
+//! The planner: observed state + spec → plan. Pure, so that `plan` prints exactly what `swap` will do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::config::command;
+use crate::model::failure::Failure;
+use crate::model::ids::{Port, SlotName, SwapId};
+use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
+use crate::model::replica::{Found, Keeper, Replica, Revision};
+use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec};
+use crate::model::state::ServiceState;
+use crate::model::step::Step;
+use crate::model::wire::When;
+
+use super::redact::redact;
+use super::revision;
+
+/// What the server looks like before anything is done.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The service's state file.
+    pub state: ServiceState,
+    /// The port that nginx's upstream names.
+    pub nginx_port: Port,
+    /// nginx's `worker_shutdown_timeout`, if set: old workers are cut after it.
+    pub worker_shutdown_timeout: Option<Duration>,
+    /// What runs in each slot.
+    pub slots: BTreeMap<SlotName, Occupant>,
+    /// What the spec asks for.
+    pub wanted: Revision,
+    /// Whether systemd is PID 1.
+    pub systemd: bool,
+    /// Why `argv[0]` of the command cannot be run, if so.
+    pub program: Result<(), Failure>,
+    /// The public names that the spec's replica will answer to, where they can be told.
+    pub wanted_names: Vec<String>,
+}
+
+/// What is found on a slot's port.
+#[derive(Debug, Clone, Default)]
+pub struct Occupant {
+    /// The process tree that listens; `None` if nobody does.
+    pub found: Option<Found>,
+    /// Whether it answers as ready.
+    pub ready: bool,
+    /// Public names that it answers to.
+    pub names: Vec<String>,
+    /// The model that it says it runs.
+    pub model: Option<String>,
+    /// Why its requests in flight cannot be counted, if so.
+    pub uncounted: Option<Failure>,
+}
+
+/// What a command comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing has to change; why, one line.
+    Unchanged(String),
+    /// This has to be done.
+    Act(Box<Plan>),
+}
+
+/// The replica in a slot: the recorded one if it is the one found, else an adopted one.
+pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Option<Replica> {
+    let occupant = observed.slots.get(slot)?;
+    let found = occupant.found.as_ref()?;
+    let state = &observed.state;
+    let recorded = [state.serving.as_ref(), state.retained.as_ref().map(|r| &r.replica)];
+    let known = recorded
+        .into_iter()
+        .flatten()
+        .find(|replica| &replica.slot == slot && found.tree.contains(&replica.main));
+    Some(known.cloned().unwrap_or_else(|| Replica {
+        slot: slot.clone(),
+        port: spec.slots[slot].port,
+        main: found.main,
+        revision: revision::adopted(&found.argv, occupant.model.clone()),
+        swap: None,
+        log: None,
+    }))
+}
+
+/// The slot that nginx points at.
+///
+/// # Errors
+/// If it points at no slot.
+pub fn serving_slot(spec: &SwapSpec, port: Port) -> Result<&SlotName, Failure> {
+    spec.slots.iter().find(|(_, slot)| slot.port == port).map(|(name, _)| name).ok_or_else(|| {
+        let slots: Vec<_> = spec.slots.iter().map(|(n, s)| format!("{n}: {}", s.port)).collect();
+        Failure::new(format!(
+            "upstream {} in {} points at port {port}, which is no slot's (slots: {})",
+            spec.nginx.upstream,
+            spec.nginx.config.display(),
+            slots.join(", ")
+        ))
+        .hint(format!("give the slot of the running replica the port {port}"))
+    })
+}
+
+/// Plans a swap.
+///
+/// # Errors
+/// Every reason why it cannot be done, all at once.
+pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decision, Vec<Failure>> {
+    let from = serving_slot(spec, seen.nginx_port).map_err(|failure| vec![failure])?;
+    let to = other_slot(spec, from);
+    let incumbent = replica_in(from, spec, seen);
+    let serving = seen.slots.get(from).cloned().unwrap_or_default();
+    if let (When::Changed, Some(replica)) = (when, &incumbent)
+        && replica.revision.digest == seen.wanted.digest
+        && serving.ready
+    {
+        let reason = format!(
+            "{} already serves from slot {from}, ready, and nginx points at it",
+            seen.wanted
+        );
+        return Ok(Decision::Unchanged(reason));
+    }
+    let failures = obstacles(spec, seen, from, to);
+    if !failures.is_empty() {
+        return Err(failures);
+    }
+    let mut steps = Vec::new();
+    let warm = replica_in(to, spec, seen).filter(|replica| {
+        replica.revision.digest == seen.wanted.digest
+            && when == When::Changed
+            && seen.slots[to].ready
+    });
+    if warm.is_none() {
+        if let Some(old) = replica_in(to, spec, seen) {
+            steps.push(drain(spec, to));
+            steps.push(retire(&old));
+        } else if let Some(dead) = seen.state.retained.as_ref().filter(|r| &r.replica.slot == to) {
+            // It listens no more, but its children may be there still, and hold the GPU.
+            steps.push(retire(&dead.replica));
+        }
+        steps.push(reserve(spec, to));
+        steps.push(start(spec, to));
+    }
+    steps.push(await_ready(spec, to));
+    steps.push(cut_over(spec, from, to));
+    steps.push(promote(spec, to));
+    let later = incumbent.iter().flat_map(|old| [drain(spec, from), retire(old)]).collect();
+    let candidate = side(spec, to, seen.wanted.clone());
+    let mut plan = Plan {
+        service: spec.service.clone(),
+        strategy: Strategy::BlueGreen,
+        incumbent: incumbent.map(|replica| side(spec, from, replica.revision)),
+        candidate,
+        steps,
+        later,
+        notes: notes(seen, from),
+        digest: String::new(),
+    };
+    plan.digest = revision::of_plan(spec, &plan);
+    Ok(Decision::Act(Box::new(plan)))
+}
+
+/// Plans a warm rollback of the swap `of`, or of the one that serves.
+///
+/// # Errors
+/// If there is nothing to go back to, or the way is barred.
+pub fn plan_rollback(
+    spec: &SwapSpec,
+    seen: &Observed,
+    of: Option<&SwapId>,
+) -> Result<Decision, Vec<Failure>> {
+    let serving_swap = seen.state.serving_swap.as_ref();
+    if let Some(named) = of
+        && serving_swap != Some(named)
+    {
+        let serves =
+            serving_swap.map_or("no swap's result".to_owned(), |id| format!("the result of {id}"));
+        return Ok(Decision::Unchanged(format!(
+            "swap {named} is not what serves now ({serves} does)"
+        )));
+    }
+    let from = serving_slot(spec, seen.nginx_port).map_err(|failure| vec![failure])?;
+    let to = other_slot(spec, from);
+    let retained = seen.state.retained.as_ref().filter(|retained| {
+        let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
+        &retained.replica.slot == to
+            && Some(&retained.swap) == serving_swap
+            && found.is_some_and(|found| found.tree.contains(&retained.replica.main))
+    });
+    let Some(retained) = retained else {
+        return Err(vec![nothing_to_go_back_to(spec, seen, from)]);
+    };
+    let incumbent = replica_in(from, spec, seen);
+    let mut plan = Plan {
+        service: spec.service.clone(),
+        strategy: Strategy::WarmRollback,
+        later: incumbent.iter().flat_map(|bad| [drain(spec, from), retire(bad)]).collect(),
+        incumbent: incumbent.map(|replica| side(spec, from, replica.revision)),
+        candidate: side(spec, to, retained.replica.revision.clone()),
+        steps: vec![await_ready(spec, to), cut_over(spec, from, to), promote(spec, to)],
+        // Going back is worth more than the streams that a hasty nginx may cut.
+        notes: cutting_nginx(spec, seen).map(|failure| failure.to_string()).into_iter().collect(),
+        digest: String::new(),
+    };
+    plan.digest = revision::of_plan(spec, &plan);
+    Ok(Decision::Act(Box::new(plan)))
+}
+
+fn nothing_to_go_back_to(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Failure {
+    let why = match (&seen.state.retained, &seen.state.serving_swap) {
+        (Some(retained), _) => format!(
+            "the replica retained in slot {} ({}) is gone",
+            retained.replica.slot, retained.replica.revision
+        ),
+        (None, Some(swap)) => format!("what swap {swap} replaced is retired already"),
+        (None, None) => "no swap's result serves".to_owned(),
+    };
+    Failure::new(format!("there is nothing to roll back to: {why}; slot {from} goes on serving"))
+        .hint(format!(
+            "swap to the model that you want: model-swap swap --model … --service {}",
+            spec.service
+        ))
+}
+
+/// Every reason against a swap.
+fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    failures.extend(seen.program.clone().err());
+    failures.extend(cutting_nginx(spec, seen));
+    if spec.replica.runtime == Runtime::Systemd {
+        failures.push(
+            Failure::new("replica.runtime: systemd is not supported by this version")
+                .hint("write `runtime: process`, or leave it out"),
+        );
+    }
+    let port = spec.slots[to].port;
+    match (replica_in(to, spec, seen), seen.slots.get(to).and_then(|o| o.found.as_ref())) {
+        (Some(replica), Some(found)) if replica.swap.is_none() && !is_retained(&replica, seen) => {
+            failures.push(
+                Failure::new(format!(
+                    "port {port} of slot {to} is taken by process {} ({}), which is not recorded as a replica of this service",
+                    found.main,
+                    found.argv.join(" ")
+                ))
+                .hint(format!("stop it, or give slot {to} another port")),
+            );
+        }
+        _ => {}
+    }
+    for slot in [from, to] {
+        let found = seen.slots.get(slot).and_then(|o| o.found.as_ref());
+        if let Some(kept) = found.and_then(|found| kept_by(slot, found)) {
+            failures.push(kept);
+        }
+    }
+    failures
+}
+
+fn is_retained(replica: &Replica, seen: &Observed) -> bool {
+    seen.state.retained.as_ref().is_some_and(|retained| retained.replica.main == replica.main)
+        || seen.state.serving.as_ref().is_some_and(|serving| serving.main == replica.main)
+}
+
+/// A keeper that only its own means can stop, which this version does not use.
+fn kept_by(slot: &SlotName, found: &Found) -> Option<Failure> {
+    let keeper = match &found.keeper {
+        Keeper::Unit(unit) => format!("the systemd unit {unit}"),
+        Keeper::Container(id) => format!("the container {id}"),
+        Keeper::Nobody | Keeper::Wrapper { .. } => return None,
+    };
+    Some(
+        Failure::new(format!(
+            "the replica in slot {slot} (process {}) belongs to {keeper}; this version retires plain processes only",
+            found.main
+        ))
+        .hint("start the model as a plain process, outside of it, before the first swap"),
+    )
+}
+
+/// A `worker_shutdown_timeout` below the drain timeout cuts streams.
+fn cutting_nginx(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
+    let limit = seen.worker_shutdown_timeout.filter(|limit| !limit.is_zero())?;
+    let drain = spec.drain.timeout;
+    (limit < drain).then(|| {
+        Failure::new(format!(
+            "nginx's worker_shutdown_timeout is {}, below the drain timeout of {}: old workers would cut streams",
+            humantime::format_duration(limit),
+            humantime::format_duration(drain)
+        ))
+        .hint(format!(
+            "remove worker_shutdown_timeout, raise it to {0} or more, or lower drain.timeout to {1}",
+            humantime::format_duration(drain),
+            humantime::format_duration(limit)
+        ))
+    })
+}
+
+fn notes(seen: &Observed, from: &SlotName) -> Vec<String> {
+    let mut notes = Vec::new();
+    let serving = seen.slots.get(from).cloned().unwrap_or_default();
+    match &serving.found {
+        None => notes
+            .push(format!("nothing listens on port {} now: the service is down", seen.nginx_port)),
+        Some(found) => {
+            if let Keeper::Wrapper { process, command } = &found.keeper {
+                notes.push(format!(
+                    "the replica in slot {from} was started by process {process} ({command}), which may start it again when it is retired"
+                ));
+            }
+        }
+    }
+    if let Some(why) = &serving.uncounted {
+        notes.push(format!(
+            "the requests in flight on port {} cannot be counted ({why}): the replica there will not be retired by itself",
+            seen.nginx_port
+        ));
+    }
+    let lost: Vec<_> =
+        serving.names.iter().filter(|name| !seen.wanted_names.contains(name)).collect();
+    if !lost.is_empty() && !seen.wanted_names.is_empty() {
+        let names =
+            |list: &[&String]| list.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+        notes.push(format!(
+            "clients that ask for {} will get 404: the new replica answers to {}; add --served-model-name",
+            names(&lost),
+            names(&seen.wanted_names.iter().collect::<Vec<_>>())
+        ));
+    }
+    if seen.systemd {
+        notes.push(
+            "replicas run as plain processes in this version: after a reboot nothing starts them again".to_owned(),
+        );
+    }
+    notes
+}
+
+fn other_slot<'a>(spec: &'a SwapSpec, slot: &SlotName) -> &'a SlotName {
+    // A valid spec has exactly two slots.
+    spec.slots.keys().find(|name| *name != slot).unwrap_or_else(|| unreachable!("two slots"))
+}
+
+fn side(spec: &SwapSpec, slot: &SlotName, revision: Revision) -> Side {
+    Side { slot: slot.clone(), port: spec.slots[slot].port, revision }
+}
+
+fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let Slot { port, gpus } = &spec.slots[slot];
+    let gpus = if gpus.is_empty() {
+        "no GPU".to_owned()
+    } else {
+        format!("GPU {}", command::gpu_list(gpus))
+    };
+    PlannedStep {
+        step: Step::ReserveSlot { slot: slot.clone() },
+        does: format!("claim port {port} and {gpus}"),
+    }
+}
+
+fn start(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let Slot { port, gpus } = &spec.slots[slot];
+    let argv = command::render(&spec.replica.command, &spec.model, *port, gpus);
+    PlannedStep {
+        step: Step::StartReplica { slot: slot.clone() },
+        does: format!("start {}", redact(&argv).join(" ")),
+    }
+}
+
+fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let does = format!(
+        "wait until port {} is ready, at most {}",
+        spec.slots[slot].port,
+        humantime::format_duration(spec.ready.timeout)
+    );
+    PlannedStep { step: Step::AwaitReady { slot: slot.clone() }, does }
+}
+
+fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> PlannedStep {
+    let does = format!(
+        "point upstream {} at port {} and prove that new requests go there",
+        spec.nginx.upstream, spec.slots[to].port
+    );
+    PlannedStep { step: Step::CutOver { from: from.clone(), to: to.clone() }, does }
+}
+
+fn promote(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let does = format!("record slot {slot} as what serves {}", spec.service);
+    PlannedStep { step: Step::Promote { slot: slot.clone() }, does }
+}
+
+fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let then = match spec.drain.on_timeout {
+        OnTimeout::Keep => "then keep it until it is drained",
+        OnTimeout::Fail => "then give up and keep it",
+        OnTimeout::Cut => "then cut what is left",
+    };
+    let does = format!(
+        "wait until port {} has nothing in flight, at most {}, {then}",
+        spec.slots[slot].port,
+        humantime::format_duration(spec.drain.timeout)
+    );
+    PlannedStep { step: Step::Drain { slot: slot.clone() }, does }
+}
+
+fn retire(replica: &Replica) -> PlannedStep {
+    let does = format!("stop {} (process {}) for good", replica.revision, replica.main);
+    PlannedStep { step: Step::Retire { slot: replica.slot.clone() }, does }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

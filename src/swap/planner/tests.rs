@@ -1,0 +1,268 @@
+//! The planner's tests, and the values that the tests of its neighbours share.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::config::{self, Overrides};
+use crate::model::ids::ProcessId;
+use crate::model::record::Retained;
+
+const MINIMAL: &str = "
+service: chat
+host: local
+model: Qwen/New
+slots:
+  a: { port: 8001, gpus: [0] }
+  b: { port: 8002, gpus: [1] }
+replica:
+  command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat
+nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
+";
+
+pub(crate) fn spec() -> SwapSpec {
+    config::load(MINIMAL, "model-swap.yaml", &Overrides::default()).unwrap().spec
+}
+
+/// Reserve, start, ready, cut_over, promote; later drain, retire.
+pub(crate) fn two_slot_plan() -> Plan {
+    acts(plan_swap(&spec(), &adopted_in_a(), When::Changed))
+}
+
+fn process(pid: i32) -> ProcessId {
+    ProcessId { pid, start: 100 }
+}
+
+fn found(pid: i32) -> Found {
+    Found {
+        main: process(pid),
+        tree: vec![process(pid), process(pid + 1)],
+        listeners: vec![process(pid)],
+        argv: vec!["vllm".to_owned(), "serve".to_owned(), "Qwen/Old".to_owned()],
+        cwd: None,
+        uid: 1000,
+        keeper: Keeper::Nobody,
+    }
+}
+
+fn occupied(pid: i32) -> Occupant {
+    Occupant {
+        found: Some(found(pid)),
+        ready: true,
+        names: vec!["chat".to_owned()],
+        model: Some("Qwen/Old".to_owned()),
+        uncounted: None,
+    }
+}
+
+fn slot(name: &str) -> SlotName {
+    name.parse().unwrap()
+}
+
+/// nginx points at a, where somebody once started a model by hand; b is free.
+fn adopted_in_a() -> Observed {
+    Observed {
+        state: ServiceState::default(),
+        nginx_port: Port(8001),
+        worker_shutdown_timeout: None,
+        slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
+        wanted: revision::specified(&spec(), "", None),
+        systemd: false,
+        program: Ok(()),
+        wanted_names: vec!["chat".to_owned()],
+    }
+}
+
+fn replica(name: &str, pid: i32, revision: Revision, swap: Option<&str>) -> Replica {
+    let port = spec().slots[&slot(name)].port;
+    let swap = swap.map(|swap| swap.parse().unwrap());
+    Replica { slot: slot(name), port, main: process(pid), revision, swap, log: None }
+}
+
+/// Swap s-1 brought what is wanted into b; what was in a before is retained.
+fn after_a_swap() -> Observed {
+    let mut seen = adopted_in_a();
+    let old = replica_in(&slot("a"), &spec(), &seen).unwrap();
+    seen.slots.insert(slot("b"), occupied(20));
+    seen.nginx_port = Port(8002);
+    seen.state.serving = Some(replica("b", 20, seen.wanted.clone(), Some("s-1")));
+    seen.state.serving_swap = Some("s-1".parse().unwrap());
+    seen.state.retained = Some(Retained {
+        replica: old,
+        swap: "s-1".parse().unwrap(),
+        since: Timestamp::UNIX_EPOCH,
+        until: Timestamp::UNIX_EPOCH,
+        old_workers: Vec::new(),
+    });
+    seen
+}
+
+fn acts(decision: Result<Decision, Vec<Failure>>) -> Plan {
+    match decision.unwrap() {
+        Decision::Act(plan) => *plan,
+        Decision::Unchanged(reason) => panic!("unchanged: {reason}"),
+    }
+}
+
+fn names(plan: &Plan) -> Vec<String> {
+    plan.all_steps().map(|planned| planned.step.to_string()).collect()
+}
+
+fn refusals(decision: Result<Decision, Vec<Failure>>) -> Vec<String> {
+    decision.unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_first_swap_adopts_what_serves() {
+    let plan = two_slot_plan();
+    assert_eq!(
+        names(&plan),
+        [
+            "reserve_slot b",
+            "start_replica b",
+            "await_ready b",
+            "cut_over a -> b",
+            "promote b",
+            "drain a",
+            "retire a"
+        ]
+    );
+    assert_eq!(plan.steps.len(), 5);
+    assert!(plan.incumbent.unwrap().revision.is_adopted());
+    assert_eq!(plan.steps[0].does, "claim port 8002 and GPU 1");
+    assert_eq!(
+        plan.steps[1].does,
+        "start vllm serve Qwen/New --host 127.0.0.1 --port 8002 --served-model-name chat"
+    );
+}
+
+#[test]
+fn a_swap_within_retain_retires_what_holds_the_slot_first() {
+    let mut seen = after_a_swap();
+    let mut next = spec();
+    next.model = "Qwen/Newer".to_owned();
+    seen.wanted = revision::specified(&next, "", None);
+    let plan = acts(plan_swap(&next, &seen, When::Changed));
+    assert_eq!(names(&plan)[..3], ["drain a", "retire a", "reserve_slot a"]);
+    assert_eq!(plan.steps.len(), 7);
+}
+
+#[test]
+fn unchanged_needs_the_revision_and_readiness_and_nginx() {
+    let seen = after_a_swap();
+    assert!(matches!(plan_swap(&spec(), &seen, When::Changed), Ok(Decision::Unchanged(_))));
+    acts(plan_swap(&spec(), &seen, When::Always));
+
+    let mut unready = after_a_swap();
+    unready.slots.get_mut(&slot("b")).unwrap().ready = false;
+    acts(plan_swap(&spec(), &unready, When::Changed));
+
+    let mut flipped_by_hand = after_a_swap();
+    flipped_by_hand.nginx_port = Port(8001);
+    // What is wanted waits, warm, in b: it only has to be cut over to.
+    let plan = acts(plan_swap(&spec(), &flipped_by_hand, When::Changed));
+    assert_eq!(
+        names(&plan),
+        ["await_ready b", "cut_over a -> b", "promote b", "drain a", "retire a"]
+    );
+}
+
+#[test]
+fn a_process_of_another_pid_is_not_the_recorded_replica() {
+    let mut seen = after_a_swap();
+    seen.slots.insert(slot("b"), occupied(99));
+    let plan = acts(plan_swap(&spec(), &seen, When::Changed));
+    assert!(plan.incumbent.unwrap().revision.is_adopted());
+}
+
+#[test]
+fn a_warm_rollback_flips_and_retires_the_rolled_back() {
+    let plan = acts(plan_rollback(&spec(), &after_a_swap(), None));
+    assert_eq!(
+        names(&plan),
+        ["await_ready a", "cut_over b -> a", "promote a", "drain b", "retire b"]
+    );
+    assert_eq!(plan.candidate.revision.model, "Qwen/Old");
+}
+
+#[test]
+fn only_the_swap_that_serves_can_be_rolled_back() {
+    let other = "s-0".parse().unwrap();
+    let decision = plan_rollback(&spec(), &after_a_swap(), Some(&other)).unwrap();
+    assert_eq!(
+        decision,
+        Decision::Unchanged("swap s-0 is not what serves now (the result of s-1 does)".to_owned())
+    );
+    let named = "s-1".parse().unwrap();
+    acts(plan_rollback(&spec(), &after_a_swap(), Some(&named)));
+}
+
+#[test]
+fn nothing_to_go_back_to_is_refused() {
+    let mut gone = after_a_swap();
+    gone.slots.insert(slot("a"), Occupant::default());
+    assert!(refusals(plan_rollback(&spec(), &gone, None))[0].contains("retained in slot a"));
+    let mut retired = after_a_swap();
+    retired.state.retained = None;
+    assert!(refusals(plan_rollback(&spec(), &retired, None))[0].contains("is retired already"));
+    assert!(
+        refusals(plan_rollback(&spec(), &adopted_in_a(), None))[0]
+            .contains("no swap's result serves")
+    );
+}
+
+#[test]
+fn every_obstacle_is_named_at_once() {
+    let mut seen = adopted_in_a();
+    seen.slots.insert(slot("b"), occupied(20));
+    seen.worker_shutdown_timeout = Some(Duration::from_secs(30));
+    seen.program = Err(Failure::new("there is no program \"vllm\""));
+    seen.slots.get_mut(&slot("a")).unwrap().found.as_mut().unwrap().keeper =
+        Keeper::Unit("vllm.service".to_owned());
+    let refused = refusals(plan_swap(&spec(), &seen, When::Changed));
+    let expected = [
+        "there is no program",
+        "worker_shutdown_timeout is 30s",
+        "port 8002 of slot b is taken",
+        "vllm.service",
+    ];
+    assert_eq!(refused.len(), expected.len(), "{refused:?}");
+    for (refusal, part) in refused.iter().zip(expected) {
+        assert!(refusal.contains(part), "{refusal}");
+    }
+}
+
+#[test]
+fn an_upstream_that_points_elsewhere_is_refused() {
+    let mut seen = adopted_in_a();
+    seen.nginx_port = Port(9000);
+    let refused = refusals(plan_swap(&spec(), &seen, When::Changed));
+    assert!(
+        refused[0].contains("points at port 9000, which is no slot's (slots: a: 8001, b: 8002)")
+    );
+}
+
+#[test]
+fn a_wrapper_and_lost_names_are_noted() {
+    let mut seen = adopted_in_a();
+    seen.wanted_names = vec!["other".to_owned()];
+    seen.slots.get_mut(&slot("a")).unwrap().found.as_mut().unwrap().keeper =
+        Keeper::Wrapper { process: process(9), command: "bash run.sh".to_owned() };
+    let notes = acts(plan_swap(&spec(), &seen, When::Changed)).notes;
+    assert!(notes[0].contains("process 9 (bash run.sh), which may start it again"), "{notes:?}");
+    assert!(notes[1].contains("ask for chat will get 404"), "{notes:?}");
+}
+
+#[test]
+fn the_digest_is_of_the_plan_and_not_of_pids() {
+    let one = two_slot_plan();
+    let mut seen = adopted_in_a();
+    seen.slots.insert(slot("a"), occupied(77));
+    assert_eq!(acts(plan_swap(&spec(), &seen, When::Changed)).digest, one.digest);
+    let mut other = spec();
+    other.model = "Qwen/Newer".to_owned();
+    let mut wants_other = adopted_in_a();
+    wants_other.wanted = revision::specified(&other, "", None);
+    assert_ne!(acts(plan_swap(&other, &wants_other, When::Changed)).digest, one.digest);
+}

@@ -1,0 +1,210 @@
+//! Takes secrets out of an argv before it is shown. Pure.
+
+use serde_json::Value;
+
+/// What a secret is replaced with.
+const HIDDEN: &str = "***";
+
+/// Words of a flag's, variable's or JSON key's name that say that its value is secret.
+const SECRET_WORDS: &[&str] = &[
+    "apikey",
+    "apikeys",
+    "auth",
+    "authorization",
+    "bearer",
+    "credential",
+    "credentials",
+    "key",
+    "keys",
+    "passphrase",
+    "passwd",
+    "password",
+    "passwords",
+    "secret",
+    "secrets",
+    "token",
+];
+
+/// How well-known tokens begin (Hugging Face, OpenAI, GitHub, GitLab, NVIDIA, Slack, JSON web tokens).
+const TOKEN_STARTS: &[&str] = &[
+    "hf_",
+    "sk-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "nvapi-",
+    "xoxb-",
+    "xoxp-",
+    "eyJ",
+];
+
+/// Tokens are longer than this; model names that begin alike (`sk-large`) are not.
+const SHORTEST_TOKEN: usize = 16;
+
+/// The argv with every secret replaced by `***`.
+///
+/// Secret are: values after or with a flag whose name says so (`--api-key a b`, `--hf-token=x`), variables (`HF_TOKEN=x`),
+/// members of a JSON argument, words that look like a well-known token, and the user info of a URL. Rather too much
+/// than too little: a file name after `--ssl-key` is hidden as well.
+pub fn redact(argv: &[String]) -> Vec<String> {
+    let mut after_secret_flag = false;
+    let hide = |word: &String| {
+        if let Some(flag) = word
+            .strip_prefix('-')
+            .filter(|flag| flag.starts_with(|c: char| c.is_alphabetic() || c == '-'))
+        {
+            after_secret_flag = is_secret(flag) && !flag.contains('=');
+        } else if after_secret_flag {
+            return HIDDEN.to_owned();
+        }
+        redact_word(word)
+    };
+    argv.iter().map(hide).collect()
+}
+
+fn redact_word(word: &str) -> String {
+    if let Ok(mut json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(word) {
+        return if redact_json(&mut json) { json.to_string() } else { word.to_owned() };
+    }
+    if word.contains(char::is_whitespace) {
+        // Text for a shell, or a header.
+        let words: Vec<_> = word.split_whitespace().map(str::to_owned).collect();
+        let words = redact_after_bearer(&redact(&words));
+        return words.join(" ");
+    }
+    match word.split_once('=') {
+        Some((name, _)) if is_secret(name) => format!("{name}={HIDDEN}"),
+        Some((name, value)) => format!("{name}={}", redact_value(value)),
+        None => redact_value(word),
+    }
+}
+
+fn redact_value(value: &str) -> String {
+    let bare = value.trim_matches(['"', '\'']);
+    if bare.len() >= SHORTEST_TOKEN && TOKEN_STARTS.iter().any(|start| bare.starts_with(start)) {
+        return HIDDEN.to_owned();
+    }
+    if let Some((scheme, rest)) = value.split_once("://") {
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        if let Some((_, host)) = authority.rsplit_once('@') {
+            return format!("{scheme}://{HIDDEN}@{host}{path}");
+        }
+    }
+    value.to_owned()
+}
+
+/// `Authorization: Bearer x`
+fn redact_after_bearer(words: &[String]) -> Vec<String> {
+    let mut after_bearer = false;
+    let hide = |word: &String| {
+        let hidden = if after_bearer { HIDDEN.to_owned() } else { word.clone() };
+        after_bearer = word.eq_ignore_ascii_case("bearer");
+        hidden
+    };
+    words.iter().map(hide).collect()
+}
+
+/// Whether anything was hidden.
+fn redact_json(json: &mut Value) -> bool {
+    match json {
+        Value::Object(members) => {
+            let mut hidden = false;
+            for (name, value) in members {
+                if is_secret(name) && value.is_string() {
+                    *value = HIDDEN.into();
+                    hidden = true;
+                } else {
+                    hidden |= redact_json(value);
+                }
+            }
+            hidden
+        }
+        Value::Array(items) => {
+            let mut hidden = false;
+            for item in items {
+                hidden |= redact_json(item);
+            }
+            hidden
+        }
+        Value::String(text) => {
+            let hidden = redact_value(text);
+            let changed = hidden != *text;
+            *text = hidden;
+            changed
+        }
+        _ => false,
+    }
+}
+
+/// By whole words, so that `--tokenizer` and `--max-num-batched-tokens` stay legible.
+fn is_secret(name: &str) -> bool {
+    let name = name.split('=').next().unwrap_or_default().to_lowercase();
+    name.split(['-', '_', '.']).any(|word| SECRET_WORDS.contains(&word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redacted(line: &str) -> String {
+        redact(&shell_words::split(line).unwrap()).join(" ")
+    }
+
+    #[test]
+    fn values_of_secret_flags_are_hidden() {
+        for (argv, shown) in [
+            ("vllm serve m --api-key abc --port 1", "vllm serve m --api-key *** --port 1"),
+            ("vllm serve m --api-key a b -tp 2", "vllm serve m --api-key *** *** -tp 2"),
+            ("vllm serve m --api_key=abc --port 1", "vllm serve m --api_key=*** --port 1"),
+            ("x --hf-token t", "x --hf-token ***"),
+            ("x --db.password=p", "x --db.password=***"),
+            (
+                "env HF_TOKEN=t AWS_SECRET_ACCESS_KEY=s x",
+                "env HF_TOKEN=*** AWS_SECRET_ACCESS_KEY=*** x",
+            ),
+        ] {
+            assert_eq!(redacted(argv), shown);
+        }
+    }
+
+    #[test]
+    fn what_only_sounds_alike_is_shown() {
+        for argv in [
+            "vllm serve m --tokenizer t --max-num-batched-tokens 8192 --trust-remote-code",
+            "x --served-model-name sk-large --kv-cache-dtype fp8",
+            "x --url http://127.0.0.1:8001/v1",
+        ] {
+            assert_eq!(redacted(argv), argv);
+        }
+    }
+
+    #[test]
+    fn secrets_are_known_by_their_looks() {
+        assert_eq!(redacted("x hf_abcdefghijklmnop"), "x ***");
+        assert_eq!(
+            redacted("x --url=https://u:p@h.example/v1?a=b"),
+            "x --url=https://***@h.example/v1?a=b"
+        );
+        assert_eq!(
+            redacted("curl -H 'Authorization: Bearer abc'"),
+            "curl -H Authorization: Bearer ***"
+        );
+    }
+
+    #[test]
+    fn secrets_are_found_inside_json_and_shell_text() {
+        assert_eq!(
+            redacted(r#"x --config '{"url":"h","api_key":"k","deep":[{"token":"t"}]}'"#),
+            r#"x --config {"api_key":"***","deep":[{"token":"***"}],"url":"h"}"#
+        );
+        assert_eq!(redacted(r#"x --config '{"b": 1, "a": 2}'"#), r#"x --config {"b": 1, "a": 2}"#);
+        assert_eq!(
+            redacted("bash -c 'HF_TOKEN=t vllm serve m --api-key k; sleep 1'"),
+            "bash -c HF_TOKEN=*** vllm serve m --api-key *** *** ***"
+        );
+    }
+}

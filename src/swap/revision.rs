@@ -1,0 +1,88 @@
+//! Digests of what runs, and of plans.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::model::plan::{Plan, Strategy};
+use crate::model::replica::Revision;
+use crate::model::spec::SwapSpec;
+
+/// Hex digits that a digest shows: 48 bits tell a person's revisions apart.
+const SHOWN: usize = 12;
+
+/// The revision that a specification asks for.
+///
+/// `secrets` is a keyed hash of the secret values, made where the key is kept.
+pub fn specified(spec: &SwapSpec, secrets: &str, git_sha: Option<String>) -> Revision {
+    let replica = &spec.replica;
+    let parts = (
+        (&spec.model, &spec.model_revision, replica.engine),
+        (&replica.command, &replica.user),
+        (&replica.env, &replica.secret_env, secrets),
+    );
+    Revision { digest: format!("r-{}", digest(&parts)), model: spec.model.clone(), git_sha }
+}
+
+/// The revision of a process tree that nobody here started. It never equals a specified one.
+pub fn adopted(argv: &[String], model: Option<String>) -> Revision {
+    Revision {
+        digest: format!("adopted-{}", digest(&argv)),
+        model: model.unwrap_or_else(|| "an unknown model".to_owned()),
+        git_sha: None,
+    }
+}
+
+/// The digest of a plan: of the specification, the strategy, the steps and the incumbent's revision.
+///
+/// Never of pids, memory or times, so that the same plan can be recognised later.
+pub fn of_plan(spec: &SwapSpec, plan: &Plan) -> String {
+    let steps: Vec<_> = plan.all_steps().map(|planned| &planned.step).collect();
+    let incumbent = plan.incumbent.as_ref().map(|side| &side.revision.digest);
+    let strategy: Strategy = plan.strategy;
+    format!("p-{}", digest(&(spec, strategy, steps, incumbent, &plan.candidate.revision.digest)))
+}
+
+fn digest(value: &impl Serialize) -> String {
+    // Values of the model always serialise: maps have string keys and nothing fails by itself.
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    hex(&Sha256::digest(&text))[..SHOWN].to_owned()
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swap::planner::tests::spec;
+
+    #[test]
+    fn whatever_changes_the_answers_changes_the_revision() {
+        let base = specified(&spec(), "s", None).digest;
+        assert_eq!(base, specified(&spec(), "s", Some("abc".into())).digest, "the commit does not");
+        assert_ne!(base, specified(&spec(), "t", None).digest, "a secret");
+        let changes: [fn(&mut SwapSpec); 4] = [
+            |s| s.model = "other".into(),
+            |s| s.model_revision = Some("main".into()),
+            |s| s.replica.command.push("--enforce-eager".into()),
+            |s| drop(s.replica.env.insert("A".into(), "1".into())),
+        ];
+        for change in changes {
+            let mut changed = spec();
+            change(&mut changed);
+            assert_ne!(base, specified(&changed, "s", None).digest);
+        }
+        let mut slower = spec();
+        slower.ready.timeout *= 2;
+        assert_eq!(base, specified(&slower, "s", None).digest, "patience does not");
+    }
+
+    #[test]
+    fn an_adopted_revision_equals_no_specified_one() {
+        let argv = spec().replica.command;
+        assert!(adopted(&argv, None).is_adopted());
+        assert!(!specified(&spec(), "", None).is_adopted());
+    }
+}

@@ -1,0 +1,199 @@
+//! Candidates that are not fit to serve: traffic never notices, the slot is free again, and the message helps.
+
+use std::fs;
+
+use anyhow::Result;
+use testbed::load::Load;
+use testbed::server::{ByHand, listeners};
+
+use crate::support::{NEW, OLD, Run, World, alive, engine, until};
+use crate::swap::claims;
+
+/// What a swap must not have touched.
+struct Untouched {
+    file: Vec<u8>,
+    workers: Vec<u32>,
+    load: Load,
+}
+
+impl Untouched {
+    async fn begin(world: &World) -> Result<Self> {
+        Ok(Self {
+            file: fs::read(world.server.nginx_config())?,
+            workers: world.server.nginx_workers()?,
+            load: world.load().await?,
+        })
+    }
+
+    /// nginx never heard of it, the old model serves, and only `strangers` have to do with slot b.
+    async fn still(self, world: &World, strangers: &[u32]) -> Result<()> {
+        assert_eq!(fs::read(world.server.nginx_config())?, self.file);
+        assert_eq!(world.server.nginx_workers()?, self.workers, "nginx was reloaded");
+        assert_eq!(world.serves().await?, OLD);
+        assert!(claims(world)?.is_empty(), "{:?}", claims(world)?);
+        let mark = "MODEL_SWAP_REPLICA=";
+        let replicas: Vec<_> = world
+            .server
+            .leftovers()
+            .into_iter()
+            .filter(|line| {
+                let pid = line.split(':').next().unwrap_or_default();
+                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                String::from_utf8_lossy(&environment).contains(mark)
+            })
+            .collect();
+        assert!(replicas.is_empty(), "left: {replicas:?}");
+        assert!(strangers.iter().all(|pid| alive(*pid)), "a stranger was killed");
+        let listening = listeners(world.server.slot_ports().1)?;
+        assert!(listening.iter().all(|pid| strangers.contains(pid)), "{listening:?}");
+        self.load.stop().await.assert_clean();
+        Ok(())
+    }
+}
+
+/// Swaps with these engine flags: it fails in `step`, in these words, and after it a good swap succeeds.
+async fn fails(mut world: World, flags: &str, step: &str, says: &[&str]) -> Result<Run> {
+    let untouched = Untouched::begin(&world).await?;
+    world.settings.flags = flags.to_owned();
+    let run = failed(world.run("swap", NEW, &[]).await?, step, says);
+    untouched.still(&world, &[]).await?;
+    world.settings.flags = String::new();
+    world.settings.ready = "30s".to_owned();
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    world.until_serves(NEW).await?;
+    Ok(run)
+}
+
+#[track_caller]
+fn failed(run: Run, step: &str, says: &[&str]) -> Run {
+    let run = run.ended(4, "failed");
+    assert!(run.stdout.contains(&format!("✗ {step} after ")), "not in {step}:\n{run}");
+    for text in says {
+        assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
+        assert!(run.summary.contains("## chat: failed"), "{run}");
+    }
+    assert!(run.stdout.contains("Qwen/Old serves from slot a"), "where traffic is: {run}");
+    assert_eq!(run.output("slot"), "a");
+    run
+}
+
+#[tokio::test]
+async fn one_that_never_gets_ready() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.ready = "1s".to_owned();
+    let says =
+        ["was not ready within 1s", "raise ready.timeout", "Starting to load model Qwen/New"];
+    fails(world, "--stub-load-time 10m", "await_ready b", &says).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_dies_while_it_loads_shows_its_last_words() -> Result<()> {
+    let world = World::start().await?;
+    let says = ["ended before it was ready", "torch.OutOfMemoryError: CUDA out of memory"];
+    let flags = "--stub-load-time 10m --stub-die-after 300ms --stub-child";
+    let run = fails(world, flags, "await_ready b", &says).await?;
+    assert!(run.summary.contains("torch.OutOfMemoryError"), "{run}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_serves_another_model() -> Result<()> {
+    let world = World::start().await?;
+    let says = ["it should serve", "Qwen/New", "and serves", "Qwen/Wrong", "Check {model}"];
+    fails(world, "--stub-report-model Qwen/Wrong", "await_ready b", &says).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_is_not_healthy() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.ready = "1s".to_owned();
+    let says = ["was not ready within 1s", "/health answered 503"];
+    fails(world, "--stub-health-status 503", "await_ready b", &says).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_whose_port_a_stranger_listens_on_is_refused() -> Result<()> {
+    let world = World::start().await?;
+    let (_, b) = world.server.slot_ports();
+    let stranger = stranger(&world, &[])?;
+    until("the stranger listens", || listeners(b).is_ok_and(|list| !list.is_empty())).await?;
+    let untouched = Untouched::begin(&world).await?;
+    let said = format!("port {b} of slot b is taken by process {} (", stranger.pid);
+    for command in ["plan", "swap"] {
+        let run = world.run(command, NEW, &[]).await?;
+        let run = run.refused(
+            3,
+            &[&said, "which is not recorded as a replica of this service", "hint: stop it"],
+        );
+        assert!(run.outputs.is_empty(), "{run}");
+    }
+    untouched.still(&world, &[stranger.pid]).await
+}
+
+/// The port was free when it was claimed, and is somebody else's by the time that the candidate has loaded.
+#[tokio::test]
+async fn one_whose_port_a_stranger_takes_while_it_loads() -> Result<()> {
+    let mut world = World::start().await?;
+    let (_, b) = world.server.slot_ports();
+    let untouched = Untouched::begin(&world).await?;
+    world.settings.flags = "--stub-load-time 3s".to_owned();
+    let running = world.action("swap", NEW, &[])?.spawn()?;
+    loads(&world).await?;
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", b))?;
+    let run = failed(running.finish().await?, "await_ready b", &["ended before it was ready"]);
+    assert!(run.stdout.contains("Address already in use"), "{run}");
+    untouched.still(&world, &[std::process::id()]).await?;
+    drop(stranger);
+    Ok(())
+}
+
+/// With `SO_REUSEPORT` a stranger can come to the port after the candidate and get half of its requests.
+#[tokio::test]
+async fn one_that_a_stranger_shares_the_port_with() -> Result<()> {
+    let mut world = World::start().await?;
+    let (_, b) = world.server.slot_ports();
+    let untouched = Untouched::begin(&world).await?;
+    world.settings.flags = "--stub-reuse-port --stub-load-time 10m".to_owned();
+    let running = world.action("swap", NEW, &[])?.spawn()?;
+    loads(&world).await?;
+    let stranger = stranger(&world, &["--stub-reuse-port"])?;
+    let shared =
+        format!("port {b} of slot b is shared: process {} listens there too", stranger.pid);
+    let says = [shared.as_str(), "hint: stop that process"];
+    failed(running.finish().await?, "await_ready b", &says);
+    untouched.still(&world, &[stranger.pid]).await
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_refused_before_anything_is_done() -> Result<()> {
+    let world = World::start().await?;
+    let untouched = Untouched::begin(&world).await?;
+    let program = engine(NEW, 1)?.swap_remove(0);
+    let text = world.config(NEW).replace(&program, "vlllm");
+    for command in ["plan", "swap"] {
+        let run = world.action(command, NEW, &[])?.with_config(&text)?.spawn()?.finish().await?;
+        let run = run.refused(3, &["vlllm"]);
+        assert!(run.outputs.is_empty(), "{run}");
+        assert!(run.summary.contains("## Nothing was done"), "{run}");
+    }
+    untouched.still(&world, &[]).await
+}
+
+/// Waits until the candidate runs, which then loads for a while.
+async fn loads(world: &World) -> Result<()> {
+    let candidate = || {
+        let lines = world.server.leftovers();
+        lines.iter().any(|line| line.contains("stub-engine serve Qwen/New"))
+    };
+    until("the candidate loads", candidate).await
+}
+
+/// Somebody else's engine on slot b's port.
+fn stranger(world: &World, flags: &[&str]) -> Result<ByHand> {
+    let mut argv = engine("Stranger/Model", world.server.slot_ports().1)?;
+    argv.extend(flags.iter().map(ToString::to_string));
+    world.server.start_by_hand(&argv, &[])
+}

@@ -1,0 +1,56 @@
+//! A candidate that comes to nothing leaves nothing, and does not keep anybody waiting.
+
+use std::time::Duration;
+
+use model_swap::model::outcome::Outcome;
+use tokio::time::Instant;
+
+use super::scene::{Attempt, Kind, Scene};
+
+/// Asserts that the swap failed for this reason, and left the world as it was.
+async fn assert_failed(scene: &Scene, attempt: &Attempt, reason: &str) {
+    let before = scene.facts();
+    let conclusion = scene.execute(attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::Failed, "{conclusion:#?}");
+    let failure = conclusion.failure.unwrap();
+    assert!(failure.message.contains(reason), "{failure:#?}");
+    assert_eq!(scene.facts(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_never_listens_is_stopped_at_once_when_its_time_is_over() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.host.world.borrow_mut().load_time = None;
+    let begin = Instant::now();
+    assert_failed(&scene, &attempt, "not ready within 1m").await;
+    // In the world's own time, which nothing else moves.
+    assert!(begin.elapsed() < Duration::from_secs(62), "waited {:?}", begin.elapsed());
+    assert_eq!(scene.host.count("stop"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_dies_while_it_loads_is_noticed_at_once() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.host.world.borrow_mut().load_time = None;
+    let begin = Instant::now();
+    let dies = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let candidate = scene.host.world.borrow().replicas[1].id;
+        scene.host.world.borrow_mut().kill(candidate);
+    };
+    tokio::join!(assert_failed(&scene, &attempt, "ended before it was ready"), dies);
+    assert!(begin.elapsed() < Duration::from_secs(6), "waited {:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_of_the_wrong_model_never_gets_traffic() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let wrong = async {
+        while scene.host.world.borrow().replicas.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        scene.host.world.borrow_mut().replicas[1].root = "Qwen/Wrong".to_owned();
+    };
+    tokio::join!(assert_failed(&scene, &attempt, "it serves chat (Qwen/Wrong)"), wrong);
+    assert_eq!(scene.host.count("load"), 0);
+}

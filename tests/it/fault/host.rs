@@ -1,0 +1,475 @@
+//! A host that acts on the small world, writes down every call, and fails where it is told to.
+//!
+//! It also judges: whatever a test is about, no replica is stopped with requests in flight or while nginx points at it,
+//! nothing is done before its record, and nginx never points at nothing.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use model_swap::event_log::EventReader;
+use model_swap::host::engine::{Answer, ModelEntry, Models};
+use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
+use model_swap::host::process::{self, Inherited, Launch, StopOrder, Stopped};
+use model_swap::host::{Ending, Host};
+use model_swap::model::event::EventKind;
+use model_swap::model::failure::Failure;
+use model_swap::model::ids::{Port, ProcessId, SlotName};
+use model_swap::model::record::{Record, RecordKind, UpstreamImage};
+use model_swap::model::replica::Found;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::time::Instant;
+
+use super::world::{SimReplica, SimWorld, line};
+
+/// Between two looks at whether a process ended, in the world's time.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Verbs that change nothing and have one answer.
+pub(crate) const SURE: [&str; 5] = ["now", "pause", "exited", "alive", "workers_left"];
+
+/// What the agent is doing, by its own event log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// No step.
+    Outside,
+    /// Doing the step.
+    Act(usize),
+    /// Undoing the step.
+    Undo(usize),
+}
+
+/// One call of a verb.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) verb: &'static str,
+    pub(crate) stage: Stage,
+}
+
+/// What goes wrong at a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    /// The verb fails and did nothing.
+    Fails,
+    /// The verb did all, and fails.
+    DoesAndFails,
+    /// The agent dies before the verb does anything.
+    Dies,
+    /// The agent dies when the verb did all.
+    DoesAndDies,
+    /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.
+    DiskFills,
+}
+
+/// What a dying agent unwinds with.
+pub(crate) struct Death;
+
+/// A fault at the call of this number, counted from the arming.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fault {
+    pub(crate) call: usize,
+    pub(crate) wrong: Wrong,
+}
+
+/// The host.
+pub(crate) struct SimHost {
+    pub(crate) world: RefCell<SimWorld>,
+    /// The model that a replica of the specification should serve.
+    pub(crate) wanted: RefCell<String>,
+    calls: RefCell<Vec<Call>>,
+    faults: RefCell<Vec<Fault>>,
+    struck: RefCell<Vec<Call>>,
+    watched: RefCell<Option<Watched>>,
+    may_cut: Cell<bool>,
+    loaded: RefCell<Vec<Port>>,
+    began: Instant,
+}
+
+/// The files of the swap that the agent works on.
+struct Watched {
+    events: EventReader,
+    stage: Stage,
+    journal: PathBuf,
+}
+
+impl SimHost {
+    pub(crate) fn new(world: SimWorld) -> Self {
+        Self {
+            world: RefCell::new(world),
+            wanted: RefCell::default(),
+            calls: RefCell::default(),
+            faults: RefCell::default(),
+            struck: RefCell::default(),
+            watched: RefCell::default(),
+            may_cut: Cell::new(false),
+            loaded: RefCell::default(),
+            began: Instant::now(),
+        }
+    }
+
+    /// Follows the agent's own files from now on.
+    pub(crate) fn watch(&self, folder: &Path) {
+        let watched = Watched {
+            events: EventReader::new(folder),
+            stage: Stage::Outside,
+            journal: folder.join("journal.ndjson"),
+        };
+        *self.watched.borrow_mut() = Some(watched);
+    }
+
+    /// Forgets the calls so far, and lets these go wrong.
+    pub(crate) fn arm(&self, faults: &[Fault]) {
+        self.calls.borrow_mut().clear();
+        self.struck.borrow_mut().clear();
+        *self.faults.borrow_mut() = faults.to_vec();
+    }
+
+    /// The specification says `on_timeout: cut`.
+    pub(crate) fn allow_cuts(&self) {
+        self.may_cut.set(true);
+    }
+
+    /// Every call since the arming.
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.calls.borrow().clone()
+    }
+
+    /// The calls that went wrong since the arming.
+    pub(crate) fn struck(&self) -> Vec<Call> {
+        self.struck.borrow().clone()
+    }
+
+    /// Whether nginx loaded another port since the swap that is watched was begun.
+    pub(crate) fn moved(&self) -> bool {
+        !self.loaded.borrow().is_empty()
+    }
+
+    /// Forgets what nginx loaded: another swap begins.
+    pub(crate) fn settled(&self) {
+        self.loaded.borrow_mut().clear();
+    }
+
+    /// How often a verb was called since the arming.
+    pub(crate) fn count(&self, verb: &str) -> usize {
+        self.calls.borrow().iter().filter(|call| call.verb == verb).count()
+    }
+
+    fn stage(&self) -> Stage {
+        let mut watched = self.watched.borrow_mut();
+        let Some(watched) = watched.as_mut() else { return Stage::Outside };
+        for event in watched.events.read().expect("the event log can be read") {
+            watched.stage = match event.kind {
+                EventKind::StepStarted { index } => Stage::Act(index),
+                EventKind::UndoStarted { index } => Stage::Undo(index),
+                EventKind::Progress { .. }
+                | EventKind::Overdue { .. }
+                | EventKind::Warning { .. } => continue,
+                _ => Stage::Outside,
+            };
+        }
+        watched.stage
+    }
+
+    /// Writes a call down; what goes wrong with it, unless the agent died of it.
+    fn note(&self, verb: &'static str) -> Option<Wrong> {
+        let call = Call { verb, stage: self.stage() };
+        let number = self.calls.borrow().len();
+        self.calls.borrow_mut().push(call.clone());
+        let wrong = self.faults.borrow().iter().find(|f| f.call == number).map(|f| f.wrong);
+        if wrong.is_some() {
+            self.struck.borrow_mut().push(call);
+        }
+        if wrong == Some(Wrong::DiskFills) {
+            let watched = self.watched.borrow();
+            fill_disk(&watched.as_ref().expect("a swap").journal);
+        }
+        if wrong == Some(Wrong::Dies) {
+            std::panic::resume_unwind(Box::new(Death));
+        }
+        wrong
+    }
+
+    /// A verb that may fail.
+    fn call<T>(
+        &self,
+        verb: &'static str,
+        effect: impl FnOnce(&mut SimWorld) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let wrong = self.note(verb);
+        let injected = || Failure::new(format!("{verb} fails as ordered"));
+        if wrong == Some(Wrong::Fails) {
+            return Err(injected());
+        }
+        let before = self.world.borrow().loaded;
+        let done = effect(&mut self.world.borrow_mut());
+        let after = self.world.borrow().loaded;
+        if before != after {
+            self.loaded.borrow_mut().push(after);
+        }
+        self.judge_upstream(verb);
+        match wrong {
+            Some(Wrong::DoesAndFails) => Err(injected()),
+            Some(Wrong::DoesAndDies) => std::panic::resume_unwind(Box::new(Death)),
+            _ => done,
+        }
+    }
+
+    /// A verb that has an answer in any case: another one where it goes wrong.
+    fn answer<T>(&self, verb: &'static str, right: impl FnOnce(&SimWorld) -> T, wrong: T) -> T {
+        match self.note(verb) {
+            Some(Wrong::Fails | Wrong::DoesAndFails) => wrong,
+            Some(Wrong::DoesAndDies) => std::panic::resume_unwind(Box::new(Death)),
+            _ => right(&self.world.borrow()),
+        }
+    }
+
+    /// Between any two calls nginx points at a replica that is ready.
+    fn judge_upstream(&self, verb: &str) {
+        let world = self.world.borrow();
+        let loaded = world.loaded;
+        assert!(world.on(loaded).is_some(), "after {verb}, nobody serves on {loaded}: {world:#?}");
+    }
+
+    /// No act before its record.
+    fn judge_record(&self, verb: &str) {
+        let stage = self.stage();
+        let watched = self.watched.borrow();
+        let watched = watched.as_ref().unwrap_or_else(|| panic!("{verb} outside of a swap"));
+        let text = std::fs::read_to_string(&watched.journal).expect("a journal");
+        let last: Record =
+            serde_json::from_str(text.lines().last().expect("a record")).expect("a record");
+        let announced = match (stage, &last.kind) {
+            (Stage::Act(now), RecordKind::Started { step, .. })
+            | (Stage::Undo(now), RecordKind::UndoStarted { step }) => now == *step,
+            _ => false,
+        };
+        assert!(announced, "{verb} in {stage:?}, and the last record is {:?}", last.kind);
+    }
+
+    /// Nobody is stopped who has requests, or may get some.
+    fn judge_stop(&self, replica: &SimReplica, how: Ending) {
+        let world = self.world.borrow();
+        let in_flight = world.in_flight(replica);
+        assert_ne!(world.loaded, replica.port, "stopped what nginx points at: {replica:?}");
+        let cut = how == Ending::Cut && self.may_cut.get();
+        assert!(in_flight == 0 || cut, "stopped with {in_flight} requests in flight: {replica:?}");
+    }
+
+    /// Returns once a process is gone, in the world's time.
+    async fn gone(&self, process: ProcessId) {
+        while self.world.borrow().alive(process) {
+            tokio::time::sleep(TICK).await;
+        }
+    }
+}
+
+/// How much of a record still goes on a disk that is full: less than any record has.
+const LAST_BYTES: u64 = 10;
+
+/// Lets no file of this process grow beyond what the journal has.
+fn fill_disk(journal: &Path) {
+    let length = std::fs::metadata(journal).expect("a journal").len();
+    limit_files(Some(length + LAST_BYTES));
+}
+
+/// Bounds the length of files that this process writes.
+pub(crate) fn limit_files(bytes: Option<u64>) {
+    let maximum = getrlimit(Resource::Fsize).maximum;
+    setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).expect("a lower limit");
+}
+
+impl Host for SimHost {
+    fn now(&self) -> Timestamp {
+        self.note("now");
+        let elapsed = SignedDuration::try_from(self.began.elapsed()).expect("a short test");
+        Timestamp::UNIX_EPOCH + elapsed
+    }
+
+    async fn pause(&self, time: Duration) {
+        self.note("pause");
+        tokio::time::sleep(time).await;
+    }
+
+    fn systemd(&self) -> bool {
+        false
+    }
+
+    async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {
+        self.call("find", |world| Ok(world.found(port)))
+    }
+
+    fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure> {
+        self.call("listeners", |world| Ok(world.on(port).map(|r| r.id).into_iter().collect()))
+    }
+
+    fn alive(&self, process: ProcessId) -> bool {
+        self.note("alive");
+        self.world.borrow().alive(process)
+    }
+
+    fn tree(&self, main: ProcessId) -> Result<Vec<ProcessId>, Failure> {
+        self.call("tree", |world| Ok(if world.alive(main) { vec![main] } else { Vec::new() }))
+    }
+
+    fn inherited(&self, _: Option<ProcessId>) -> Result<Inherited, Failure> {
+        self.call("inherited", |_| {
+            Ok(Inherited {
+                identity: process::Identity { uid: 1000, gid: 1000, groups: Vec::new() },
+                user: None,
+                home: "/home/llm".into(),
+                cwd: "/srv".into(),
+                path: "/usr/bin".to_owned(),
+            })
+        })
+    }
+
+    fn runnable(&self, _: Option<ProcessId>) -> Result<(), Failure> {
+        self.call("runnable", |_| Ok(()))
+    }
+
+    async fn start(&self, launch: &Launch) -> Result<ProcessId, Failure> {
+        self.judge_record("start");
+        self.call("start", |world| Ok(world.start(launch)))
+    }
+
+    async fn exited(&self, process: ProcessId) {
+        self.note("exited");
+        self.gone(process).await;
+    }
+
+    fn marked(&self, marker: &str) -> Result<Option<StopOrder>, Failure> {
+        self.call("marked", |world| {
+            let marked = |r: &&SimReplica| r.marker.as_deref() == Some(marker);
+            Ok(world.replicas.iter().find(marked).map(|replica| StopOrder {
+                main: replica.id,
+                tree: vec![replica.id],
+                marker: replica.marker.clone(),
+                grace: Duration::from_secs(30),
+            }))
+        })
+    }
+
+    async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
+        self.judge_record("stop");
+        let replica = self.world.borrow().replicas.iter().find(|r| r.id == order.main).cloned();
+        if let Some(replica) = &replica {
+            self.judge_stop(replica, how);
+        }
+        self.call("stop", |world| {
+            world.kill(order.main);
+            let ended = replica.map(|replica| replica.id).into_iter().collect();
+            Ok(Stopped { ended, forced: Vec::new() })
+        })
+    }
+
+    fn stop_grace(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    async fn restarted(&self, _: ProcessId, _: &[String]) -> Option<ProcessId> {
+        None
+    }
+
+    fn log_tail(&self, _: &Path, _: usize) -> Vec<String> {
+        vec!["the last words of the engine".to_owned()]
+    }
+
+    fn loading(&self, _: Option<&Path>) -> Option<String> {
+        None
+    }
+
+    async fn ask(&self, port: Port) -> Answer {
+        let right = |world: &SimWorld| match world.on(port) {
+            None => Answer::Refused,
+            Some(replica) => Answer::Ready(Models {
+                entries: vec![ModelEntry {
+                    id: "chat".to_owned(),
+                    root: Some(replica.root.clone()),
+                    max_model_len: None,
+                }],
+            }),
+        };
+        self.answer("ask", right, Answer::Unwell("unwell as ordered".to_owned()))
+    }
+
+    fn check(&self, _: &SlotName, models: &Models) -> Result<(), Failure> {
+        self.call("check", |_| {
+            let right = models.root() == Some(self.wanted.borrow().as_str());
+            if right { Ok(()) } else { Err(Failure::new(format!("it serves {models}"))) }
+        })
+    }
+
+    fn names(&self) -> Vec<String> {
+        vec!["chat".to_owned()]
+    }
+
+    async fn in_flight(&self, port: Port) -> Result<u64, Failure> {
+        self.call("in_flight", |world| match world.on(port) {
+            Some(replica) => Ok(world.in_flight(replica)),
+            None => Err(Failure::new(format!("cannot read http://127.0.0.1:{port}/metrics"))),
+        })
+    }
+
+    async fn fingerprint(&self, port: Port, _: &str) -> Option<String> {
+        self.answer("fingerprint", |world| Some(format!("vllm-{}", world.on(port)?.root)), None)
+    }
+
+    async fn upstream(&self) -> Result<UpstreamView, Failure> {
+        self.call("upstream", |world| {
+            Ok(UpstreamView {
+                file: "/etc/nginx/conf.d/llm.conf".into(),
+                server: world.lines[0].clone(),
+                port: world.loaded,
+                master: ProcessId { pid: 99, start: 7 },
+                worker_shutdown_timeout: None,
+                error_log: None,
+            })
+        })
+    }
+
+    async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure> {
+        self.call("upstream_image", |world| {
+            Ok(UpstreamImage {
+                file: "/etc/nginx/conf.d/llm.conf".into(),
+                before: world.lines.clone(),
+                after: vec![line(to)],
+            })
+        })
+    }
+
+    fn loaded(&self, _: ProcessId) -> Result<Reloaded, Failure> {
+        self.call("loaded", |world| Ok(world.generations()))
+    }
+
+    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure> {
+        self.judge_record("load");
+        self.call("load", |world| world.change(&image.before, &image.after))
+    }
+
+    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
+        self.judge_record("restore");
+        self.call("restore", |world| world.restore(image))
+    }
+
+    async fn prove(&self, expected: &Expectation, _: &Reloaded) -> Result<Proof, Failure> {
+        self.call("prove", |world| {
+            let replica = world.on(world.loaded).filter(|r| r.port == expected.candidate);
+            let told = match (&expected.identity, replica) {
+                (_, None) => return Err(Failure::new("new requests go elsewhere")),
+                (Some(Identity::Root(root)), Some(replica)) => *root == replica.root,
+                (Some(Identity::Fingerprint { fingerprint, .. }), Some(replica)) => {
+                    *fingerprint == format!("vllm-{}", replica.root)
+                }
+                (None, Some(_)) => return Ok(Proof::Sockets { workers: 1, connections: 1 }),
+            };
+            assert!(told, "the proof was asked for another replica: {expected:?}");
+            Ok(Proof::Answers(3))
+        })
+    }
+
+    fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft> {
+        self.note("workers_left");
+        self.world.borrow().workers_left(old, port)
+    }
+}

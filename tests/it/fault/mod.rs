@@ -1,0 +1,13 @@
+//! The executor in a small world where everything may fail, at any moment.
+
+#![expect(clippy::unwrap_used, reason = "what a test does not meet ends it")]
+
+mod candidate;
+mod death;
+mod disk;
+mod drain;
+mod history;
+mod host;
+mod scene;
+mod verbs;
+mod world;

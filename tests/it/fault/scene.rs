@@ -1,0 +1,285 @@
+//! A small world with real state, journals and event logs, and what is about to be done in it.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::task::Poll;
+
+use jiff::Timestamp;
+use model_swap::config::{self, Overrides};
+use model_swap::event_log::{EventLog, EventReader};
+use model_swap::executor::{self, Context, observe};
+use model_swap::journal::{Journal, JournalError};
+use model_swap::model::event::{Conclusion, EventKind};
+use model_swap::model::failure::Failure;
+use model_swap::model::ids::{Port, ProcessId, SlotName, SwapId};
+use model_swap::model::outcome::Outcome;
+use model_swap::model::plan::Plan;
+use model_swap::model::record::RecordKind;
+use model_swap::model::replica::Replica;
+use model_swap::model::spec::SwapSpec;
+use model_swap::model::state::ServiceState;
+use model_swap::model::wire::{Asked, Secrets, When};
+use model_swap::service_dir::ServiceDir;
+use model_swap::swap::planner::{self, Decision};
+
+use super::host::{Death, Fault, SimHost};
+use super::world::SimWorld;
+
+pub(crate) const A: Port = Port(8001);
+
+const CONFIG: &str = "
+service: chat
+host: local
+model: Qwen/New
+slots:
+  a: { port: 8001, gpus: [0] }
+  b: { port: 8002, gpus: [1] }
+replica:
+  command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat
+drain: { timeout: 60s }
+ready: { timeout: 60s }
+nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
+";
+
+/// What is about to be done, and what the world is like before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A swap away from what somebody started by hand.
+    First,
+    /// A swap into the slot of a retained replica.
+    IntoRetained,
+    /// A warm rollback.
+    Rollback,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::First, Self::IntoRetained, Self::Rollback];
+}
+
+/// A world and the agent's files in it.
+pub(crate) struct Scene {
+    pub(crate) host: SimHost,
+    pub(crate) dir: ServiceDir,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) spec: SwapSpec,
+}
+
+/// A command that was planned.
+pub(crate) struct Attempt {
+    asked: Asked,
+    pub(crate) swap: SwapId,
+    pub(crate) plan: Plan,
+    pub(crate) replicas: BTreeMap<SlotName, Replica>,
+}
+
+/// Everything that a swap that fails leaves as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) lines: Vec<String>,
+    pub(crate) loaded: Port,
+    /// Port, process and model of every replica.
+    pub(crate) replicas: Vec<(Port, ProcessId, String)>,
+    /// Files and contents.
+    pub(crate) claims: BTreeMap<PathBuf, String>,
+    pub(crate) state: ServiceState,
+}
+
+impl Facts {
+    /// The same without times and folders, which differ between two runs.
+    pub(crate) fn across_runs(mut self) -> Self {
+        let never = Timestamp::UNIX_EPOCH;
+        if let Some(retained) = &mut self.state.retained {
+            (retained.since, retained.until) = (never, never);
+            retained.replica.log = None;
+        }
+        if let Some(serving) = &mut self.state.serving {
+            serving.log = None;
+        }
+        self.state.history.iter_mut().for_each(|past| past.at = never);
+        self
+    }
+
+    /// The same without the replica in a slot that was retired, whether or not state and claims know already.
+    pub(crate) fn without(mut self, port: Port) -> Self {
+        self.replicas.retain(|replica| replica.0 != port);
+        if self.state.retained.as_ref().is_some_and(|retained| retained.replica.port == port) {
+            self.state.retained = None;
+        }
+        let gpu = if port == A { "gpu-0" } else { "gpu-1" };
+        self.claims
+            .retain(|file, _| !file.ends_with(gpu) && !file.ends_with(format!("port-{port}")));
+        self
+    }
+}
+
+impl Scene {
+    /// Somebody started a model by hand in slot a.
+    pub(crate) fn new() -> Self {
+        // Nothing here outlives the test, so memory does: thousands of fsyncs are not waited for.
+        let memory = Path::new("/dev/shm");
+        let folder =
+            if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let folder = folder.expect("a folder");
+        let spec = config::load(CONFIG, "model-swap.yaml", &Overrides::default())
+            .expect("a valid configuration")
+            .spec;
+        let dir = ServiceDir::open(folder.path(), &spec.service).expect("a state folder");
+        // The key of all secrets' hashes, so that two runs have the same revisions.
+        std::fs::write(folder.path().join("key"), [7; 32]).expect("a key");
+        let host = SimHost::new(SimWorld::with_incumbent(A, "Qwen/Old"));
+        Self { host, dir, folder, spec }
+    }
+
+    /// A world for a kind of command, and the command planned.
+    pub(crate) async fn of(kind: Kind) -> (Self, Attempt) {
+        let scene = Self::new();
+        let attempt = match kind {
+            Kind::First => scene.swap("s-1", "Qwen/New").await,
+            Kind::IntoRetained => {
+                // Two swaps, so that what is retained was started here and has claims of its own.
+                scene.promoted("s-1", "Qwen/New").await;
+                scene.promoted("s-2", "Qwen/Newer").await;
+                scene.swap("s-3", "Qwen/Newest").await
+            }
+            Kind::Rollback => {
+                scene.promoted("s-1", "Qwen/New").await;
+                scene.rollback("s-2").await
+            }
+        };
+        (scene, attempt)
+    }
+
+    /// Plans a swap from what is observed.
+    pub(crate) async fn swap(&self, id: &str, model: &str) -> Attempt {
+        let mut asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
+        model.clone_into(&mut asked.spec.model);
+        self.attempt(id, asked, |spec, seen| planner::plan_swap(spec, seen, When::Changed)).await
+    }
+
+    /// Plans a warm rollback from what is observed.
+    pub(crate) async fn rollback(&self, id: &str) -> Attempt {
+        let asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
+        self.attempt(id, asked, |spec, seen| planner::plan_rollback(spec, seen, None)).await
+    }
+
+    async fn attempt(
+        &self,
+        id: &str,
+        asked: Asked,
+        plan: impl Fn(&SwapSpec, &planner::Observed) -> Result<Decision, Vec<Failure>>,
+    ) -> Attempt {
+        let world = observe(&self.host, &self.dir, &asked, None).await.expect("an observation");
+        let Ok(Decision::Act(plan)) = plan(&asked.spec, &world.seen) else {
+            panic!("no plan from {world:#?}")
+        };
+        let swap = id.parse().expect("an id");
+        Attempt { asked, swap, plan: *plan, replicas: world.replicas }
+    }
+
+    /// Begins as the agent does.
+    pub(crate) fn begin<'a>(&'a self, attempt: &'a Attempt) -> (Context<'a, SimHost>, Journal) {
+        let folder = self.dir.make_swap(&attempt.swap).expect("a folder");
+        let journal = Journal::create(&folder, &attempt.swap, &attempt.plan, self.host_now());
+        let mut cx = self.context(attempt);
+        cx.replicas = attempt.replicas.clone();
+        (cx, journal.expect("a journal"))
+    }
+
+    /// Goes on as the agent does that finds an unfinished swap.
+    pub(crate) fn reopen<'a>(&'a self, attempt: &'a Attempt) -> (Context<'a, SimHost>, Journal) {
+        let journal = Journal::open(&self.dir.swap(&attempt.swap)).expect("the journal is whole");
+        (self.context(attempt), journal)
+    }
+
+    fn context<'a>(&'a self, attempt: &'a Attempt) -> Context<'a, SimHost> {
+        let folder = self.dir.swap(&attempt.swap);
+        attempt.asked.spec.model.clone_into(&mut self.host.wanted.borrow_mut());
+        self.host.watch(&folder);
+        let events = EventLog::open(&folder, &attempt.swap).expect("an event log");
+        let (swap, plan) = (attempt.swap.clone(), attempt.plan.clone());
+        Context::new((&self.host, &attempt.asked, &self.dir), swap, plan, events)
+    }
+
+    fn host_now(&self) -> Timestamp {
+        use model_swap::host::Host;
+        self.host.now()
+    }
+
+    /// Executes a plan with faults; `None` if the agent died of one.
+    pub(crate) async fn execute(
+        &self,
+        attempt: &Attempt,
+        faults: &[Fault],
+    ) -> Option<Result<Conclusion, JournalError>> {
+        let (cx, mut journal) = self.begin(attempt);
+        self.host.settled();
+        self.host.arm(faults);
+        until_death(executor::execute(&cx, &mut journal)).await
+    }
+
+    /// Recovers with faults; `None` if the agent died of one.
+    pub(crate) async fn recover(
+        &self,
+        attempt: &Attempt,
+        faults: &[Fault],
+    ) -> Option<Option<Conclusion>> {
+        let (cx, mut journal) = self.reopen(attempt);
+        self.host.arm(faults);
+        let recovered = until_death(executor::recover(&cx, &mut journal)).await;
+        recovered.map(|recovered| recovered.expect("the journal can be written"))
+    }
+
+    /// A swap that goes well.
+    pub(crate) async fn promoted(&self, id: &str, model: &str) -> Attempt {
+        let attempt = self.swap(id, model).await;
+        let conclusion = self.execute(&attempt, &[]).await.expect("it lives").expect("a journal");
+        assert_eq!(conclusion.outcome, Outcome::Promoted, "{conclusion:#?}");
+        attempt
+    }
+
+    /// What a swap that fails leaves as it was.
+    pub(crate) fn facts(&self) -> Facts {
+        let world = self.host.world.borrow();
+        let claims = std::fs::read_dir(self.folder.path().join("claims")).expect("claims");
+        let claim = |entry: std::fs::DirEntry| {
+            (entry.path(), std::fs::read_to_string(entry.path()).expect("a claim"))
+        };
+        let name = |path: PathBuf| PathBuf::from(path.file_name().expect("a name"));
+        Facts {
+            lines: world.lines.clone(),
+            loaded: world.loaded,
+            replicas: world.replicas.iter().map(|r| (r.port, r.id, r.root.clone())).collect(),
+            claims: claims
+                .map(|entry| claim(entry.expect("an entry")))
+                .map(|(path, text)| (name(path), text))
+                .collect(),
+            state: self.dir.load().expect("a state"),
+        }
+    }
+
+    /// The records of a swap after its plan.
+    pub(crate) fn records(&self, attempt: &Attempt) -> Vec<RecordKind> {
+        let journal = Journal::open(&self.dir.swap(&attempt.swap)).expect("the journal is whole");
+        journal.records().iter().skip(1).map(|record| record.kind.clone()).collect()
+    }
+
+    /// The story of a swap.
+    pub(crate) fn events(&self, attempt: &Attempt) -> Vec<EventKind> {
+        let events = EventReader::new(&self.dir.swap(&attempt.swap)).read().expect("events");
+        events.into_iter().map(|event| event.kind).collect()
+    }
+}
+
+/// Drives the agent until it is done, or dies where a fault says so.
+pub(crate) async fn until_death<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Some),
+        Err(payload) if payload.is::<Death>() => Poll::Ready(None),
+        Err(payload) => resume_unwind(payload),
+    })
+    .await
+}

@@ -1,0 +1,204 @@
+//! Every verb that a step calls fails once, before and after its effect.
+
+use model_swap::model::event::{Conclusion, EventKind};
+use model_swap::model::outcome::Outcome;
+use model_swap::model::plan::Strategy;
+use model_swap::model::record::RecordKind;
+use model_swap::model::step::Step;
+
+use super::host::{Call, Fault, SURE, Stage, Wrong};
+use super::scene::{Attempt, Facts, Kind, Scene};
+
+/// Verbs whose failure fails the step. `in_flight` is asked again, `ask` may be.
+const DECISIVE: [&str; 11] = [
+    "find",
+    "listeners",
+    "tree",
+    "inherited",
+    "start",
+    "check",
+    "upstream_image",
+    "load",
+    "prove",
+    "stop",
+    "restore",
+];
+
+/// The calls of a run that goes well, and the world after it.
+async fn clean(kind: Kind) -> (Vec<Call>, Facts) {
+    let (scene, attempt) = Scene::of(kind).await;
+    let conclusion = scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.failure, None);
+    (scene.host.calls(), scene.facts().across_runs())
+}
+
+/// Runs with faults; what it came to, with the world before.
+async fn run(kind: Kind, faults: &[Fault]) -> (Scene, Attempt, Facts, Conclusion) {
+    let (scene, attempt) = Scene::of(kind).await;
+    let before = scene.facts();
+    let conclusion = scene.execute(&attempt, faults).await.unwrap().unwrap();
+    (scene, attempt, before, conclusion)
+}
+
+/// The step of the only failure that was told.
+fn failed_step(scene: &Scene, attempt: &Attempt) -> Option<usize> {
+    let failed = scene.events(attempt).into_iter().find_map(|event| match event {
+        EventKind::StepFailed { index, .. } => Some(index),
+        _ => None,
+    });
+    let recorded = scene.records(attempt).into_iter().find_map(|record| match record {
+        RecordKind::Failed { step, .. } => Some(step),
+        _ => None,
+    });
+    assert!(recorded.is_none() || recorded == failed, "{recorded:?} {failed:?}");
+    failed
+}
+
+fn is_retire(attempt: &Attempt, step: usize) -> bool {
+    matches!(attempt.plan.steps[step].step, Step::Retire { .. })
+}
+
+/// The world before, as far as it can be had back once the journal says that a retire was begun.
+fn had_back(scene: &Scene, attempt: &Attempt, before: &Facts) -> (Facts, Facts) {
+    let retired = scene.records(attempt).iter().any(
+        |record| matches!(record, RecordKind::Started { step, .. } if *step < attempt.plan.steps.len() && is_retire(attempt, *step)),
+    );
+    let (now, before) = (scene.facts(), before.clone());
+    if retired {
+        let port = attempt.plan.candidate.port;
+        return (now.without(port), before.without(port));
+    }
+    (now, before)
+}
+
+async fn every_fault_is_unwound(kind: Kind) {
+    let (calls, after) = clean(kind).await;
+    let mut struck = 0;
+    for (number, call) in calls.iter().enumerate().filter(|(_, call)| !SURE.contains(&call.verb)) {
+        for wrong in [Wrong::Fails, Wrong::DoesAndFails] {
+            let fault = Fault { call: number, wrong };
+            let what = format!("{kind:?}: {call:?} {fault:?}");
+            let (scene, attempt, before, conclusion) = run(kind, &[fault]).await;
+            assert_eq!(scene.host.struck(), std::slice::from_ref(call), "{what}");
+            if conclusion.failure.is_none() {
+                assert!(!DECISIVE.contains(&call.verb), "{what}: was overlooked");
+                assert_eq!(scene.facts().across_runs(), after, "{what}");
+                continue;
+            }
+            struck += 1;
+            let Stage::Act(step) = call.stage else { panic!("{what}: failed outside of a step") };
+            assert_eq!(failed_step(&scene, &attempt), Some(step), "{what}");
+            let (now, before) = had_back(&scene, &attempt, &before);
+            assert_eq!(now, before, "{what}");
+            // Only what nginx had loaded had to be rolled back; a failed rollback leaves traffic where it was.
+            let rolled_back = scene.host.moved() && attempt.plan.strategy == Strategy::BlueGreen;
+            let outcome = if rolled_back { Outcome::RolledBack } else { Outcome::Failed };
+            assert_eq!(conclusion.outcome, outcome, "{what}");
+            assert_eq!(
+                scene.records(&attempt).last(),
+                Some(&RecordKind::Concluded { outcome }),
+                "{what}"
+            );
+        }
+    }
+    assert!(struck >= 10, "{kind:?}: only {struck} faults decided anything in {calls:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_first_swap_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::First).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_swap_over_a_retained_replica_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::IntoRetained).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_rollback_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::Rollback).await;
+}
+
+/// For every step that fails decisively: every verb of the unwinding fails as well.
+async fn every_failed_undo_is_stuck(kind: Kind) {
+    let (calls, _) = clean(kind).await;
+    let mut stuck = 0;
+    for (number, call) in calls.iter().enumerate() {
+        if !DECISIVE.contains(&call.verb) {
+            continue;
+        }
+        let first = Fault { call: number, wrong: Wrong::DoesAndFails };
+        let (scene, ..) = run(kind, &[first]).await;
+        for (later, undoing) in scene.host.calls().iter().enumerate().skip(number + 1) {
+            let Stage::Undo(step) = undoing.stage else { continue };
+            if SURE.contains(&undoing.verb) {
+                continue;
+            }
+            for wrong in [Wrong::Fails, Wrong::DoesAndFails] {
+                let second = Fault { call: later, wrong };
+                let what = format!("{kind:?}: {call:?}, then {undoing:?} {second:?}");
+                let (scene, attempt, _, conclusion) = run(kind, &[first, second]).await;
+                assert_eq!(scene.host.struck(), [call.clone(), undoing.clone()], "{what}");
+                if conclusion.outcome != Outcome::Stuck {
+                    assert!(!DECISIVE.contains(&undoing.verb), "{what}: was overlooked");
+                    continue;
+                }
+                stuck += 1;
+                assert!(conclusion.traffic.contains("an undo failed"), "{what}: {conclusion:?}");
+                let records = scene.records(&attempt);
+                let [
+                    ..,
+                    RecordKind::UndoFailed { step: last, .. },
+                    RecordKind::Concluded { outcome: Outcome::Stuck },
+                ] = &records[..]
+                else {
+                    panic!("{what}: {records:#?}")
+                };
+                assert_eq!(*last, step, "{what}");
+                let acted = scene.host.calls().into_iter().skip(later + 1);
+                let acted: Vec<_> = acted.filter(|call| is_mutating(call.verb)).collect();
+                assert_eq!(acted, [], "{what}: went on after the failed undo");
+                // A person is needed: nothing is tried again by itself.
+                let facts = scene.facts();
+                assert_eq!(scene.recover(&attempt, &[]).await.unwrap(), None, "{what}");
+                assert_eq!(scene.facts(), facts, "{what}");
+            }
+        }
+    }
+    assert!(stuck >= 5, "{kind:?}: only {stuck} undos failed");
+}
+
+fn is_mutating(verb: &str) -> bool {
+    ["start", "stop", "load", "restore"].contains(&verb)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_ends_stuck_and_nothing_more_is_touched() {
+    every_failed_undo_is_stuck(Kind::First).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_over_a_retained_replica_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::IntoRetained).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_rollback_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::Rollback).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_cutover_never_stops_the_candidate_that_may_have_traffic() {
+    let (calls, _) = clean(Kind::First).await;
+    let prove = calls.iter().position(|call| call.verb == "prove").unwrap();
+    let unproven = Fault { call: prove, wrong: Wrong::Fails };
+    let (scene, ..) = run(Kind::First, &[unproven]).await;
+    let restore = scene.host.calls().iter().position(|call| call.verb == "restore").unwrap();
+    let faults = [unproven, Fault { call: restore, wrong: Wrong::Fails }];
+    let (scene, attempt, before, conclusion) = run(Kind::First, &faults).await;
+    assert_eq!(conclusion.outcome, Outcome::Stuck);
+    let now = scene.facts();
+    assert_eq!(now.loaded, attempt.plan.candidate.port, "the fault was to leave traffic there");
+    assert_eq!(now.replicas.len(), before.replicas.len() + 1, "both run on");
+    assert_eq!(scene.host.count("stop"), 0);
+}

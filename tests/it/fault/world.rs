@@ -1,0 +1,251 @@
+//! A small world: replicas, and one nginx in front of them. Its clock is tokio's, which the tests pause.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model_swap::host::nginx::{Reloaded, WorkerLeft};
+use model_swap::host::process::Launch;
+use model_swap::model::failure::Failure;
+use model_swap::model::ids::{Port, ProcessId};
+use model_swap::model::record::UpstreamImage;
+use model_swap::model::replica::{Found, Keeper};
+use model_swap::model::wire::MARKER;
+use tokio::time::Instant;
+
+/// How long what was in flight when traffic moved away still takes.
+const LINGER: Duration = Duration::from_millis(400);
+
+/// Requests in flight on the replica that nginx points at, at any time: the world never rests.
+const BUSY: u64 = 2;
+
+/// A replica: one process.
+#[derive(Debug, Clone)]
+pub(crate) struct SimReplica {
+    pub(crate) id: ProcessId,
+    pub(crate) port: Port,
+    pub(crate) argv: Vec<String>,
+    /// Value of `MODEL_SWAP_REPLICA`.
+    pub(crate) marker: Option<String>,
+    /// What it serves.
+    pub(crate) root: String,
+    /// When it listens; `None`: never.
+    pub(crate) ready: Option<Instant>,
+    /// Requests that only the test ends.
+    pub(crate) stubborn: u64,
+    /// Until when it works on what came through nginx before traffic went elsewhere.
+    pub(crate) busy_until: Instant,
+}
+
+/// An nginx worker.
+#[derive(Debug, Clone)]
+pub(crate) struct SimWorker {
+    pub(crate) id: ProcessId,
+    /// The port that it sends requests to.
+    pub(crate) port: Port,
+    /// When it is gone; `None` while it is one of the latest, or pinned.
+    pub(crate) ends: Option<Instant>,
+    /// Its connections to the port, where they can be seen.
+    pub(crate) connections: Option<usize>,
+}
+
+/// Everything outside of the agent and its files.
+#[derive(Debug, Clone)]
+pub(crate) struct SimWorld {
+    pub(crate) replicas: Vec<SimReplica>,
+    /// The `server` lines on disk.
+    pub(crate) lines: Vec<String>,
+    /// The port that nginx has loaded.
+    pub(crate) loaded: Port,
+    pub(crate) workers: Vec<SimWorker>,
+    /// How long a new replica loads; `None`: for ever.
+    pub(crate) load_time: Option<Duration>,
+    /// Connections of the workers that the next reloads leave behind for good.
+    pub(crate) pinned: Option<Option<usize>>,
+    last_pid: i32,
+}
+
+impl SimWorld {
+    /// nginx points at a port where somebody started `root` by hand.
+    pub(crate) fn with_incumbent(port: Port, root: &str) -> Self {
+        let mut world = Self {
+            replicas: Vec::new(),
+            lines: vec![line(port)],
+            loaded: port,
+            workers: Vec::new(),
+            load_time: Some(Duration::from_millis(20)),
+            pinned: None,
+            last_pid: 100,
+        };
+        let argv = ["vllm", "serve", root].map(str::to_owned).to_vec();
+        world.spawn(port, argv, None, Some(Instant::now()));
+        world.new_worker();
+        world
+    }
+
+    fn new_process(&mut self) -> ProcessId {
+        self.last_pid += 1;
+        ProcessId { pid: self.last_pid, start: 7 }
+    }
+
+    fn new_worker(&mut self) {
+        let (id, port) = (self.new_process(), self.loaded);
+        self.workers.push(SimWorker { id, port, ends: None, connections: Some(1) });
+    }
+
+    fn spawn(
+        &mut self,
+        port: Port,
+        argv: Vec<String>,
+        marker: Option<String>,
+        ready: Option<Instant>,
+    ) -> ProcessId {
+        let (id, root) = (self.new_process(), argv[2].clone());
+        let (stubborn, busy_until) = (0, Instant::now());
+        self.replicas.push(SimReplica {
+            id,
+            port,
+            argv,
+            marker,
+            root,
+            ready,
+            stubborn,
+            busy_until,
+        });
+        id
+    }
+
+    /// Starts what a launch says.
+    pub(crate) fn start(&mut self, launch: &Launch) -> ProcessId {
+        let at = launch.argv.iter().position(|word| word == "--port").expect("a port");
+        let port = Port(launch.argv[at + 1].parse().expect("a port"));
+        let ready = self.load_time.map(|time| Instant::now() + time);
+        self.spawn(port, launch.argv.clone(), launch.env.get(MARKER).cloned(), ready)
+    }
+
+    /// The replica that listens on a port.
+    pub(crate) fn on(&self, port: Port) -> Option<&SimReplica> {
+        self.replicas.iter().find(|replica| replica.port == port && replica.listens())
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn on_mut(&mut self, port: Port) -> &mut SimReplica {
+        self.replicas.iter_mut().find(|replica| replica.port == port).expect("a replica there")
+    }
+
+    /// Requests in flight on a replica.
+    pub(crate) fn in_flight(&self, replica: &SimReplica) -> u64 {
+        let busy = self.loaded == replica.port || Instant::now() < replica.busy_until;
+        replica.stubborn + if busy { BUSY } else { 0 }
+    }
+
+    /// Whether a process is there.
+    pub(crate) fn alive(&self, process: ProcessId) -> bool {
+        self.replicas.iter().any(|replica| replica.id == process)
+            || self.workers.iter().any(|worker| worker.id == process && worker.is_there())
+    }
+
+    pub(crate) fn found(&self, port: Port) -> Option<Found> {
+        self.on(port).map(|replica| Found {
+            main: replica.id,
+            tree: vec![replica.id],
+            listeners: vec![replica.id],
+            argv: replica.argv.clone(),
+            cwd: Some(PathBuf::from("/srv")),
+            uid: 1000,
+            keeper: Keeper::Nobody,
+        })
+    }
+
+    /// Writes lines, makes nginx load them, and leaves the old workers to finish.
+    pub(crate) fn change(&mut self, from: &[String], to: &[String]) -> Result<Reloaded, Failure> {
+        if self.lines != from && self.lines != to {
+            return Err(Failure::new("somebody else changed the upstream"));
+        }
+        let (now, old_port) = (Instant::now(), self.loaded);
+        self.lines = to.to_vec();
+        self.loaded = port_in(&to[0]);
+        if self.loaded != old_port {
+            for replica in self.replicas.iter_mut().filter(|replica| replica.port == old_port) {
+                replica.busy_until = now + LINGER;
+            }
+        }
+        self.workers.retain(SimWorker::is_there);
+        let old_workers = self.workers.iter().map(|worker| worker.id).collect();
+        let pinned = self.pinned;
+        for worker in self.workers.iter_mut().filter(|worker| worker.is_latest()) {
+            match pinned {
+                // Never reached: the test ends it.
+                Some(connections) => {
+                    worker.connections = connections;
+                    worker.ends = Some(now + Duration::from_secs(1_000_000));
+                }
+                None => worker.ends = Some(now + LINGER),
+            }
+        }
+        self.new_worker();
+        let new_workers = self.workers.last().map(|worker| worker.id).into_iter().collect();
+        Ok(Reloaded { master: ProcessId { pid: 99, start: 7 }, old_workers, new_workers })
+    }
+
+    /// Puts the lines of an image back, unless they are there and loaded.
+    pub(crate) fn restore(&mut self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
+        if self.lines == image.before && self.loaded == port_in(&image.before[0]) {
+            return Ok(None);
+        }
+        self.change(&image.after, &image.before).map(Some)
+    }
+
+    /// The workers as they are, without a reload.
+    pub(crate) fn generations(&self) -> Reloaded {
+        let there = self.workers.iter().filter(|worker| worker.is_there());
+        let (new, old): (Vec<_>, Vec<_>) = there.partition(|worker| worker.is_latest());
+        let ids = |workers: Vec<&SimWorker>| workers.iter().map(|worker| worker.id).collect();
+        Reloaded {
+            master: ProcessId { pid: 99, start: 7 },
+            old_workers: ids(old),
+            new_workers: ids(new),
+        }
+    }
+
+    /// Those of `old` that are still there.
+    pub(crate) fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft> {
+        let left = self.workers.iter().filter(|w| old.contains(&w.id) && w.is_there());
+        left.map(|worker| WorkerLeft {
+            process: worker.id,
+            connections: if worker.port == port { worker.connections } else { Some(0) },
+            shutting_down: !worker.is_latest(),
+        })
+        .collect()
+    }
+
+    /// Ends a process.
+    pub(crate) fn kill(&mut self, process: ProcessId) {
+        self.replicas.retain(|replica| replica.id != process);
+        self.workers.retain(|worker| worker.id != process);
+    }
+}
+
+impl SimReplica {
+    pub(crate) fn listens(&self) -> bool {
+        self.ready.is_some_and(|ready| ready <= Instant::now())
+    }
+}
+
+impl SimWorker {
+    fn is_there(&self) -> bool {
+        self.ends.is_none_or(|ends| Instant::now() < ends)
+    }
+
+    fn is_latest(&self) -> bool {
+        self.ends.is_none()
+    }
+}
+
+/// The `server` line of a port.
+pub(crate) fn line(port: Port) -> String {
+    format!("server 127.0.0.1:{port}")
+}
+
+fn port_in(line: &str) -> Port {
+    Port(line.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port in the line"))
+}

@@ -1,0 +1,20 @@
+//! Integration tests with the real sshd, the real nginx and real processes.
+
+mod adoption;
+mod candidate;
+mod commands;
+mod config;
+mod drain;
+mod drift;
+mod fault;
+mod github;
+mod nginx;
+mod rollback;
+mod runner;
+mod secrets;
+mod ssh;
+mod step;
+mod support;
+mod swap;
+mod tidy;
+mod unchanged;

@@ -1,0 +1,153 @@
+//! The way back while the old model is warm, and the clear words where there is none.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use testbed::server::listeners;
+
+use crate::support::{NEW, OLD, Run, World, alive, until};
+use crate::swap::claims;
+
+#[tokio::test]
+async fn a_named_swap_is_undone_from_anywhere_and_only_once() -> Result<()> {
+    let world = World::start().await?;
+    let (a, b) = world.server.slot_ports();
+    let before = fs::read_to_string(world.server.nginx_config())?;
+    let load = world.load().await?;
+    let swap = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let id = swap.output("swap-id");
+
+    // Another machine: a folder of its own with the configuration, and nothing else of the run before.
+    let home = tempfile::tempdir()?;
+    let mut elsewhere = world.action("rollback", NEW, &[("swap-id", id)])?;
+    elsewhere.env.insert("HOME".to_owned(), home.path().display().to_string());
+    let back = elsewhere.spawn()?.finish().await?.ended(0, "rolled-back");
+    world.until_serves(OLD).await?;
+    assert_eq!(back.output("slot"), "a");
+    assert_eq!(back.output("revision"), swap.output("previous-revision"));
+    assert_eq!(back.output("previous-revision"), swap.output("revision"));
+    assert!(back.stdout.contains("Plan for chat: warm rollback"), "{back}");
+    assert!(!back.stdout.contains("start_replica"), "nothing had to start: {back}");
+
+    until("the model that was rolled back ends by itself", || {
+        listeners(b).is_ok_and(|left| left.is_empty())
+    })
+    .await?;
+    assert_eq!(listeners(a)?, [world.old.pid]);
+    assert_eq!(fs::read_to_string(world.server.nginx_config())?, before);
+
+    let settled = workers(&world).await?;
+    let again = world.run("rollback", NEW, &[("swap-id", id)]).await?.ended(0, "unchanged");
+    assert!(again.stdout.contains(&format!("swap {id} is not what serves now")), "{again}");
+    assert_eq!(world.server.nginx_workers()?, settled);
+    refuses(&world, "no swap's result serves").await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_name_the_swap_that_serves_is_undone() -> Result<()> {
+    let world = World::start().await?;
+    let load = world.load().await?;
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let back = world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
+    assert!(back.stdout.contains("slot b is free: its replica is drained and gone"), "{back}");
+    assert!(listeners(world.server.slot_ports().1)?.is_empty());
+    assert_eq!(world.serves().await?, OLD);
+    assert!(claims(&world)?.is_empty(), "the slot is anybody's again");
+
+    // And forward again: the old model was adopted once and is the incumbent as before.
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    world.until_serves(NEW).await?;
+    assert!(alive(world.old.pid));
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_later_swap_is_not_undone_by_the_name_of_an_earlier_one() -> Result<()> {
+    let world = World::start().await?;
+    let load = world.load().await?;
+    let first = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let second = world.run("swap", "Qwen/Next", &[]).await?.ended(0, "promoted");
+    world.until_serves("Qwen/Next").await?;
+    let settled = workers(&world).await?;
+    let id = first.output("swap-id");
+    let run = world.run("rollback", NEW, &[("swap-id", id)]).await?.ended(0, "unchanged");
+    assert!(
+        run.stdout.contains(&format!("the result of {} does", second.output("swap-id"))),
+        "{run}"
+    );
+    assert_eq!(world.server.nginx_workers()?, settled);
+
+    // The one that serves goes back to the one before it, a replica that was started here.
+    world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
+    world.until_serves(NEW).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn before_the_first_swap_there_is_nothing_to_go_back_to() -> Result<()> {
+    let world = World::start().await?;
+    let load = world.load().await?;
+    refuses(&world, "no swap's result serves").await?;
+    load.stop().await.assert_clean();
+    assert_eq!(world.serves().await?, OLD);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_retired_cannot_come_back() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.retain = "0s".to_owned();
+    let load = world.load().await?;
+    let swap = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    assert!(!swap.outputs.contains_key("rollback-until") && !swap.stdout.contains("stays warm"));
+    let said = format!("what swap {} replaced is retired already", swap.output("swap-id"));
+    refuses(&world, &said).await?;
+    load.stop().await.assert_clean();
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_retained_model_that_died_is_not_gone_back_to() -> Result<()> {
+    let world = World::start().await?;
+    let load = world.load().await?;
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    workers(&world).await?;
+    let old = Pid::from_raw(world.old.pid.cast_signed()).context("a pid")?;
+    kill_process(old, Signal::KILL)?;
+    until("the old model is gone", || !alive(world.old.pid)).await?;
+    refuses(&world, "the replica retained in slot a (Qwen/Old").await?;
+    load.stop().await.assert_clean();
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+/// A rollback without a name is refused in these words, and moves nothing.
+async fn refuses(world: &World, why: &str) -> Result<Run> {
+    let file = fs::read(world.server.nginx_config())?;
+    let settled = workers(world).await?;
+    let run = world.run("rollback", NEW, &[]).await?.refused(
+        3,
+        &["there is nothing to roll back to: ", why, "hint: swap to the model that you want"],
+    );
+    assert!(run.outputs.is_empty(), "{run}");
+    assert_eq!(fs::read(world.server.nginx_config())?, file);
+    assert_eq!(world.server.nginx_workers()?, settled);
+    Ok(run)
+}
+
+/// nginx's workers, once those of earlier reloads are gone.
+async fn workers(world: &World) -> Result<Vec<u32>> {
+    let now = || world.server.nginx_workers().unwrap_or_default();
+    let shuts_down = |pid: &u32| {
+        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        title.contains("shutting down")
+    };
+    until("nginx's old workers are gone", || !now().iter().any(shuts_down)).await?;
+    Ok(now())
+}

@@ -1,0 +1,318 @@
+//! The runner is lost, or its link, or the agent: the server goes on, and what is said afterwards is true.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use testbed::github::FakeGitHub;
+use testbed::relay::Relay;
+
+use crate::step::{Step, send, until};
+use crate::support::{Action, NAME, NEW, OLD, Run, World};
+
+/// The steps of a swap up to its outcome.
+const STEPS: [&str; 5] =
+    ["reserve_slot b", "start_replica b", "await_ready b", "cut_over a -> b", "promote b"];
+
+/// When GitHub kills a container that was asked to end: 7.5 s after SIGINT comes SIGTERM, 2.5 s later the end (runner,
+/// `ProcessInvoker.cs`).
+const KILLED_AFTER: Duration = Duration::from_secs(10);
+
+/// A world whose next model takes a while to load: time to stop it in.
+async fn world() -> Result<World> {
+    let mut world = World::start().await?;
+    world.settings.flags = "--stub-load-time 3s".to_owned();
+    world.settings.ready = "120s".to_owned();
+    Ok(world)
+}
+
+/// Starts a step and freezes its candidate while it loads: the swap stays in `await_ready` until it is thawed.
+async fn in_mid_swap(world: &World, action: Action) -> Result<(Step, Frozen)> {
+    let mut step = Step::start(action)?;
+    step.says("→ await_ready b").await?;
+    let [candidate] = processes(world, NEW)[..] else { anyhow::bail!("not one candidate") };
+    send("-STOP", candidate)?;
+    Ok((step, Frozen(candidate)))
+}
+
+/// A process that is stopped by a signal.
+struct Frozen(u32);
+
+impl Frozen {
+    fn thaw(&self) -> Result<()> {
+        send("-CONT", self.0)
+    }
+}
+
+/// The events that the server has written of its newest swap.
+fn events(world: &World) -> Result<Vec<Value>> {
+    let swaps = world.server.state_dir().join(NAME).join("swaps");
+    let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    let text = fs::read_to_string(folders.last().context("no swap")?.join("events.ndjson"))?;
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// Waits until the newest swap has an outcome on the server, and says which.
+async fn outcome(world: &World) -> Result<String> {
+    until("an outcome", || {
+        let concluded = |event: &Value| {
+            let kind = &event["kind"];
+            (kind["event"] == "concluded").then(|| kind["outcome"].as_str().map(str::to_owned))?
+        };
+        Ok(events(world)?.iter().find_map(concluded))
+    })
+    .await
+}
+
+/// Process ids of what runs on the server with this in its command line.
+fn processes(world: &World, text: &str) -> Vec<u32> {
+    let all = world.server.leftovers().into_iter().filter(|line| line.contains(text));
+    all.filter_map(|line| line.split_once(':')?.0.parse().ok()).collect()
+}
+
+/// The detached agent.
+fn agent(world: &World) -> Result<Option<u32>> {
+    Ok(processes(world, "model-swap agent run").first().copied())
+}
+
+/// Asserts that every step began once and was done once, in their order, and each progress line came once.
+fn assert_told_once(run: &Run, events: &[Value]) {
+    let mut rest = run.stdout.as_str();
+    for step in STEPS {
+        for line in [format!("→ {step}"), format!("✓ {step}")] {
+            assert_eq!(run.stdout.matches(&line).count(), 1, "{line} in\n{run}");
+            rest =
+                rest.split_once(&line).unwrap_or_else(|| panic!("{line} is out of order\n{run}")).1;
+        }
+    }
+    let until = events.iter().position(|event| event["kind"]["event"] == "concluded");
+    let told = &events[..until.expect("it is concluded")];
+    for text in told.iter().filter_map(|event| event["kind"]["text"].as_str()) {
+        let (sent, said) = (
+            told.iter().filter(|event| event["kind"]["text"] == text).count(),
+            run.stdout.lines().filter(|line| line.ends_with(text)).count(),
+        );
+        assert_eq!(said, sent, "{text} in\n{run}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_runner_does_not_stop_the_swap() -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    let (step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    step.kill()?;
+    world.run("status", NEW, &[]).await?.answered(&["at work since", "swap s-"]);
+    assert_eq!(world.serves().await?, OLD);
+
+    candidate.thaw()?;
+    assert_eq!(outcome(&world).await?, "promoted");
+    let (_, b) = world.server.slot_ports();
+    let run = world.run("status", NEW, &[]).await?.answered(&[
+        &format!("nginx sends traffic to port {b}"),
+        "serving is the result of s-",
+        "a warm rollback is possible until",
+        "nobody is at work",
+        "promoted     Qwen/New",
+    ]);
+    let row = run.stdout.lines().find(|line| line.starts_with("  b ")).context("slot b")?;
+    let cells: Vec<_> = row.split_whitespace().collect();
+    assert!(cells[2..4] == ["serving", "yes"] && cells.contains(&NEW), "{run}");
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// A relay to sshd.
+async fn relay(world: &World) -> Result<Relay> {
+    let sshd = SocketAddr::from(([127, 0, 0, 1], world.server.ssh_port()));
+    Ok(Relay::start(sshd, Duration::ZERO).await?)
+}
+
+/// A swap whose way to the server leads through the relay.
+fn through(relay: &Relay, world: &World) -> Result<Action> {
+    let sshd = world.server.ssh_port().to_string();
+    let port = relay.address().port().to_string();
+    let config = world.config(NEW);
+    let (from, to) = (format!("ssh: {{ port: {sshd} }}"), format!("ssh: {{ port: {port} }}"));
+    assert!(config.contains(&from), "{config}");
+    let known_hosts = world.server.known_hosts().replace(&sshd, &port);
+    let action = world.action("swap", NEW, &[("known-hosts", &known_hosts)])?;
+    action.with_config(&config.replace(&from, &to))
+}
+
+#[tokio::test]
+async fn a_cut_link_is_made_again_and_the_story_goes_on_where_it_was() -> Result<()> {
+    let world = world().await?;
+    let relay = relay(&world).await?;
+    let load = world.load().await?;
+    let (mut step, candidate) = in_mid_swap(&world, through(&relay, &world)?).await?;
+    for times in 1..=2 {
+        relay.cut();
+        let told = "the server goes on by itself; trying again in 1s";
+        until("it is told of", || Ok((step.said().matches(told).count() == times).then_some(())))
+            .await?;
+        // A line of the candidate's log that nobody heard of yet.
+        let seen = events(&world)?.len();
+        candidate.thaw()?;
+        until("progress", || Ok((events(&world)?.len() > seen).then_some(()))).await?;
+        send("-STOP", candidate.0)?;
+        let news = events(&world)?.last().context("an event")?["kind"]["text"].clone();
+        step.says(news.as_str().context("progress")?).await?;
+    }
+    candidate.thaw()?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert_told_once(&run, &events(&world)?);
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// Starts a swap and cuts the link while its agent has answered nothing and begun nothing.
+async fn cut_before_the_answer(world: &World, relay: &Relay) -> Result<Step> {
+    let mut step = Step::start(through(relay, world)?)?;
+    let agent = until("the agent", || agent(world)).await?;
+    send("-STOP", agent)?;
+    assert_eq!(swaps(world), 0, "it was stopped too late for this test");
+    relay.cut();
+    step.says("trying again in 1s").await?;
+    send("-CONT", agent)?;
+    Ok(step)
+}
+
+/// How many swaps the server knows of.
+fn swaps(world: &World) -> usize {
+    fs::read_dir(world.server.state_dir().join(NAME).join("swaps")).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_before_the_answer_finds_its_swap_under_way() -> Result<()> {
+    let world = world().await?;
+    let relay = relay(&world).await?;
+    let mut step = cut_before_the_answer(&world, &relay).await?;
+    let candidate = until("the candidate", || Ok(processes(&world, NEW).first().copied())).await?;
+    send("-STOP", candidate)?;
+    step.says("→ await_ready b").await?;
+    send("-CONT", candidate)?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert_eq!(swaps(&world), 1, "{run}");
+    assert_told_once(&run, &events(&world)?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_before_the_answer_finds_its_swap_done() -> Result<()> {
+    let world = World::start().await?;
+    let relay = relay(&world).await?;
+    let step = cut_before_the_answer(&world, &relay).await?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert_eq!(swaps(&world), 1, "{run}");
+    assert_told_once(&run, &events(&world)?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_its_link_is_down_ends_before_it_is_killed() -> Result<()> {
+    let world = world().await?;
+    let relay = relay(&world).await?;
+    let (mut step, candidate) = in_mid_swap(&world, through(&relay, &world)?).await?;
+    drop(relay);
+    // The first pause that is longer than GitHub's patience.
+    step.says("Connection refused; the server goes on by itself; trying again in 15s").await?;
+    step.signal("-TERM")?;
+    let run = tokio::time::timeout(KILLED_AFTER, step.finish()).await??;
+    let run = run.refused(3, &["the swap goes on on the server"]);
+    assert!(run.summary.contains("outcome not known"), "{run}");
+    candidate.thaw()?;
+    assert_eq!(outcome(&world).await?, "promoted");
+    Ok(())
+}
+
+async fn cancelled_by(signal: &str) -> Result<()> {
+    let world = world().await?;
+    let (step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    step.signal(signal)?;
+    let run = step.finish().await?;
+    let run = run.refused(3, &["stopped by a signal: the swap goes on on the server", "status"]);
+    assert!(run.summary.contains("outcome not known"), "{run}");
+    assert!(run.output("swap-id").starts_with("s-"), "{run}");
+    assert!(!run.outputs.contains_key("outcome"), "{run}");
+    candidate.thaw()?;
+    assert_eq!(outcome(&world).await?, "promoted");
+    world.until_serves(NEW).await
+}
+
+#[tokio::test]
+async fn a_cancelled_job_ends_at_once_and_the_swap_goes_on() -> Result<()> {
+    cancelled_by("-INT").await
+}
+
+#[tokio::test]
+async fn a_terminated_job_ends_at_once_and_the_swap_goes_on() -> Result<()> {
+    cancelled_by("-TERM").await
+}
+
+#[tokio::test]
+async fn a_step_that_is_run_again_attaches_to_its_own_swap_and_another_is_refused() -> Result<()> {
+    let world = world().await?;
+    let github = FakeGitHub::start()?;
+    let action = || Ok::<_, anyhow::Error>(world.action("swap", NEW, &[])?.on_github(&github));
+    let (step, candidate) = in_mid_swap(&world, action()?).await?;
+    step.kill()?;
+
+    Step::run(action()?.with(&[("GITHUB_RUN_ID", "78")])).await?.refused(
+        3,
+        &[
+            "ann from acme/llm works on this service: swap s-",
+            "look at https://github.example.com/acme/llm/actions/runs/77/attempts/1",
+        ],
+    );
+
+    let mut again = Step::start(action()?.with(&[("GITHUB_RUN_ATTEMPT", "2")]))?;
+    again.says("→ await_ready b").await?;
+    candidate.thaw()?;
+    let run = again.finish().await?.ended(0, "promoted");
+    let told = events(&world)?;
+    assert_eq!(told[0]["swap"], run.output("swap-id"), "{run}");
+    assert_told_once(&run, &told);
+    assert_eq!(swaps(&world), 1, "one swap, whoever asks\n{run}");
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "success", "{github}");
+    assert_eq!(run.output("deployment-id"), deployment.id.to_string());
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_agent_is_told_of_and_the_next_swap_clears_up_after_it() -> Result<()> {
+    let mut world = world().await?;
+    let load = world.load().await?;
+    let (step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    send("-KILL", agent(&world)?.context("no agent")?)?;
+    let run = step.finish().await?.refused(3, &["the agent that works on swap s-", "is gone"]);
+    assert!(!run.summary.contains("Nothing was done"), "{run}");
+    assert!(run.summary.contains("outcome not known") && run.summary.contains("is gone"), "{run}");
+    let dead = run.output("swap-id");
+    candidate.thaw()?;
+    assert_eq!(world.serves().await?, OLD);
+    world.run("status", NEW, &[]).await?.answered(&["nobody is at work"]);
+    assert_eq!(processes(&world, NEW), [candidate.0], "the interrupted swap's candidate");
+
+    // The one that is to clear up dies of it, and has told nobody: the next still knows.
+    let step = Step::start(world.action("swap", NEW, &[])?)?;
+    let second = until("the agent", || agent(&world)).await?;
+    send("-KILL", second)?;
+    step.finish().await?.refused(3, &["the agent ended without an answer"]);
+
+    world.settings.flags = String::new();
+    let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    assert_eq!(world.serves().await?, NEW);
+    let [now] = processes(&world, NEW)[..] else { panic!("not one replica\n{run}") };
+    assert_ne!(now, candidate.0, "the candidate of the interrupted swap serves");
+    world.run("status", NEW, &[]).await?.answered(&[&format!("{dead}  failed")]);
+    load.stop().await.assert_clean();
+    Ok(())
+}

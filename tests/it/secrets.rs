@@ -1,0 +1,173 @@
+//! Secrets are nowhere but where they are used.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use testbed::github::FakeGitHub;
+
+use crate::step::{LOOK_EVERY, Step, processes_with};
+use crate::support::{NAME, NEW, World};
+
+/// A part of secrets' values that no other text on the machine has.
+fn canary(name: &str) -> String {
+    format!("canary-{name}-{}", std::process::id())
+}
+
+/// Looks for texts in every argv of the machine, from now to its report.
+struct Lookout {
+    stop: Arc<AtomicBool>,
+    looking: JoinHandle<(Vec<String>, usize)>,
+}
+
+impl Lookout {
+    fn for_texts(texts: Vec<String>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let looking = std::thread::spawn(move || {
+            let (mut found, mut looks) = (Vec::new(), 0);
+            while !stopped.load(Ordering::Relaxed) {
+                found.extend(texts.iter().flat_map(|text| processes_with(text)));
+                looks += 1;
+                std::thread::sleep(LOOK_EVERY);
+            }
+            found.sort();
+            found.dedup();
+            (found, looks)
+        });
+        Self { stop, looking }
+    }
+
+    /// What was seen, and in how many looks.
+    fn report(self) -> Result<(Vec<String>, usize)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.looking.join().ok().context("the lookout panicked")
+    }
+}
+
+/// Every file under a folder that has this text in it, but for the agent's own program.
+fn files_with(folder: &Path, text: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)?.flatten() {
+            let path = entry.path();
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if entry.file_type()?.is_file() && !path.ends_with("model-swap") {
+                let bytes = fs::read(&path)?;
+                if bytes.windows(text.len()).any(|window| window == text.as_bytes()) {
+                    found.push(path.display().to_string());
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_secret_is_in_no_argv_no_file_and_no_word_but_in_the_engines_environment() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.flags = "--stub-load-time 1s".to_owned();
+    let github = FakeGitHub::start()?;
+    // A line of the key's own text, which a pasted key would be known by.
+    let key = world.server.private_key().lines().nth(2).context("a line of the key")?.to_owned();
+    let canary = canary("given");
+    let secrets = [&*canary, github.token(), &key];
+    let config = world
+        .config(NEW)
+        .replace("replica:\n", "replica:\n  secret_env: [HF_TOKEN, VLLM_API_KEY]\n");
+    let step = |command: &str| -> Result<_> {
+        Ok(world.action(command, NEW, &[])?.on_github(&github).with_config(&config)?.with(&[
+            ("HF_TOKEN", &format!("hf_{canary}")),
+            ("VLLM_API_KEY", &format!("key \"quoted\" $HOME {canary}")),
+        ]))
+    };
+    let lookout = Lookout::for_texts(secrets.map(str::to_owned).to_vec());
+    let mut runs = Vec::new();
+    for command in ["plan", "swap", "status", "logs", "rollback"] {
+        let action = step(command)?;
+        let mut running = Step::start(action)?;
+        if command == "swap" {
+            running.says("→ await_ready b").await?;
+            let candidates = processes_with(&format!("serve {NEW} "));
+            let port = world.server.slot_ports().1.to_string();
+            let own: Vec<_> = candidates.iter().filter(|line| line.contains(&port)).collect();
+            let [candidate] = own[..] else { panic!("not one candidate: {candidates:?}") };
+            let pid = candidate.split(' ').next().context("a pid")?;
+            let environ = fs::read(format!("/proc/{pid}/environ"))?;
+            let environ = String::from_utf8_lossy(&environ);
+            assert!(environ.contains(&format!("HF_TOKEN=hf_{canary}\0")), "the engine has it not");
+            assert!(environ.contains(&format!("VLLM_API_KEY=key \"quoted\" $HOME {canary}\0")));
+            for pid in processes_with("model-swap agent run")
+                .iter()
+                .filter_map(|line| line.split(' ').next())
+            {
+                let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                assert!(
+                    !String::from_utf8_lossy(&environ).contains(&canary),
+                    "the agent's environment"
+                );
+            }
+        }
+        runs.push(running.finish().await?);
+    }
+    let (argvs, looks) = lookout.report()?;
+    assert!(looks > 10, "the lookout slept");
+    assert!(argvs.is_empty(), "{argvs:#?}");
+    for run in &runs {
+        assert!(run.code == 0, "{run}");
+        let said = format!("{run}");
+        for secret in secrets {
+            assert!(!said.contains(secret), "{secret} is said\n{run}");
+        }
+    }
+    let state = world.server.state_dir();
+    for secret in secrets {
+        assert_eq!(files_with(&state, secret)?, [""; 0], "{secret} is on the disk");
+    }
+    for request in github.requests() {
+        let body = request.body.map(|body| body.to_string()).unwrap_or_default();
+        assert!(!body.contains(&canary) && !request.path.contains(&canary), "{body}");
+    }
+    assert!(files_with(&state, NEW)?.iter().any(|path| path.contains(NAME)), "nothing was read");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_secret_is_a_new_revision_and_an_equal_one_is_not() -> Result<()> {
+    let world = World::start().await?;
+    let config = world.config(NEW).replace("replica:\n", "replica:\n  secret_env: [HF_TOKEN]\n");
+    let swap = async |token: &str| {
+        let action = world.action("swap", NEW, &[])?.with_config(&config)?;
+        Step::run(action.with(&[("HF_TOKEN", token)])).await
+    };
+    let first = swap("one").await?.ended(0, "promoted");
+    swap("one").await?.ended(0, "unchanged");
+    let other = swap("two").await?.ended(0, "promoted");
+    assert_ne!(first.output("revision"), other.output("revision"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_old_models_owner_typed_is_kept_private_and_shown_without_its_secrets()
+-> Result<()> {
+    let canary = canary("typed");
+    let key = format!("sk-{canary}");
+    let world = World::on(
+        testbed::server::ServerSpec::default(),
+        &["--download-dir", &format!("https://ann:{key}@example.com/")],
+    )
+    .await?;
+    let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
+    assert!(!format!("{run}").contains(&canary), "{run}");
+    let files = files_with(&world.server.state_dir(), &canary)?;
+    assert!(files.iter().all(|path| path.ends_with("/incumbent.json")), "{files:?}");
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(fs::metadata(&files[0])?.permissions().mode() & 0o777, 0o600);
+    Ok(())
+}

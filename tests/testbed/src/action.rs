@@ -1,0 +1,266 @@
+//! Runs model-swap exactly as GitHub runs a container action: no arguments; its inputs, GitHub's own variables, `HOME`
+//! and `PATH` in the environment and nothing else; a workspace with the configuration; files for outputs and summary.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::github::FakeGitHub;
+use crate::server::GpuServer;
+
+/// The description that GitHub reads of which inputs there are and of their defaults.
+const METADATA: &str = include_str!("../../../action.yml");
+
+/// `PATH` of the action's image.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One step of a workflow, ready to be run.
+pub struct Action {
+    program: PathBuf,
+    folder: TempDir,
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+}
+
+impl Action {
+    /// A step that runs `program`; every input has its default.
+    ///
+    /// # Errors
+    /// If its folder cannot be made.
+    pub fn new(program: &Path, config: &str) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("workspace-").tempdir()?;
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let mut env = defaults()?;
+        for (name, value) in [
+            ("PATH", PATH),
+            ("GITHUB_ACTIONS", "true"),
+            ("HOME", &at("home")),
+            ("GITHUB_WORKSPACE", &at("")),
+            ("GITHUB_OUTPUT", &at("output")),
+            ("GITHUB_STEP_SUMMARY", &at("summary")),
+        ] {
+            env.insert(name.to_owned(), value.to_owned());
+        }
+        fs::create_dir(at("home"))?;
+        fs::write(at("output"), "")?;
+        fs::write(at("summary"), "")?;
+        let action = Self { program: program.to_owned(), folder, env };
+        action.with_config(config)
+    }
+
+    /// Gives it the key and the host keys of a server.
+    pub fn with_access_to(self, server: &GpuServer) -> Self {
+        self.with_inputs(&[
+            ("ssh-key", server.private_key()),
+            ("known-hosts", server.known_hosts()),
+        ])
+    }
+
+    /// Adds what GitHub tells a run, with the fake as its API.
+    pub fn on_github(self, github: &FakeGitHub) -> Self {
+        self.with(&[
+            ("GITHUB_API_URL", &github.ghes_url()),
+            ("GITHUB_SERVER_URL", "https://github.example.com"),
+            ("GITHUB_REPOSITORY", "acme/llm"),
+            ("GITHUB_SHA", "0123456789012345678901234567890123456789"),
+            ("GITHUB_REF", "refs/heads/main"),
+            ("GITHUB_REF_NAME", "main"),
+            ("GITHUB_RUN_ID", "77"),
+            ("GITHUB_RUN_ATTEMPT", "1"),
+            ("GITHUB_JOB", "swap"),
+            ("GITHUB_ACTION", "model-swap"),
+            ("GITHUB_ACTOR", "ann"),
+            ("INPUT_GITHUB-TOKEN", github.token()),
+        ])
+    }
+
+    /// Sets inputs.
+    pub fn with_inputs(mut self, inputs: &[(&str, &str)]) -> Self {
+        self.env.extend(inputs.iter().map(|(name, value)| (variable(name), (*value).to_owned())));
+        self
+    }
+
+    /// Sets variables.
+    pub fn with(mut self, variables: &[(&str, &str)]) -> Self {
+        let pairs = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.env.extend(pairs);
+        self
+    }
+
+    /// Replaces the configuration.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn with_config(self, text: &str) -> Result<Self> {
+        fs::write(self.folder.path().join("model-swap.yaml"), text)?;
+        Ok(self)
+    }
+
+    /// The command that GitHub runs, without a standard input.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_clear().envs(&self.env).current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn spawn(self) -> Result<Running> {
+        let child = self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        Ok(Running { child, action: self })
+    }
+
+    /// The outputs so far, as the runner reads them.
+    ///
+    /// # Errors
+    /// If the file is gone.
+    pub fn outputs(&self) -> Result<BTreeMap<String, String>> {
+        Ok(parse_outputs(&fs::read_to_string(self.folder.path().join("output"))?))
+    }
+
+    /// The job summary so far, in Markdown.
+    ///
+    /// # Errors
+    /// If the file is gone.
+    pub fn summary(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.folder.path().join("summary"))?)
+    }
+}
+
+/// A step that runs.
+pub struct Running {
+    /// Its process; both outputs are pipes.
+    pub child: Child,
+    action: Action,
+}
+
+impl Running {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub async fn finish(self) -> Result<Run> {
+        let Self { child, action } = self;
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+        Ok(Run {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            outputs: action.outputs()?,
+            summary: action.summary()?,
+        })
+    }
+}
+
+/// What a finished run of the binary left.
+#[derive(Debug)]
+pub struct Run {
+    /// Exit code; -1 if a signal ended it.
+    pub code: i32,
+    /// Its log.
+    pub stdout: String,
+    /// What it should never write to.
+    pub stderr: String,
+    /// Outputs of the step.
+    pub outputs: BTreeMap<String, String>,
+    /// The job summary, in Markdown.
+    pub summary: String,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "exit code {}\n{}\n{}", self.code, self.stdout, self.stderr)?;
+        writeln!(f, "{:#?}\n{}", self.outputs, self.summary)
+    }
+}
+
+impl Run {
+    /// Asserts how it ended; shows everything if it did not.
+    ///
+    /// # Panics
+    /// If it ended otherwise.
+    #[track_caller]
+    pub fn ended(self, code: i32, outcome: &str) -> Self {
+        assert_eq!(
+            (self.code, self.outputs.get("outcome").map_or("", String::as_str)),
+            (code, outcome),
+            "{self}"
+        );
+        self
+    }
+
+    /// Asserts that it went no further than a refusal, and that every text is in its words.
+    ///
+    /// # Panics
+    /// If it ended otherwise, or said otherwise.
+    #[track_caller]
+    pub fn refused(self, code: i32, texts: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{self}");
+        for text in texts {
+            assert!(self.stdout.contains(text), "no {text:?} in\n{self}");
+        }
+        self
+    }
+
+    /// Asserts that a question was answered, and that every text is in the answer.
+    ///
+    /// # Panics
+    /// If it ended otherwise, or said otherwise.
+    #[track_caller]
+    pub fn answered(self, texts: &[&str]) -> Self {
+        self.refused(0, texts)
+    }
+
+    /// An output of the step.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    #[track_caller]
+    pub fn output(&self, name: &str) -> &str {
+        self.outputs.get(name).unwrap_or_else(|| panic!("no output {name} in\n{self}"))
+    }
+}
+
+/// Every input of the action with its default, or empty, as the runner passes them.
+fn defaults() -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        inputs: BTreeMap<String, Input>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Input {
+        default: Option<String>,
+    }
+    let Metadata { inputs } = serde_yaml::from_str(METADATA)?;
+    // The only expression is the token, which a step without GitHub does not have.
+    let value =
+        |input: Input| input.default.filter(|text| !text.contains("${{")).unwrap_or_default();
+    Ok(inputs.into_iter().map(|(name, input)| (variable(&name), value(input))).collect())
+}
+
+/// The variable of an input (runner, `Handler.cs`): dashes stay.
+fn variable(input: &str) -> String {
+    format!("INPUT_{}", input.replace(' ', "_").to_uppercase())
+}
+
+/// Reads a `GITHUB_OUTPUT` file as the runner does.
+fn parse_outputs(text: &str) -> BTreeMap<String, String> {
+    let mut outputs = BTreeMap::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some((name, delimiter)) = line.split_once("<<") {
+            let value: Vec<_> = lines.by_ref().take_while(|line| *line != delimiter).collect();
+            outputs.insert(name.to_owned(), value.join("\n"));
+        } else if let Some((name, value)) = line.split_once('=') {
+            outputs.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    outputs
+}

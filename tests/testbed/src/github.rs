@@ -1,0 +1,153 @@
+//! A fake GitHub API: the deployment and dispatch calls of one GitHub, with state, held to GitHub's own description.
+//!
+//! Each request and each of its own answers is checked against `fixtures/github-openapi.json`, so that neither a caller
+//! nor this fake can invent an API. It runs in a thread of its own: it answers also while a test blocks.
+
+mod contract;
+mod operation;
+mod server;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use self::contract::Contract;
+pub use self::operation::Operation;
+use self::server::{Serving, World};
+pub use self::state::{Deployment, Status};
+use crate::server::free_port;
+
+/// What a fake GitHub does instead of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Answers with this HTTP status and the message GitHub has for it; nothing is done.
+    Status(u16),
+    /// Never answers; nothing is done.
+    Hang,
+    /// Closes the connection without an answer; nothing is done.
+    Cut,
+    /// Does what was asked and closes the connection without an answer: who blindly asks again, asks twice.
+    LostAnswer,
+}
+
+/// For how many matching requests a fault holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// For the next ones, then no more.
+    Next(u32),
+    /// Until [`FakeGitHub::heal`].
+    Always,
+}
+
+/// One request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// HTTP method, upper case.
+    pub method: String,
+    /// Path without the query, with `/api/v3` if the caller put it there.
+    pub path: String,
+    /// The query, decoded.
+    pub query: Vec<(String, String)>,
+    /// The body; `None` if there was none, or none in JSON.
+    pub body: Option<Value>,
+    /// Header `x-github-api-version`.
+    pub api_version: Option<String>,
+    /// HTTP status of the answer; `None` if it got none.
+    pub answer: Option<u16>,
+}
+
+/// A running fake. Dropping it ends it.
+pub struct FakeGitHub {
+    port: u16,
+    world: Arc<Mutex<World>>,
+    serving: Option<Serving>,
+}
+
+impl FakeGitHub {
+    /// Starts one on a free port of 127.0.0.1, without deployments.
+    ///
+    /// # Errors
+    /// If the fixture is not what it should be or no port can be had.
+    pub fn start() -> anyhow::Result<Self> {
+        let listener = server::listen(free_port()?)?;
+        let port = listener.local_addr()?.port();
+        let world = World::new(format!("http://127.0.0.1:{port}"), Contract::load()?);
+        let world = Arc::new(Mutex::new(world));
+        let serving = Some(Serving::start(listener, Arc::clone(&world))?);
+        Ok(Self { port, world, serving })
+    }
+
+    /// Base of the API as on github.com, `http://127.0.0.1:port`, without a slash at its end.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Base of the same API as on GitHub Enterprise Server: [`Self::url`] with `/api/v3`.
+    pub fn ghes_url(&self) -> String {
+        format!("{}/api/v3", self.url())
+    }
+
+    /// The only token that is let in; any other gets 401.
+    pub fn token(&self) -> &'static str {
+        server::TOKEN
+    }
+
+    /// From now on `fault` instead of an answer to `operations`. Of several faults for one operation the first that was
+    /// set goes first.
+    pub fn fail(&self, fault: Fault, operations: &[Operation], times: Times) {
+        self.world().faults.push(server::Trap { fault, operations: operations.to_vec(), times });
+    }
+
+    /// Ends all faults.
+    pub fn heal(&self) {
+        self.world().faults.clear();
+    }
+
+    /// Takes the fake off the network: its connections are cut, new ones refused. What it knows stays.
+    pub fn down(&mut self) {
+        self.serving = None;
+    }
+
+    /// Brings it back on the same port after [`Self::down`].
+    ///
+    /// # Errors
+    /// If the port has been taken meanwhile.
+    pub fn up(&mut self) -> anyhow::Result<()> {
+        if self.serving.is_none() {
+            self.serving =
+                Some(Serving::start(server::listen(self.port)?, Arc::clone(&self.world))?);
+        }
+        Ok(())
+    }
+
+    /// All requests in the order of their arrival, those that met a fault included.
+    pub fn requests(&self) -> Vec<Request> {
+        self.world().requests.clone()
+    }
+
+    /// What was wrong with requests (answered 422, or 404 where there is no such call) or with the fake's own answers
+    /// (500), whatever faults were set. A good test ends with none.
+    pub fn violations(&self) -> Vec<String> {
+        self.world().violations.clone()
+    }
+
+    /// All deployments with their statuses, oldest first.
+    pub fn deployments(&self) -> Vec<Deployment> {
+        self.world().state.deployments.clone()
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for FakeGitHub {
+    /// The deployments page: all deployments, newest first.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.deployments().iter().rev().try_for_each(|deployment| writeln!(f, "{deployment}"))
+    }
+}

@@ -1,0 +1,339 @@
+//! Serves the fake: log, judge, fault, token, act, judge again.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State as Shared};
+use axum::http::{HeaderMap, Method, Uri, header};
+use axum::response::Response;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::contract::Contract;
+use super::operation::{Operation, PathParameters};
+use super::state::{Page, State};
+use super::{Fault, Request, Times};
+
+/// Shaped like a workflow's own token.
+pub(super) const TOKEN: &str = "ghs_onlyForTheFakeGitHub0000000000000000";
+/// Where GitHub Enterprise Server keeps its API.
+const GHES_PREFIX: &str = "/api/v3";
+const DOCUMENTATION: &str = "https://docs.github.com/rest";
+
+/// All that the fake knows and was told.
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) faults: Vec<Trap>,
+    pub(super) requests: Vec<Request>,
+    pub(super) violations: Vec<String>,
+    contract: Contract,
+    base: String,
+}
+
+/// A fault that waits for its requests.
+pub(super) struct Trap {
+    pub(super) fault: Fault,
+    pub(super) operations: Vec<Operation>,
+    pub(super) times: Times,
+}
+
+/// The thread that serves; dropping it cuts all connections.
+pub(super) struct Serving {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Listens on 127.0.0.1.
+pub(super) fn listen(port: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .with_context(|| format!("port {port} cannot be had"))
+}
+
+impl Serving {
+    pub(super) fn start(listener: TcpListener, world: Arc<Mutex<World>>) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        listener.set_nonblocking(true)?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let app = Router::new().fallback(serve).with_state(world);
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = axum::serve(listener, app).into_future() => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // Its panics, if any, were shown when they happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What comes back to the caller.
+enum Reply {
+    Answer(Answer),
+    Hang,
+    Cut,
+}
+
+struct Answer {
+    status: u16,
+    body: Option<Value>,
+    /// Whether a list goes on after this page.
+    more: bool,
+}
+
+impl Answer {
+    fn new(status: u16, body: Value) -> Self {
+        Self { status, body: Some(body), more: false }
+    }
+
+    fn empty(status: u16) -> Self {
+        Self { status, body: None, more: false }
+    }
+
+    fn refusal(status: u16, message: &str) -> Self {
+        let body = json!({ "message": message, "documentation_url": DOCUMENTATION, "status": status.to_string() });
+        Self::new(status, body)
+    }
+
+    fn invalid(wrong: &[String]) -> Self {
+        let errors: Vec<Value> =
+            wrong.iter().map(|what| json!({ "code": "custom", "message": what })).collect();
+        let body = json!({ "message": "Validation Failed", "errors": errors, "documentation_url": DOCUMENTATION });
+        Self::new(422, body)
+    }
+
+    fn page(page: Page) -> Self {
+        Self { status: 200, body: Some(page.items.into()), more: page.more }
+    }
+}
+
+async fn serve(
+    Shared(world): Shared<Arc<Mutex<World>>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(&uri)
+        .map(|Query(query)| query)
+        .unwrap_or_default();
+    let header =
+        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let request = Request {
+        method: method.to_string(),
+        path: uri.path().to_owned(),
+        query,
+        body: serde_json::from_slice(&body).ok(),
+        api_version: header("x-github-api-version"),
+        answer: None,
+    };
+    let reply = world.lock().unwrap_or_else(PoisonError::into_inner).handle(request, &headers);
+    match reply {
+        Reply::Answer(answer) => respond(answer, &header("host").unwrap_or_default(), &uri),
+        Reply::Hang => std::future::pending().await,
+        // Ends the task of this connection, and with it the connection, which a handler cannot do in a milder way. No
+        // panic message is printed.
+        Reply::Cut => resume_unwind(Box::new("the connection is cut")),
+    }
+}
+
+fn respond(answer: Answer, host: &str, uri: &Uri) -> Response {
+    let mut response = Response::builder().status(answer.status);
+    if answer.more {
+        response = response
+            .header(header::LINK, format!("<http://{host}{}>; rel=\"next\"", next_page(uri)));
+    }
+    let body = answer.body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+    response
+        .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
+        .body(body)
+        .unwrap_or_default()
+}
+
+/// The same path and query with the number of the next page.
+fn next_page(uri: &Uri) -> String {
+    let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let (page, others): (Vec<&str>, Vec<&str>) = pairs.partition(|pair| pair.starts_with("page="));
+    let page = page.first().and_then(|pair| pair[5..].parse().ok()).unwrap_or(1_u64) + 1;
+    let query: Vec<String> =
+        others.into_iter().map(str::to_owned).chain([format!("page={page}")]).collect();
+    format!("{}?{}", uri.path(), query.join("&"))
+}
+
+impl World {
+    pub(super) fn new(base: String, contract: Contract) -> Self {
+        let (faults, requests, violations) = (Vec::new(), Vec::new(), Vec::new());
+        Self { state: State::new(base.clone()), faults, requests, violations, contract, base }
+    }
+
+    fn handle(&mut self, request: Request, headers: &HeaderMap) -> Reply {
+        let reply = self.reply(&request, headers);
+        let answer = if let Reply::Answer(answer) = &reply { Some(answer.status) } else { None };
+        self.requests.push(Request { answer, ..request });
+        reply
+    }
+
+    fn reply(&mut self, request: &Request, headers: &HeaderMap) -> Reply {
+        let path = request.path.strip_prefix(GHES_PREFIX).unwrap_or(&request.path);
+        let Some((operation, parameters)) = Operation::find(&request.method, path) else {
+            self.violations.push(format!("{} {}: no such call", request.method, request.path));
+            return Reply::Answer(Answer::refusal(404, "Not Found"));
+        };
+        // Judged before anything else, so that a fault hides no bad request.
+        let wrong = self.contract.judge_request(
+            operation,
+            &parameters,
+            &request.query,
+            request.body.as_ref(),
+        );
+        self.violations.extend(
+            wrong.iter().map(|what| format!("{} {}: {what}", request.method, request.path)),
+        );
+        let fault = self.sprung(operation);
+        let answer = match fault {
+            Some(Fault::Hang) => return Reply::Hang,
+            Some(Fault::Cut) => return Reply::Cut,
+            Some(Fault::Status(422)) => Answer::invalid(&["set as a fault".into()]),
+            Some(Fault::Status(status)) => Answer::refusal(status, message(status)),
+            None | Some(Fault::LostAnswer) => match barred(headers) {
+                Some(refusal) => refusal,
+                None if !wrong.is_empty() => Answer::invalid(&wrong),
+                None => self.act(operation, &parameters, request),
+            },
+        };
+        let answer = self.approved(operation, answer);
+        if fault == Some(Fault::LostAnswer) { Reply::Cut } else { Reply::Answer(answer) }
+    }
+
+    /// The fault that waits for this operation, if any.
+    fn sprung(&mut self, operation: Operation) -> Option<Fault> {
+        let at = self.faults.iter().position(|trap| trap.operations.contains(&operation))?;
+        let fault = self.faults[at].fault;
+        match &mut self.faults[at].times {
+            Times::Always => Some(fault),
+            Times::Next(0) => {
+                self.faults.remove(at);
+                self.sprung(operation)
+            }
+            Times::Next(left) => {
+                *left -= 1;
+                Some(fault)
+            }
+        }
+    }
+
+    /// The answer, if GitHub could give it; else 500 with what is wrong with this fake.
+    fn approved(&mut self, operation: Operation, answer: Answer) -> Answer {
+        let wrong = self.contract.judge_answer(operation, answer.status, answer.body.as_ref());
+        if wrong.is_empty() {
+            return answer;
+        }
+        self.violations
+            .extend(wrong.iter().map(|what| format!("own answer to {operation:?}: {what}")));
+        Answer::refusal(500, &wrong.join("; "))
+    }
+
+    fn act(&mut self, operation: Operation, path: &PathParameters, request: &Request) -> Answer {
+        let repository = format!("{}/{}", path.text("owner"), path.text("repo"));
+        let id = path.id("deployment_id");
+        let body = request.body.as_ref().unwrap_or(&Value::Null);
+        let found = self.state.find(&repository, id);
+        let answer = match operation {
+            Operation::ListDeployments => {
+                Some(Answer::page(self.state.list(&repository, &request.query)))
+            }
+            Operation::CreateDeployment => Some(self.create(repository, body)),
+            Operation::GetDeployment => {
+                found.map(|deployment| Answer::new(200, self.state.show(deployment)))
+            }
+            Operation::ListStatuses => found
+                .map(|deployment| Answer::page(self.state.statuses(deployment, &request.query))),
+            Operation::CreateStatus => {
+                self.state.add_status(&repository, id, body).map(|status| Answer::new(201, status))
+            }
+            Operation::GetStatus => found.and_then(|deployment| {
+                let id = path.id("status_id");
+                let status = deployment.statuses.iter().find(|status| status.id == id)?;
+                Some(Answer::new(200, self.state.show_status(deployment, status)))
+            }),
+            Operation::DispatchRepository => Some(Answer::empty(204)),
+            Operation::DispatchWorkflow => Some(self.dispatch_workflow(&repository, body)),
+        };
+        answer.unwrap_or_else(|| Answer::refusal(404, "Not Found"))
+    }
+
+    /// GitHub merges the default branch into the ref first, and wants all commit statuses green, unless it is told not
+    /// to (REST API, "Create a deployment"). Here both always stand in the way, so that who forgets is found out.
+    fn create(&mut self, repository: String, body: &Value) -> Answer {
+        if body["auto_merge"] != false {
+            return Answer::new(
+                202,
+                json!({ "message": "Auto-merged the default branch on deployment." }),
+            );
+        }
+        if body["required_contexts"] != json!([]) {
+            return Answer::refusal(409, "Conflict: Commit status checks failed for this ref.");
+        }
+        Answer::new(201, self.state.create(repository, body))
+    }
+
+    fn dispatch_workflow(&self, repository: &str, body: &Value) -> Answer {
+        if body["return_run_details"] != true {
+            return Answer::empty(204);
+        }
+        let run = self.requests.len() + 1;
+        let base = &self.base;
+        let (run_url, html_url) = (
+            format!("{base}/repos/{repository}/actions/runs/{run}"),
+            format!("{base}/{repository}/actions/runs/{run}"),
+        );
+        Answer::new(
+            200,
+            json!({ "workflow_run_id": run, "run_url": run_url, "html_url": html_url }),
+        )
+    }
+}
+
+/// Why a caller is not let in, if it is not: REST API, "Authenticating" and "User agent required".
+fn barred(headers: &HeaderMap) -> Option<Answer> {
+    let authorization = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    match authorization.split_once(' ') {
+        None => return Some(Answer::refusal(401, "Requires authentication")),
+        Some(("Bearer" | "bearer" | "token", TOKEN)) => {}
+        Some(_) => return Some(Answer::refusal(401, "Bad credentials")),
+    }
+    let nameless = !headers.contains_key(header::USER_AGENT);
+    nameless.then(|| Answer::refusal(403, "Request forbidden by administrative rules."))
+}
+
+/// What GitHub says with a status.
+fn message(status: u16) -> &'static str {
+    match status {
+        401 => "Bad credentials",
+        403 => "Resource not accessible by integration",
+        404 => "Not Found",
+        _ => "Server Error",
+    }
+}

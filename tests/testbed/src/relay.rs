@@ -1,0 +1,178 @@
+//! A TCP relay that is as far away as a server in another city: every byte takes half a round trip.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+/// Largest piece that is passed on at once, in bytes.
+const PIECE: usize = 64 * 1024;
+/// Pieces under way in one direction: far more than a round trip holds, so that bandwidth is not throttled.
+const PIECES_UNDER_WAY: usize = 1024;
+
+/// A relay on a free port of 127.0.0.1. Dropping it ends it and all its connections.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    cut: Arc<Notify>,
+    accepting: JoinHandle<()>,
+}
+
+impl Relay {
+    /// Relays to `target`: connecting takes one round trip more, every byte half of one in either direction.
+    ///
+    /// # Errors
+    /// If no port can be had.
+    pub async fn start(target: SocketAddr, round_trip: Duration) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let cut = Arc::new(Notify::new());
+        let accepting = tokio::spawn(accept(listener, target, round_trip, cut.clone()));
+        Ok(Self { address, cut, accepting })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Drops every connection, and with them all bytes under way. New connections are taken as before.
+    pub fn cut(&self) {
+        self.cut.notify_one();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // The task owns the listener and all connections.
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, target: SocketAddr, round_trip: Duration, cut: Arc<Notify>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((client, _)) = accepted {
+                    connections.spawn(relay(client, target, round_trip));
+                }
+            }
+            () = cut.notified() => connections.abort_all(),
+            // Forgets connections that have ended.
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// One connection, until both directions have ended or either has failed.
+async fn relay(client: TcpStream, target: SocketAddr, round_trip: Duration) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    tokio::time::sleep(round_trip).await;
+    let server = TcpStream::connect(target).await?;
+    server.set_nodelay(true)?;
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let delay = round_trip / 2;
+    tokio::try_join!(carry(from_client, to_server, delay), carry(from_server, to_client, delay))?;
+    Ok(())
+}
+
+/// One direction: reads at once, writes each piece, and the end, `delay` later.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    delay: Duration,
+) -> io::Result<()> {
+    let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(PIECES_UNDER_WAY);
+    let reading = async move {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let length = from.read(&mut buffer).await?;
+            let piece = (Instant::now() + delay, buffer[..length].to_vec());
+            // A receiver that is gone has failed to write, and says so itself.
+            if sender.send(piece).await.is_err() || length == 0 {
+                return io::Result::Ok(());
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, piece)) = receiver.recv().await {
+            tokio::time::sleep_until(due).await;
+            if piece.is_empty() {
+                return to.shutdown().await;
+            }
+            to.write_all(&piece).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(reading, writing)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUND_TRIP: Duration = Duration::from_millis(40);
+
+    /// A server that sends back what it gets, one connection after the other.
+    async fn echo() -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let (mut reader, mut writer) = connection.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn carries_everything_in_order_and_ends_when_the_client_does() {
+        let relay = Relay::start(echo().await, ROUND_TRIP).await.unwrap();
+        let mut client = TcpStream::connect(relay.address()).await.unwrap();
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|number| (number % 251) as u8).collect();
+        let (mut reader, mut writer) = client.split();
+        let writing = async {
+            writer.write_all(&sent).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let (_, length) = tokio::join!(writing, reader.read_to_end(&mut received));
+        assert_eq!(length.unwrap(), sent.len());
+        assert!(received == sent);
+    }
+
+    #[tokio::test]
+    async fn an_echo_takes_no_less_than_the_distance() {
+        let relay = Relay::start(echo().await, ROUND_TRIP).await.unwrap();
+        let began = Instant::now();
+        let mut client = TcpStream::connect(relay.address()).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        // One round trip to connect, one for the byte; the upper bound is the machine's business.
+        assert!(began.elapsed() >= 2 * ROUND_TRIP, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_every_connection_and_lets_new_ones_in() {
+        let relay = Relay::start(echo().await, ROUND_TRIP).await.unwrap();
+        let mut client = TcpStream::connect(relay.address()).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        relay.cut();
+        assert!(matches!(client.read(&mut [0]).await, Ok(0) | Err(_)));
+
+        let mut client = TcpStream::connect(relay.address()).await.unwrap();
+        client.write_all(b"y").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+    }
+}

@@ -1,0 +1,55 @@
+//! Finds and runs the programs that make a server.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+/// Debian's package for each program that is not there by itself.
+const PACKAGES: [(&str, &str); 4] = [
+    ("bash", "bash"),
+    ("nginx", "nginx"),
+    ("sshd", "openssh-server"),
+    ("ssh-keygen", "openssh-client"),
+];
+
+/// Absolute path of `name`, from `PATH` and the folders of system programs, which an ordinary user's `PATH` lacks.
+pub(super) fn find(name: &str) -> anyhow::Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders =
+        env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
+    if let Some(found) =
+        folders.filter(|folder| folder.is_absolute()).map(|f| f.join(name)).find(|p| p.is_file())
+    {
+        return Ok(found);
+    }
+    bail!(missing(name))
+}
+
+/// What to say of a program that is not there.
+pub(super) fn missing(name: &str) -> String {
+    match PACKAGES.iter().find(|(program, _)| *program == name) {
+        Some((_, package)) => format!("{name} is not installed: apt-get install {package}"),
+        None => format!("{name} is not installed"),
+    }
+}
+
+/// Runs a short program to its end and returns its standard output; a failure carries its standard error.
+pub(super) fn run(program: &Path, args: &[&str]) -> anyhow::Result<String> {
+    check(Command::new(program).args(args))
+}
+
+/// As [`run`], for a command that needs more than arguments.
+pub(super) fn check(command: &mut Command) -> anyhow::Result<String> {
+    let shown = format!("{command:?}");
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
+    ensure!(
+        output.status.success(),
+        "{shown}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
