@@ -37,7 +37,7 @@ async fn the_old_model_ends_after_its_last_stream_and_its_last_upload() -> Resul
     let before = ended();
     assert_eq!(head.finish().await?, old, "half a head is the old worker's, and the old model's");
     assert_eq!(upload.finish().await?, old, "so is half a body");
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + testbed::PATIENCE;
     loop {
         let runs = world.old_runs()?;
         if ended() > before {

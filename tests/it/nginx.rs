@@ -122,7 +122,7 @@ async fn an_nginx_that_was_stopped_is_refused() -> Result<()> {
     let stopped = std::process::Command::new(program).args(args).args(["-s", "stop"]).status()?;
     ensure!(stopped.success());
     let gone = PathBuf::from(format!("/proc/{master}/cmdline"));
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + testbed::PATIENCE;
     while fs::read(&gone).is_ok_and(|title| !title.is_empty()) {
         ensure!(Instant::now() < deadline, "nginx does not stop");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -300,7 +300,7 @@ async fn a_probe_that_may_not_ask_leaves_the_proof_to_sockets() -> Result<()> {
     let world = World::begin(spec, &["--api-key", key])?;
     let addr = world.server.nginx_addr();
     let slot_a = ([127, 0, 0, 1], world.server.ports().a).into();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + testbed::PATIENCE;
     while get(slot_a, "/health").await.is_err() {
         ensure!(Instant::now() < deadline, "the old model does not come up");
         tokio::time::sleep(Duration::from_millis(10)).await;

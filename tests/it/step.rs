@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+use testbed::PATIENCE;
 use testbed::action::{Action, Run, Running};
 
-/// Bound for what takes a moment on an idle machine.
-pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at what announces nothing.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -56,7 +55,7 @@ impl Step {
 
     /// Waits until it has said `text`.
     pub(crate) async fn says(&mut self, text: &str) -> Result<()> {
-        let deadline = Instant::now() + WITHIN;
+        let deadline = Instant::now() + PATIENCE;
         while !self.said().contains(text) {
             // A step that has ended says nothing more once its pipe is read to the end.
             let is_over = self.listening.is_finished() && !self.said().contains(text);
@@ -104,7 +103,7 @@ pub(crate) fn send(signal: &str, pid: u32) -> Result<()> {
 
 /// Files in the folder for temporary files, and processes that name it. An ssh that was told to end may take a moment.
 async fn left_behind(temporary: &TempDir) -> Result<Vec<String>> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let files = std::fs::read_dir(temporary)?.flatten();
         let mut left: Vec<String> = files.map(|file| file.path().display().to_string()).collect();
@@ -131,12 +130,12 @@ pub(crate) fn processes_with(text: &str) -> Vec<String> {
 
 /// Waits until `fact` gives something that no event announces.
 pub(crate) async fn until<T>(what: &str, mut fact: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + WITHIN;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = fact()? {
             return Ok(found);
         }
-        ensure!(Instant::now() < deadline, "not within {} s: {what}", WITHIN.as_secs());
+        ensure!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

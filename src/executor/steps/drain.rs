@@ -17,6 +17,9 @@ use crate::model::spec::{OnTimeout, PinnedWorkers};
 /// Between two looks at the engine's count; nothing announces that it changed.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Between two looks at where nginx points: a person's edit announces nothing, and a look runs nginx.
+const LOOK_AT_NGINX: Duration = Duration::from_secs(5);
+
 /// Whether a replica has nothing in flight.
 #[derive(Debug)]
 pub(super) enum Idle {
@@ -77,7 +80,7 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     let drain = &cx.spec().drain;
     // A swap that needs the slot gives it the whole time again; after promote the clock began at cutover.
     let begin = if cx.after_promote() { retained.since } else { cx.host.now() };
-    match until_idle(cx, &watched, begin + drain.timeout).await {
+    match while_unused(cx, slot, &watched, begin + drain.timeout).await? {
         Idle::Yes => Ok(Acted::plainly(format!(
             "nothing is in flight on port {port}, and no old nginx worker is left"
         ))),
@@ -90,7 +93,7 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
             }
             OnTimeout::Keep if cx.after_promote() => {
                 cx.tell(EventKind::Overdue { failure: left.failure(slot) });
-                until_idle(cx, &watched, Timestamp::MAX).await;
+                while_unused(cx, slot, &watched, Timestamp::MAX).await?;
                 Ok(Acted::plainly(format!(
                     "drained after its deadline: port {port} has nothing in flight"
                 )))
@@ -106,7 +109,7 @@ pub(in crate::executor) async fn await_idle<H: Host>(
     slot: &SlotName,
 ) -> Result<(), Failure> {
     if let Some(retained) = cx.retained(slot).await? {
-        until_idle(cx, &Watched::of(&retained), Timestamp::MAX).await;
+        while_unused(cx, slot, &Watched::of(&retained), Timestamp::MAX).await?;
     }
     Ok(())
 }
@@ -119,6 +122,39 @@ pub(in crate::executor) async fn is_idle<H: Host>(
     let Some(retained) = cx.retained(slot).await? else { return Ok(true) };
     let idle = until_idle(cx, &Watched::of(&retained), cx.host.now()).await;
     Ok(matches!(idle, Idle::Yes))
+}
+
+/// As [`until_idle`], for as long as nginx does not point at the replica again: then it may never be idle.
+async fn while_unused<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    watched: &Watched<'_>,
+    deadline: Timestamp,
+) -> Result<Idle, Failure> {
+    let used = async {
+        loop {
+            // What cannot be seen now is looked at again, and by `retire` before it stops anything.
+            if let Ok(upstream) = cx.host.upstream().await
+                && upstream.port == watched.port
+            {
+                return used_again(slot, watched.port);
+            }
+            cx.host.pause(LOOK_AT_NGINX).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        idle = until_idle(cx, watched, deadline) => Ok(idle),
+        failure = used => Err(failure),
+    }
+}
+
+/// Why a replica is neither drained nor retired after all.
+pub(super) fn used_again(slot: &SlotName, port: Port) -> Failure {
+    Failure::new(format!(
+        "nginx points at port {port} of slot {slot} again: what serves is not retired"
+    ))
+    .hint("somebody changed the upstream by hand; the next swap starts from what is there")
 }
 
 /// A replica that gets no new requests.

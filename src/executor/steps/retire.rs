@@ -61,10 +61,7 @@ async fn refuse_what_serves<H: Host>(
 ) -> Result<(), Failure> {
     let upstream = cx.host.upstream().await?;
     if upstream.port == port {
-        return Err(Failure::new(format!(
-            "nginx points at port {port} of slot {slot} again: what serves is not retired"
-        ))
-        .hint("somebody changed the upstream by hand; the next swap starts from what is there"));
+        return Err(drain::used_again(slot, port));
     }
     // Before cutover the swap has proven it when it began.
     if cx.after_promote() { prove_route(cx.host, cx.spec(), &upstream, port).await } else { Ok(()) }

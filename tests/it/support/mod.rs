@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use testbed::PATIENCE;
 pub(crate) use testbed::action::{Action, Run};
 use testbed::load::{Load, LoadSpec};
 use testbed::server::{ByHand, GpuServer, ServerSpec};
@@ -129,9 +130,9 @@ impl World {
 
 /// Waits until a fact holds that no event announces.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        ensure!(Instant::now() < deadline, "not within 30 s: {what}");
+        ensure!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

@@ -9,3 +9,6 @@ pub mod relay;
 pub mod server;
 pub mod service;
 pub mod stub_engine;
+
+/// How long a test waits for what must come. Only what hangs ever meets it: a busy machine shall fail no test.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::PATIENCE;
 use crate::built;
 use crate::load::http;
 use crate::server::GpuServer;
@@ -12,8 +13,6 @@ use crate::server::GpuServer;
 /// The public name of every model of the service.
 pub const NAME: &str = "chat";
 
-/// How long a model may take to serve; generous, for loaded machines.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks: nobody tells that a model serves.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 

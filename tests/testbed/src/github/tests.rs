@@ -4,11 +4,10 @@ use reqwest::{Client, Method, RequestBuilder};
 use serde_json::json;
 
 use super::*;
+use crate::PATIENCE;
 
 const REPOSITORY: &str = "/repos/acme/models";
 
-/// Long enough for an answer on a busy machine; only a fault that never answers is waited out, with [`HANGS`].
-const PATIENCE: Duration = Duration::from_secs(20);
 const HANGS: Duration = Duration::from_millis(300);
 
 fn call(base: &str, method: Method, path: &str) -> RequestBuilder {

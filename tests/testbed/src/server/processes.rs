@@ -9,11 +9,10 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::MARK;
+use crate::PATIENCE;
 
 /// Interval between two looks at the process table, which announces nothing to strangers.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Bound for what takes milliseconds on an idle machine; a loaded one may need seconds.
-const WITHIN: Duration = Duration::from_secs(20);
 /// `st` of a listening socket in /proc/net/tcp (`TCP_LISTEN` in include/net/tcp_states.h).
 const LISTEN: &str = "0A";
 
@@ -88,15 +87,15 @@ pub(super) fn end_all(owner: &Owner) -> anyhow::Result<()> {
     })
 }
 
-/// Looks until `met` says so; fails when it fails or [`WITHIN`] has passed.
+/// Looks until `met` says so; fails when it fails or [`PATIENCE`] has passed.
 pub(super) fn until(
     what: &str,
     mut met: impl FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    let deadline = Instant::now() + WITHIN;
+    let deadline = Instant::now() + PATIENCE;
     while !met()? {
         if Instant::now() > deadline {
-            bail!("not within {} s: {what}", WITHIN.as_secs());
+            bail!("not within {} s: {what}", PATIENCE.as_secs());
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -15,10 +15,9 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use super::options::{Options, Serve};
+use crate::PATIENCE;
 use crate::built;
 
-/// How long a stub may take to come up or to end in a test; generous, for loaded machines.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at a port: a stub tells nobody that it listens.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 

@@ -8,14 +8,13 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::*;
+use crate::PATIENCE;
 use crate::load::http::{self, Connection};
 
 /// Long enough that nothing of it passes within a test.
 const FOREVER: &str = "1h";
 /// Between two looks at something that tells nobody when it changes.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// How long such a thing may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ask(tokens: u32) -> Value {
     json!({"model": "a", "prompt": "tell", "max_tokens": tokens})
