@@ -137,6 +137,8 @@ impl Drop for Lease {
             // If the disk refuses, the next holder looks at our journal and finds it concluded.
             let _ = self.file.set_len(0);
         }
+        // Closing the file would not do: a process that is just being spawned has it open until its exec.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 

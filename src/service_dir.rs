@@ -118,7 +118,15 @@ pub struct Claim {
 /// The lock of this host, held until dropped.
 #[derive(Debug)]
 pub struct HostLock {
-    _file: fs::File,
+    file: fs::File,
+}
+
+impl Drop for HostLock {
+    /// Closing the file would not do: a process that is just being spawned has it open until its exec.
+    fn drop(&mut self) {
+        // If it cannot be unlocked it is unlocked when the last of those processes has closed it.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// The folders of one service.
@@ -222,7 +230,7 @@ impl ServiceDir {
         let file =
             OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(io)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(HostLock { _file: file })),
+            Ok(()) => Ok(Some(HostLock { file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(io(errno.into())),
         }
