@@ -1,4 +1,4 @@
-# Each target installs what it needs first (scripts/setup: Debian packages, only those that are missing).
+# Each target installs what it needs first (scripts/setup: Debian packages and PyPI, only what is missing).
 
 # A fresh rustup is in no shell's PATH yet, and Debian keeps nginx and sshd out of an ordinary user's.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
@@ -6,7 +6,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo test bench audit setup
+.PHONY: demo test workflows bench audit setup
 
 # A throwaway GPU server on loopback, a swap and a rollback under load.
 demo: setup
@@ -14,12 +14,23 @@ demo: setup
 	$(BUILT)/debug/demo
 
 # Everything that must hold before a change is merged.
-test: setup
+test: setup workflows
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
+
+# Workflows, action.yml and examples: sound, least-privileged, pinned, and in GitHub's grammar. Asks nothing of the network.
+EXAMPLES := $(wildcard examples/*.yml)
+CHECKERS := $(BUILT)/checkers/bin
+SCHEMA := $(CHECKERS)/check-jsonschema --builtin-schema
+workflows:
+	@scripts/setup --checkers
+	$(CHECKERS)/zizmor --offline --no-progress --persona=pedantic --strict-collection . $(EXAMPLES)
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml $(EXAMPLES)
+	$(SCHEMA) vendor.github-actions action.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
 
 # Medians of the same swap: a bash script over ssh, model-swap cold, model-swap warm. Wants a quiet machine.
 bench: setup
