@@ -18,3 +18,4 @@ mod support;
 mod swap;
 mod tidy;
 mod unchanged;
+mod workflows;

@@ -1,0 +1,142 @@
+//! Workflows that are given away use only what there is: every input, command and output that they name.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use model_swap::github::inputs::{CommandName, INPUTS};
+use model_swap::github::output::OUTPUTS;
+use serde_yaml::Value;
+
+/// The action as the documentation calls it; what follows is a commit, or stands for one.
+const ACTION: &str = "OWNER/model-swap@";
+
+/// The commit that stands for a release's in what is given away.
+const ANY_COMMIT: &str = "0000000000000000000000000000000000000000";
+
+/// A workflow, by the name of its place.
+fn given_away() -> Result<Vec<(String, Value)>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root.join("examples"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ext| ext == "yml") {
+            let text = std::fs::read_to_string(&path)?;
+            found.push((path.display().to_string(), serde_yaml::from_str(&text)?));
+        }
+    }
+    let readme = std::fs::read_to_string(root.join("README.md"))?;
+    for block in readme.split("```yaml\n").skip(1) {
+        let text = block.split("```").next().unwrap_or_default();
+        if text.contains(ACTION) {
+            let name = format!("README.md: {}", text.lines().next().unwrap_or_default());
+            found.push((name, serde_yaml::from_str(text)?));
+        }
+    }
+    Ok(found)
+}
+
+/// The steps of a workflow that are ours.
+fn our_steps(workflow: &Value) -> Vec<&Value> {
+    let jobs = workflow["jobs"].as_mapping().into_iter().flat_map(|jobs| jobs.values());
+    jobs.flat_map(|job| job["steps"].as_sequence().into_iter().flatten())
+        .filter(|step| step["uses"].as_str().is_some_and(|uses| uses.starts_with(ACTION)))
+        .collect()
+}
+
+/// The commands that a `command:` may come to: itself, or the choices of the input that it names.
+fn commands(workflow: &Value, value: &str) -> Result<Vec<String>> {
+    let Some(input) = value.strip_prefix("${{ inputs.").and_then(|rest| rest.strip_suffix(" }}"))
+    else {
+        return Ok(vec![value.to_owned()]);
+    };
+    let choices = &workflow["on"]["workflow_dispatch"]["inputs"][input]["options"];
+    let choices = choices.as_sequence().with_context(|| format!("{value} is no choice"))?;
+    Ok(choices.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+#[test]
+fn workflows_that_are_given_away_use_only_what_there_is() -> Result<()> {
+    let workflows = given_away()?;
+    assert!(workflows.len() >= 4, "where are they? {workflows:?}");
+    let known = CommandName::ALL.map(CommandName::as_str);
+    for (name, workflow) in &workflows {
+        let steps = our_steps(workflow);
+        assert!(!steps.is_empty(), "{name} does not use the action");
+        for step in steps {
+            let with: BTreeMap<String, Value> = serde_yaml::from_value(step["with"].clone())?;
+            for input in with.keys() {
+                let declared = INPUTS.iter().any(|declared| declared.name == input);
+                assert!(declared, "{name}: there is no input {input}");
+            }
+            let command = with.get("command").and_then(Value::as_str).unwrap_or("swap");
+            for command in commands(workflow, command).context(name.clone())? {
+                assert!(known.contains(&&*command), "{name}: there is no command {command}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `steps.X.outputs.Y` of a step of ours, and what jobs hand on of it.
+#[test]
+fn outputs_that_workflows_read_are_there() -> Result<()> {
+    let mut read = 0;
+    for (name, workflow) in given_away()? {
+        let text = serde_yaml::to_string(&workflow)?;
+        let ours: Vec<&str> =
+            our_steps(&workflow).iter().filter_map(|step| step["id"].as_str()).collect();
+        for id in ours {
+            for rest in text.split(&format!("steps.{id}.outputs.")).skip(1) {
+                let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '-');
+                let output = &rest[..end.unwrap_or(rest.len())];
+                assert!(OUTPUTS.contains(&output), "{name}: there is no output {output}");
+                read += 1;
+            }
+        }
+        let jobs = workflow["jobs"].as_mapping().context("jobs")?;
+        for rest in text.split("needs.").skip(1).filter(|rest| rest.contains(".outputs.")) {
+            let Some((job, rest)) =
+                rest.split_once(".outputs.").filter(|(job, _)| !job.contains(' '))
+            else {
+                continue;
+            };
+            let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '-');
+            let output = &rest[..end.unwrap_or(rest.len())];
+            let declared = &jobs.get(job).with_context(|| format!("{name}: job {job}"))?["outputs"];
+            assert!(!declared[output].is_null(), "{name}: job {job} has no output {output}");
+        }
+    }
+    assert!(read > 0, "no workflow reads an output of the action");
+    Ok(())
+}
+
+/// A swap that is cancelled by the next has nobody to tell how it ended; two at once would wait for each other's lease.
+#[test]
+fn workflows_that_swap_are_never_cancelled_by_the_next() -> Result<()> {
+    for (name, workflow) in given_away()? {
+        let concurrency = &workflow["concurrency"];
+        let group = concurrency["group"].as_str().unwrap_or_default();
+        assert!(group.contains("swap-chat"), "{name}: group {group:?}");
+        let cancels = &concurrency["cancel-in-progress"];
+        let of_pull_requests = "${{ github.event_name == 'pull_request' }}";
+        assert!(*cancels == false || *cancels == *of_pull_requests, "{name}: {cancels:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn examples_are_least_privileged_and_pinned() -> Result<()> {
+    for (name, workflow) in given_away()?.iter().filter(|(name, _)| name.contains("examples/")) {
+        let nothing = workflow["permissions"].as_mapping().is_some_and(|map| map.is_empty());
+        assert!(nothing, "{name}: the workflow as a whole needs no permission");
+        for (job, definition) in workflow["jobs"].as_mapping().context("jobs")? {
+            assert!(definition["permissions"].is_mapping(), "{name}: {job:?} says none of its own");
+            assert!(definition["timeout-minutes"].is_u64(), "{name}: {job:?} has no bound");
+        }
+        for step in our_steps(workflow) {
+            assert_eq!(step["uses"].as_str(), Some(&*format!("{ACTION}{ANY_COMMIT}")), "{name}");
+        }
+    }
+    Ok(())
+}
