@@ -19,8 +19,7 @@ use crate::executor::{World, observe, prove_route};
 use crate::host::{Host, SystemHost};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
-use crate::model::plan::{Plan, Strategy};
-use crate::model::spec::SwapSpec;
+use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::{
     Asked, Command, Fault, Frame, Hello, Refusal, Request, RollbackRequest, SwapRequest,
     WIRE_VERSION,
@@ -139,13 +138,11 @@ async fn plan(
     let world = observe(&host, dir, &wanted.asked, wanted.requester.sha.clone())
         .await
         .map_err(Refusal::environment)?;
-    match planner::plan_swap(&wanted.asked.spec, &world.seen, wanted.when).map_err(barred)? {
-        Decision::Act(plan) => {
-            confirm_route(&host, &wanted.asked.spec, &world, &plan)
-                .await
-                .map_err(Refusal::environment)?;
-            answers.send(&Frame::Plan { plan });
-        }
+    let spec = &wanted.asked.spec;
+    let decision = planner::plan_swap(spec, &world.seen, wanted.when).map_err(barred)?;
+    confirm_route(&host, spec, &world).await.map_err(Refusal::environment)?;
+    match decision {
+        Decision::Act(plan) => answers.send(&Frame::Plan { plan }),
         Decision::Unchanged(reason) => {
             answers.send(&unchanged(&host, &world, dir, &wanted.asked, reason).await)
         }
@@ -204,22 +201,18 @@ async fn hand_over(
         .hint(format!("{} on the server may say why", dir.root().join("agent.log").display())))
 }
 
-/// A swap drains and retires by what nginx's file says: that must be what nginx does. A rollback may be what mends it.
-async fn confirm_route<H: Host>(
-    host: &H,
-    spec: &SwapSpec,
-    world: &World,
-    plan: &Plan,
-) -> Result<(), Failure> {
-    let Some(side) = plan.incumbent.as_ref().filter(|_| plan.strategy == Strategy::BlueGreen)
-    else {
-        return Ok(());
-    };
-    if !world.seen.slots.get(&side.slot).is_some_and(|occupant| occupant.ready) {
+/// A swap drains and retires by what nginx's file says, and has nothing to do where the file names what is wanted: that
+/// must be what nginx does. A rollback may be what mends it.
+async fn confirm_route<H: Host>(host: &H, spec: &SwapSpec, world: &World) -> Result<(), Failure> {
+    let is_named = |slot: &Slot| slot.port == world.upstream.port;
+    let answers = spec.slots.iter().any(|(name, slot)| {
+        is_named(slot) && world.seen.slots.get(name).is_some_and(|occupant| occupant.ready)
+    });
+    match spec.slots.values().find(|slot| !is_named(slot)) {
+        Some(other) if answers => prove_route(host, spec, &world.upstream, other.port).await,
         // What does not answer proves nothing, and is why somebody swaps.
-        return Ok(());
+        _ => Ok(()),
     }
-    prove_route(host, spec, &world.upstream, plan.candidate.port).await
 }
 
 /// Every reason of the planner's at once.

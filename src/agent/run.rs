@@ -106,13 +106,16 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         Command::Swap(wanted) => planner::plan_swap(spec, &world.seen, wanted.when),
         _ => return Ok(()),
     };
-    match decision.map_err(barred)? {
+    let decision = decision.map_err(barred)?;
+    if matches!(work.command, Command::Swap(_)) {
+        confirm_route(&host, spec, &world).await.map_err(Refusal::environment)?;
+    }
+    match decision {
         Decision::Unchanged(reason) => {
             answers.send(&unchanged(&host, &world, &dir, &work.asked, reason).await);
             Ok(())
         }
         Decision::Act(plan) => {
-            confirm_route(&host, spec, &world, &plan).await.map_err(Refusal::environment)?;
             let begun = open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             work_on(begun, &work, lease, answers).await;
             Ok(())

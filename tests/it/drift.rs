@@ -40,6 +40,23 @@ async fn a_file_that_nginx_has_not_loaded_is_not_believed() -> Result<()> {
     Ok(())
 }
 
+/// `unchanged` is a claim about traffic, too.
+#[tokio::test]
+async fn a_wanted_revision_that_only_the_file_names_is_not_taken_for_what_serves() -> Result<()> {
+    let world = World::start().await?;
+    let (a, b) = world.server.slot_ports();
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    world.run("swap", "Qwen/Third", &[]).await?.ended(0, "promoted");
+    world.until_serves("Qwen/Third").await?;
+    point(&world, a, b)?;
+    for command in ["plan", "swap"] {
+        let run = world.run(command, NEW, &[]).await?;
+        run.refused(3, &["new requests are not seen to go there", "nginx -s reload"]);
+    }
+    assert_eq!(world.serves().await?, "Qwen/Third");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_model_that_somebody_pointed_nginx_back_at_is_not_retired() -> Result<()> {
     let mut world = World::start().await?;
