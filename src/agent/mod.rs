@@ -22,7 +22,7 @@ use crate::model::ids::SwapId;
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::{
     Asked, Command, Fault, Frame, Hello, Refusal, Request, RollbackRequest, SwapRequest,
-    WIRE_VERSION,
+    WIRE_VERSION, spoken,
 };
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Decision};
@@ -112,11 +112,17 @@ fn parse(line: &str) -> Result<Request, Refusal> {
         )
     };
     let Versioned { v } = serde_json::from_str(line).map_err(wrong)?;
-    if v != WIRE_VERSION {
-        return Err(Refusal::environment(Failure::new(format!(
-            "this agent ({}) speaks version {WIRE_VERSION} of the wire, the runner version {v}",
-            env!("CARGO_PKG_VERSION")
-        ))));
+    if !spoken(WIRE_VERSION).contains(&v) {
+        return Err(Refusal::environment(
+            Failure::new(format!(
+                "this agent ({}) speaks version {WIRE_VERSION} of the wire, the runner version {v}",
+                env!("CARGO_PKG_VERSION")
+            ))
+            .hint(
+                "use the same release on both sides: where a forced command in authorized_keys names the agent, put \
+                 the runner's release there",
+            ),
+        ));
     }
     serde_json::from_str(line).map_err(wrong)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,14 @@ use super::state::{Requester, StatusReport};
 
 /// Version of the wire. An agent answers this one and the two before it.
 pub const WIRE_VERSION: u32 = 1;
+
+/// The versions that an agent whose own is `own` answers. Which agent a runner meets may not be its choice: a forced
+/// command in `authorized_keys` names one.
+pub const fn spoken(own: u32) -> RangeInclusive<u32> {
+    let oldest = own.saturating_sub(2);
+    // There never was a version 0.
+    if oldest == 0 { 1..=own } else { oldest..=own }
+}
 
 /// The line before the first frame: a login script may print before it.
 pub const SENTINEL: &str = "--- model-swap agent ---";
@@ -225,6 +234,18 @@ impl Fault {
         match self {
             Self::Input => Exit::Input,
             Self::Environment => Exit::Environment,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spoken;
+
+    #[test]
+    fn an_agent_answers_its_own_version_and_the_two_before_it() {
+        for (own, versions) in [(1, 1..=1), (2, 1..=2), (3, 1..=3), (4, 2..=4), (9, 7..=9)] {
+            assert_eq!(spoken(own), versions);
         }
     }
 }

@@ -18,4 +18,5 @@ mod support;
 mod swap;
 mod tidy;
 mod unchanged;
+mod wire;
 mod workflows;

@@ -1,0 +1,89 @@
+//! The agent's side of the wire, spoken to directly: which versions it answers, and from which event on it tells.
+
+use std::process::{Command as Program, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use model_swap::config::{self, Overrides};
+use model_swap::model::event::EventKind;
+use model_swap::model::wire::{
+    Asked, Command, Fault, Frame, Hello, Request, SENTINEL, Secrets, WIRE_VERSION, Wait,
+};
+
+use crate::support::{NEW, World, binary};
+
+/// What the agent answers to one line, but for its greeting.
+async fn answers(line: String) -> Result<Vec<Frame>> {
+    let output = tokio::task::spawn_blocking(move || -> Result<_> {
+        let mut agent = Program::new(binary())
+            .args(["agent", "session"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdin = agent.stdin.take().context("no stdin")?;
+        std::io::Write::write_all(&mut stdin, format!("{line}\n").as_bytes())?;
+        // The end of the input would say that nobody follows any more.
+        let output = agent.wait_with_output()?;
+        drop(stdin);
+        Ok(output)
+    })
+    .await??;
+    let said = String::from_utf8(output.stdout)?;
+    let mut lines = said.lines();
+    ensure!(lines.next() == Some(SENTINEL), "no sentinel: {said}");
+    lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+#[tokio::test]
+async fn another_version_of_the_wire_is_refused_with_both_versions_and_the_way_out() -> Result<()> {
+    for v in [0, WIRE_VERSION + 1] {
+        // What else a later version says is not for this one to read.
+        let frames = answers(format!(r#"{{"v":{v},"command":{{"command":"teleport"}}}}"#)).await?;
+        let [Frame::Refused(refusal), Frame::End] = &frames[..] else { panic!("{frames:?}") };
+        assert_eq!(refusal.fault, Fault::Environment);
+        let said = refusal.failures[0].to_string();
+        for text in [format!("speaks version {WIRE_VERSION}"), format!("the runner version {v}")] {
+            assert!(said.contains(&text), "no {text:?} in {said}");
+        }
+        let hints = &refusal.failures[0].hints;
+        assert!(hints.iter().any(|hint| hint.contains("same release")), "{hints:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_follower_is_told_what_came_after_the_last_event_that_it_knows() -> Result<()> {
+    let world = World::start().await?;
+    let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let spec = config::load(&world.config(NEW), "model-swap.yaml", &Overrides::default())
+        .map_err(|problems| anyhow::anyhow!("{problems}"))?
+        .spec;
+    let follow = async |since: u64| -> Result<Vec<u64>> {
+        let command = Command::Follow {
+            asked: Asked { spec: spec.clone(), secrets: Secrets::default() },
+            swap: run.output("swap-id").parse()?,
+            since,
+            wait: Wait::Promoted,
+        };
+        let frames = answers(serde_json::to_string(&Request { v: WIRE_VERSION, command })?).await?;
+        let [Frame::Hello(Hello { v, .. }), events @ .., Frame::End] = &frames[..] else {
+            panic!("{frames:?}")
+        };
+        assert_eq!(*v, WIRE_VERSION);
+        if let Some(last) = events.last() {
+            let Frame::Event(last) = last else { panic!("{last:?}") };
+            assert!(matches!(last.kind, EventKind::Concluded(_)), "{last:?}");
+        }
+        let number = |frame: &Frame| match frame {
+            Frame::Event(event) => event.seq,
+            other => panic!("{other:?}"),
+        };
+        Ok(events.iter().map(number).collect())
+    };
+    let all = follow(0).await?;
+    let last = all.len() as u64;
+    assert!(last > 10, "{all:?}");
+    assert_eq!(all, (1..=last).collect::<Vec<_>>(), "without gaps");
+    assert_eq!(follow(4).await?, (5..=last).collect::<Vec<_>>());
+    assert_eq!(follow(last).await?, [0_u64; 0], "all is known");
+    Ok(())
+}
