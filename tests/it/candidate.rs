@@ -182,6 +182,44 @@ async fn a_program_that_is_not_there_is_refused_before_anything_is_done() -> Res
     untouched.still(&world, &[]).await
 }
 
+/// CUDA numbers GPUs by speed unless told otherwise, and `nvidia-smi` and people by their place on the PCI bus.
+#[tokio::test]
+async fn one_sees_the_gpus_of_its_slot_and_no_others() -> Result<()> {
+    const UUID: &str = "GPU-5fd20b11-8a0e-4b4e-9d43-6c0ce5b8d7a1";
+    let world = World::start().await?;
+    let (a, b) = world.server.slot_ports();
+    let gpus = |model: &str, gpus: [&str; 2]| {
+        let slot = |text: String, port: u16, gpus: &str| {
+            text.replace(
+                &format!("port: {port}, gpus: []"),
+                &format!("port: {port}, gpus: [{gpus}]"),
+            )
+        };
+        slot(slot(world.config(model), a, gpus[0]), b, gpus[1])
+    };
+    let cuda = |port: u16| -> Result<Vec<String>> {
+        let [pid] = listeners(port)?[..] else { anyhow::bail!("nobody alone on port {port}") };
+        let environ = String::from_utf8(fs::read(format!("/proc/{pid}/environ"))?)?;
+        let mut cuda: Vec<_> = environ
+            .split('\0')
+            .filter(|entry| entry.starts_with("CUDA_"))
+            .map(str::to_owned)
+            .collect();
+        cuda.sort();
+        Ok(cuda)
+    };
+    let by_index = world.action("swap", NEW, &[])?.with_config(&gpus(NEW, ["0", "3, 1"]))?;
+    let run = by_index.spawn()?.finish().await?.ended(0, "promoted");
+    assert!(run.stdout.contains(&format!("claim port {b} and GPU 3,1")), "{run}");
+    assert_eq!(cuda(b)?, ["CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=3,1"]);
+
+    let config = gpus("Qwen/Next", [UUID, "GPU-8c5b1f7e-0000-0000-0000-000000000000"]);
+    let by_uuid = world.action("swap", "Qwen/Next", &[])?.with_config(&config)?;
+    by_uuid.spawn()?.finish().await?.ended(0, "promoted");
+    assert_eq!(cuda(a)?, [format!("CUDA_VISIBLE_DEVICES={UUID}")]);
+    Ok(())
+}
+
 /// Waits until the candidate runs, which then loads for a while.
 async fn loads(world: &World) -> Result<()> {
     let candidate = || {

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use model_swap::github::inputs::INPUTS;
+use model_swap::github::output::OUTPUTS;
 use model_swap::model::outcome::Exit;
 
 /// Every module of the crate and its floor. Imports go down only.
@@ -86,6 +88,31 @@ fn the_readme_has_every_exit_code() -> Result<()> {
     assert_eq!(said, meant, "the README's table of exit codes differs from the comments on `Exit`");
     assert_eq!(said.iter().map(|(code, _)| *code).collect::<Vec<_>>(), Exit::ALL.map(Exit::code));
     Ok(())
+}
+
+/// `action.yml` is held equal to the same two lists by a unit test of `github::inputs`.
+#[test]
+fn the_readme_has_every_input_and_output() -> Result<()> {
+    let readme = read("README.md")?;
+    let inputs: Vec<_> =
+        INPUTS.iter().map(|input| (input.name, input.default.map(str::to_owned))).collect();
+    assert_eq!(rows(&readme, "## Inputs"), inputs, "the README's inputs or their defaults differ");
+    let outputs: Vec<_> = rows(&readme, "## Outputs").into_iter().map(|(name, _)| name).collect();
+    assert_eq!(outputs, OUTPUTS, "the README's outputs differ");
+    Ok(())
+}
+
+/// The rows of the table under a heading: the code in the first cell, and in the second if there is any.
+fn rows<'a>(text: &'a str, heading: &str) -> Vec<(&'a str, Option<String>)> {
+    let code = |cell: &'a str| cell.trim().strip_prefix('`')?.strip_suffix('`');
+    let section = text.lines().skip_while(|line| *line != heading).skip(1);
+    let table = section.take_while(|line| !line.starts_with("## "));
+    table
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix('|')?.split('|');
+            Some((code(cells.next()?)?, cells.next().and_then(code).map(str::to_owned)))
+        })
+        .collect()
 }
 
 /// `| 4 | failed before cutover; traffic untouched |`
