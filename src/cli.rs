@@ -10,6 +10,9 @@ use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
 use crate::model::wire::{Wait, When};
 
+/// Where root lists the services that a key with a forced command may ask about.
+const SERVICES: &str = "/etc/model-swap/services.d";
+
 /// Swaps the LLM behind a production API without dropping, cutting or truncating a request.
 #[derive(Debug, Parser)]
 #[command(name = "model-swap", version, arg_required_else_help = true)]
@@ -67,12 +70,15 @@ pub enum Verb {
         #[command(flatten)]
         common: Common,
     },
-    /// The server's side; started by model-swap itself.
+    /// The server's side; started by model-swap itself, or by sshd as the forced command of a key.
     #[command(hide = true)]
     Agent {
+        /// Without a part: answers one request, within what the files of this folder allow.
+        #[arg(long, default_value = SERVICES)]
+        services: PathBuf,
         /// Which part.
         #[command(subcommand)]
-        part: Part,
+        part: Option<Part>,
     },
 }
 

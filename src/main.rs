@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use model_swap::agent;
+use model_swap::agent::{self, Access};
 use model_swap::cli::{Cli, Part, Verb};
 use model_swap::github::inputs::Inputs;
 use model_swap::github::run::WorkflowRun;
@@ -27,7 +27,10 @@ fn main() -> ExitCode {
     let is_action = std::env::args_os().len() == 1 && env.contains_key("GITHUB_ACTIONS");
     let verb = if is_action { None } else { Some(Cli::parse().command) };
     let ended = match verb {
-        Some(Verb::Agent { part }) => serve(part),
+        Some(Verb::Agent { services, part: None }) => {
+            on_one_thread(agent::session(Access::Listed(services))).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Verb::Agent { part: Some(part), .. }) => serve(part),
         verb => run(verb, env),
     };
     ended.unwrap_or_else(|error| {
@@ -65,7 +68,7 @@ fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<Exit
 fn serve(part: Part) -> anyhow::Result<ExitCode> {
     match part {
         Part::Launch => return Ok(process::launch_main()),
-        Part::Session => on_one_thread(agent::session())?,
+        Part::Session => on_one_thread(agent::session(Access::Full))?,
         Part::Run => on_one_thread(agent::run())?,
         Part::Install { digest } => {
             agent::install(&digest)?;

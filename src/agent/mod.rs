@@ -4,6 +4,7 @@ mod aftermath;
 mod answer;
 mod follow;
 mod install;
+mod listed;
 mod place;
 mod run;
 
@@ -11,6 +12,7 @@ pub use install::install;
 pub use run::run;
 
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -34,22 +36,38 @@ const LOOKS: usize = 3;
 /// How many lines of a replica's log `logs` sends.
 const LOG_LINES: usize = 1000;
 
+/// Who may ask for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Anything: whoever can start this program could do it without it.
+    Full,
+    /// What root lists in this folder, one file a service: the key has a forced command.
+    Listed(PathBuf),
+}
+
 /// Answers one request, read as one line from stdin, with frames on stdout.
-pub async fn session() {
+pub async fn session(access: Access) {
     let mut answers = Answers::on_stdout();
     answers.greet();
     let mut line = String::new();
     let read = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
-    if let Err(refusal) = serve(read.map(|_| line.as_str()), &mut answers).await {
+    if let Err(refusal) = serve(read.map(|_| line.as_str()), &access, &mut answers).await {
         answers.send(&Frame::Refused(refusal));
     }
     answers.send(&Frame::End);
 }
 
-async fn serve(line: std::io::Result<&str>, answers: &mut Answers) -> Result<(), Refusal> {
+async fn serve(
+    line: std::io::Result<&str>,
+    access: &Access,
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
     let line = line.map_err(|error| Refusal::input(Failure::from_error(&error)))?;
     let request = parse(line)?;
-    let asked = asked(&request.command);
+    if let Access::Listed(folder) = access {
+        listed::check(folder, &request.command)?;
+    }
+    let asked = request.command.asked();
     let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
     answers.send(&Frame::Hello(Hello {
         v: WIRE_VERSION,
@@ -125,14 +143,6 @@ fn parse(line: &str) -> Result<Request, Refusal> {
         ));
     }
     serde_json::from_str(line).map_err(wrong)
-}
-
-fn asked(command: &Command) -> &Asked {
-    match command {
-        Command::Plan(request) | Command::Swap(request) => &request.asked,
-        Command::Rollback(request) => &request.asked,
-        Command::Status(asked) | Command::Logs(asked) | Command::Follow { asked, .. } => asked,
-    }
 }
 
 async fn plan(

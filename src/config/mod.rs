@@ -5,6 +5,7 @@
 
 pub mod command;
 mod form;
+pub mod listing;
 pub mod place;
 pub mod problem;
 mod reader;
@@ -112,18 +113,7 @@ fn missing_secret(name: &str) -> Problem {
 
 /// `Ok(None)` only with a problem in the report.
 fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Config>, Problem> {
-    let document: Value = serde_yaml::from_str(text).map_err(|error| Problem {
-        place: Place::default(),
-        // What concerns the text as a whole is located at its first character.
-        line: error
-            .location()
-            .map(|at| (at.line(), at.column()))
-            .filter(|at| *at != (1, 1))
-            .map(|(line, _)| line),
-        wrong: Wrong::Syntax(error.to_string()),
-        expected: "settings as in docs/model-swap.yaml".to_owned(),
-        hint: None,
-    })?;
+    let document = document(text)?;
     let given = [&overrides.service, &overrides.model, &overrides.host];
     let [service, model, host] = given.map(|value| value.clone().map(Value::String));
     let root = Node::root(report, &document);
@@ -166,6 +156,22 @@ fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Con
             })
         })
         .flatten())
+}
+
+/// The parsed text, or what YAML itself has against it.
+fn document(text: &str) -> Result<Value, Problem> {
+    serde_yaml::from_str(text).map_err(|error| Problem {
+        place: Place::default(),
+        // What concerns the text as a whole is located at its first character.
+        line: error
+            .location()
+            .map(|at| (at.line(), at.column()))
+            .filter(|at| *at != (1, 1))
+            .map(|(line, _)| line),
+        wrong: Wrong::Syntax(error.to_string()),
+        expected: "settings as in docs/model-swap.yaml".to_owned(),
+        hint: None,
+    })
 }
 
 /// How long the previous replica stays warm unless told otherwise: long enough to notice a bad model by eye.

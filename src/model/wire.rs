@@ -68,6 +68,32 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Every [`Command::name`].
+    pub const NAMES: [&str; 5] = ["plan", "swap", "rollback", "status", "logs"];
+
+    /// The name that people know it by.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Plan(_) => "plan",
+            Self::Swap(_) => "swap",
+            Self::Rollback(_) => "rollback",
+            // Whoever may see what serves may see how it came to that.
+            Self::Status(_) | Self::Follow { .. } => "status",
+            Self::Logs(_) => "logs",
+        }
+    }
+
+    /// Which service it is about.
+    pub fn asked(&self) -> &Asked {
+        match self {
+            Self::Plan(request) | Self::Swap(request) => &request.asked,
+            Self::Rollback(request) => &request.asked,
+            Self::Status(asked) | Self::Logs(asked) | Self::Follow { asked, .. } => asked,
+        }
+    }
+}
+
 /// Which service, and what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {

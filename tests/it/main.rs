@@ -7,6 +7,7 @@ mod config;
 mod drain;
 mod drift;
 mod fault;
+mod forced;
 mod github;
 mod nginx;
 mod rollback;

@@ -1,0 +1,66 @@
+//! Holds a key with a forced command to what root has listed.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::config::listing::Listing;
+use crate::model::failure::Failure;
+use crate::model::wire::{Command, Fault, Refusal};
+
+/// Others than the owner may write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// Refuses what the service's file in `folder` does not allow, and everything about a service without a file.
+pub(super) fn check(folder: &Path, command: &Command) -> Result<(), Refusal> {
+    // The service's name has no slash and no dot: nothing leads out of the folder.
+    let path = folder.join(format!("{}.yaml", command.asked().spec.service));
+    let text = read(folder, &path, command)?;
+    let origin = path.display().to_string();
+    let listing = Listing::load(&text, &origin).map_err(|problems| Refusal {
+        failures: problems.to_failures(),
+        fault: Fault::Environment,
+    })?;
+    let objections = listing.objections(command);
+    if objections.is_empty() {
+        return Ok(());
+    }
+    let hint =
+        format!("this key may ask for what {origin} on the server allows; root can change it");
+    let failures = objections.into_iter().map(|objection| objection.hint(&hint)).collect();
+    Err(Refusal { failures, fault: Fault::Input })
+}
+
+fn read(folder: &Path, path: &Path, command: &Command) -> Result<String, Refusal> {
+    let unreadable = |error: std::io::Error| {
+        let service = &command.asked().spec.service;
+        let failure = match error.kind() {
+            ErrorKind::NotFound => Failure::new(format!(
+                "this key may not ask about service {service}: there is no {}",
+                path.display()
+            ))
+            .hint("root lists services there, each in a file of its own"),
+            _ => Failure {
+                causes: vec![error.to_string()],
+                ..Failure::new(format!("cannot read {}", path.display()))
+            },
+        };
+        Refusal::environment(failure)
+    };
+    for place in [folder, path] {
+        let found = fs::metadata(place).map_err(unreadable)?;
+        let own = rustix::process::geteuid().as_raw();
+        let foreign = found.uid() != 0 && found.uid() != own;
+        if foreign || found.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Err(Refusal::environment(
+                Failure::new(format!(
+                    "{} can be written by others than root: it allows nothing",
+                    place.display()
+                ))
+                .hint(format!("chown root {0} && chmod go-w {0}", place.display())),
+            ));
+        }
+    }
+    fs::read_to_string(path).map_err(unreadable)
+}

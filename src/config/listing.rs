@@ -1,0 +1,347 @@
+//! What root lets a locked-down key ask for: one file a service, `/etc/model-swap/services.d/<service>.yaml`.
+//!
+//! A specification names programs to run, files to edit and ports whose processes may be stopped, and the agent may be
+//! root. A key with a forced command is held to what this file says. Where the server is concerned it says it itself
+//! (slots, nginx, user, state folder), and the request must agree; models, commands and variables are given as patterns.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_yaml::Value;
+use wildmatch::WildMatch;
+
+use super::form;
+use super::problem::Problems;
+use super::reader::{Form, Node, Report, Section};
+use super::section;
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::spec::{NginxSpec, Slot, SwapSpec};
+use crate::model::wire::{Command, Secrets};
+
+/// What a command line's last pattern is called when it stands for any number of further words.
+const ANY_WORDS: &str = "*";
+
+/// What may be asked of one service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listing {
+    /// Names of the commands.
+    commands_asked: Vec<String>,
+    /// Patterns of models.
+    models: Vec<WildMatch>,
+    /// Patterns of the replica's command, word by word.
+    commands: Vec<Vec<WildMatch>>,
+    /// Patterns of the names of variables, secret or not.
+    env: Vec<WildMatch>,
+    slots: BTreeMap<SlotName, Slot>,
+    nginx: NginxSpec,
+    user: Option<String>,
+    state_dir: Option<PathBuf>,
+}
+
+impl Listing {
+    /// Reads a listing. `origin` leads every message.
+    ///
+    /// # Errors
+    /// With every problem that the text has.
+    pub fn load(text: &str, origin: &str) -> Result<Self, Problems> {
+        let report = Report::default();
+        let document = super::document(text);
+        let read = document
+            .map(|document| Node::root(&report, &document).section(|file| listing(file)).flatten());
+        let mut list = report.into_problems(text);
+        match read {
+            Ok(Some(listing)) if list.is_empty() => return Ok(listing),
+            Ok(_) => {}
+            Err(problem) => list.push(problem),
+        }
+        Err(Problems { origin: origin.to_owned(), list })
+    }
+
+    /// Everything in a request that the listing does not allow; empty if it may be done.
+    pub fn objections(&self, command: &Command) -> Vec<Failure> {
+        let name = command.name();
+        let asked = command.asked();
+        let mut found = Vec::new();
+        if !self.commands_asked.iter().any(|allowed| allowed == name) {
+            found.push(format!(
+                "the command {name} is not allowed (allowed: {})",
+                self.commands_asked.join(", ")
+            ));
+        }
+        self.object_to_server(&asked.spec, &mut found);
+        self.object_to_revision(&asked.spec, &asked.secrets, &mut found);
+        found.into_iter().map(Failure::new).collect()
+    }
+
+    /// What concerns the server itself must be as root has it.
+    fn object_to_server(&self, spec: &SwapSpec, found: &mut Vec<String>) {
+        if spec.slots != self.slots {
+            found.push("slots are not those of the listing".to_owned());
+        }
+        let patient = NginxSpec { pinned_workers: self.nginx.pinned_workers, ..spec.nginx.clone() };
+        if patient != self.nginx {
+            found.push(
+                "nginx's config, upstream, command or probe is not that of the listing".to_owned(),
+            );
+        }
+        if spec.replica.user != self.user {
+            found.push(format!(
+                "replica.user is {}, not {}",
+                or_none(spec.replica.user.as_deref()),
+                or_none(self.user.as_deref())
+            ));
+        }
+        if spec.state_dir != self.state_dir {
+            found.push("state_dir is not that of the listing".to_owned());
+        }
+    }
+
+    /// What may differ from swap to swap must be of a kind that root has foreseen.
+    fn object_to_revision(&self, spec: &SwapSpec, secrets: &Secrets, found: &mut Vec<String>) {
+        if !self.models.iter().any(|pattern| pattern.matches(&spec.model)) {
+            found.push(format!(
+                "model {:?} is none of the allowed ones ({})",
+                spec.model,
+                shown(&self.models)
+            ));
+        }
+        if !self.commands.iter().any(|words| matches_words(words, &spec.replica.command)) {
+            let allowed: Vec<_> = self.commands.iter().map(|words| shown_words(words)).collect();
+            found.push(format!(
+                "replica.command is none of the allowed ones ({})",
+                allowed.join("; ")
+            ));
+        }
+        let key = spec.nginx.probe.api_key_env.as_ref();
+        let names = spec.replica.env.keys().chain(&spec.replica.secret_env);
+        let sent = secrets.0.keys().filter(|name| Some(*name) != key);
+        let mut strange: Vec<_> = names
+            .chain(sent)
+            .filter(|name| !self.env.iter().any(|pattern| pattern.matches(name)))
+            .collect();
+        strange.sort();
+        strange.dedup();
+        for name in strange {
+            found.push(format!(
+                "variable {name} is none of the allowed ones ({})",
+                shown(&self.env)
+            ));
+        }
+    }
+}
+
+fn listing(file: &Section<'_, '_>) -> Option<Listing> {
+    let commands_asked = names(&file.at("allow"));
+    let models = patterns(&file.at("models"), "a list of patterns, like [Qwen/*]");
+    let commands = commands(&file.at("commands"));
+    let env = match file.at("env") {
+        node if node.value().is_none() => Some(Vec::new()),
+        node => patterns(&node, "a list of patterns, like [HF_*]"),
+    };
+    let slots = section::slots(&file.at("slots"));
+    let nginx = section::nginx(&file.at("nginx"), slots.as_ref());
+    let user = file.at("user").optional(&form::USER);
+    let state_dir = file.at("state_dir").optional(&form::PATH);
+    Some(Listing {
+        commands_asked: commands_asked?,
+        models: models?,
+        commands: commands?,
+        env: env?,
+        slots: slots?,
+        nginx: nginx?,
+        user: user?,
+        state_dir: state_dir?,
+    })
+}
+
+/// The commands that a listing allows unless it says otherwise: all of them.
+fn names(node: &Node<'_>) -> Option<Vec<String>> {
+    let all = || Command::NAMES.iter().map(ToString::to_string).collect();
+    if node.value().is_none() {
+        return Some(all());
+    }
+    let elements = node.elements("a list of commands, like [plan, swap, rollback, status]")?;
+    let choices: Vec<_> = Command::NAMES.iter().map(|name| (*name, *name)).collect();
+    let named: Vec<_> =
+        elements.iter().filter_map(|name| name.choice("", &choices)).map(str::to_owned).collect();
+    (named.len() == elements.len()).then_some(named)
+}
+
+fn patterns(node: &Node<'_>, expected: &str) -> Option<Vec<WildMatch>> {
+    let elements = node.elements(expected)?;
+    if elements.is_empty() {
+        node.refuse_value(expected, None);
+    }
+    let read: Vec<_> = elements.iter().filter_map(|word| word.required(&form::WORD)).collect();
+    (read.len() == elements.len()).then(|| read.iter().map(|word| WildMatch::new(word)).collect())
+}
+
+fn commands(node: &Node<'_>) -> Option<Vec<Vec<WildMatch>>> {
+    const EXPECTED: &str =
+        "a list of command lines, like [\"vllm serve {model} --host 127.0.0.1 --port {port} *\"]";
+    const LINE: Form<Vec<String>> = Form {
+        expected: "a program and its arguments; words may hold *, and a last * stands for any more words",
+        parse: |value| match value {
+            Value::String(line) => match shell_words::split(line) {
+                Ok(words) if words.first().is_some_and(|word| word != ANY_WORDS) => Ok(words),
+                _ => Err(String::new()),
+            },
+            _ => Err(String::new()),
+        },
+    };
+    let elements = node.elements(EXPECTED)?;
+    if elements.is_empty() {
+        node.refuse_value(EXPECTED, None);
+    }
+    let lines: Vec<_> = elements.iter().filter_map(|line| line.required(&LINE)).collect();
+    let of_words = |words: Vec<String>| words.iter().map(|word| WildMatch::new(word)).collect();
+    (lines.len() == elements.len()).then(|| lines.into_iter().map(of_words).collect())
+}
+
+/// Word for word; a last `*` stands for any number of words.
+fn matches_words(patterns: &[WildMatch], words: &[String]) -> bool {
+    let (patterns, rest) = match patterns.split_last() {
+        Some((last, before)) if *last == ANY_WORDS => (before, true),
+        _ => (patterns, false),
+    };
+    let fits = if rest { words.len() >= patterns.len() } else { words.len() == patterns.len() };
+    fits && patterns.iter().zip(words).all(|(pattern, word)| pattern.matches(word))
+}
+
+fn shown(patterns: &[WildMatch]) -> String {
+    match patterns {
+        [] => "none".to_owned(),
+        some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn shown_words(patterns: &[WildMatch]) -> String {
+    patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn or_none(value: Option<&str>) -> &str {
+    value.unwrap_or("unset")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::wire::Asked;
+
+    const TEXT: &str = r#"
+models: [ "Qwen/*" ]
+commands: [ "vllm serve {model} --host 127.0.0.1 --port {port} *" ]
+env: [ "HF_*" ]
+slots:
+  a: { port: 8001, gpus: [0] }
+  b: { port: 8002, gpus: [1] }
+nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
+"#;
+
+    /// The least configuration of this listing's service, with some text replaced.
+    fn asked(from: &str, to: &str) -> Asked {
+        let text = "
+service: chat
+host: local
+model: Qwen/Qwen2.5-32B-Instruct
+slots:
+  a: { port: 8001, gpus: [0] }
+  b: { port: 8002, gpus: [1] }
+replica:
+  command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat
+  env: { HF_HOME: /data }
+nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
+";
+        let changed = text.replace(from, to);
+        assert!(from.is_empty() || changed != text, "nothing replaced");
+        let spec = crate::config::load(&changed, "x", &Default::default()).unwrap().spec;
+        Asked { spec, secrets: Secrets::default() }
+    }
+
+    fn objections(from: &str, to: &str) -> Vec<String> {
+        let listing = Listing::load(TEXT, "chat.yaml").unwrap();
+        let asked = asked(from, to);
+        listing.objections(&Command::Status(asked)).into_iter().map(|f| f.message).collect()
+    }
+
+    #[test]
+    fn what_root_has_foreseen_passes() {
+        assert_eq!(objections("", ""), [""; 0]);
+        assert_eq!(objections("Qwen2.5-32B-Instruct", "Qwen3"), [""; 0]);
+        assert_eq!(objections("HF_HOME", "HF_HUB_CACHE"), [""; 0]);
+    }
+
+    #[test]
+    fn everything_else_is_named() {
+        let rows = [
+            (
+                "Qwen/Qwen2.5",
+                "Evil/Qwen2.5",
+                "model \"Evil/Qwen2.5-32B-Instruct\" is none of the allowed ones (Qwen/*)",
+            ),
+            ("vllm serve", "/tmp/evil serve", "replica.command is none of the allowed ones"),
+            ("--host 127.0.0.1", "--host 0.0.0.0", "replica.command is none of the allowed ones"),
+            ("HF_HOME", "LD_PRELOAD", "variable LD_PRELOAD is none of the allowed ones (HF_*)"),
+            ("  env:", "  user: root\n  env:", "replica.user is root, not unset"),
+            ("8002", "22", "slots are not those of the listing"),
+            ("conf.d/llm", "conf.d/other", "nginx's config, upstream, command or probe"),
+            (
+                "upstream: llm",
+                "upstream: llm, command: [/tmp/evil]",
+                "nginx's config, upstream, command or probe",
+            ),
+            (
+                "service: chat",
+                "service: chat\nstate_dir: /root",
+                "state_dir is not that of the listing",
+            ),
+        ];
+        for (from, to, expected) in rows {
+            let found = objections(from, to);
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{to}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_nobody_foresaw_is_named_and_its_value_is_not() {
+        let listing = Listing::load(TEXT, "chat.yaml").unwrap();
+        let mut asked = asked("", "");
+        asked.secrets.0.insert("LD_AUDIT".to_owned(), "canary".to_owned());
+        let found = listing.objections(&Command::Status(asked));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].message.contains("LD_AUDIT") && !found[0].message.contains("canary"));
+    }
+
+    #[test]
+    fn only_commands_that_are_allowed_may_be_asked() {
+        let listing = Listing::load(&format!("{TEXT}allow: [plan]\n"), "chat.yaml").unwrap();
+        let found = listing.objections(&Command::Status(asked("", "")));
+        assert_eq!(found[0].message, "the command status is not allowed (allowed: plan)");
+    }
+
+    #[test]
+    fn a_wrong_listing_is_told_with_every_problem_and_its_line() {
+        let text = TEXT.replace("models: [ \"Qwen/*\" ]", "model: []\nallow: [swop]");
+        let problems = Listing::load(&text, "chat.yaml").unwrap_err();
+        let messages: Vec<_> = problems.to_failures().into_iter().map(|f| f.message).collect();
+        assert_eq!(messages.len(), 3, "{messages:#?}");
+        assert!(messages.iter().any(|m| m.contains("chat.yaml:3") && m.contains("swop")));
+        assert!(messages.iter().any(|m| m.contains("models") && m.contains("missing")));
+        assert!(messages.iter().any(|m| m.contains("unknown key")));
+    }
+
+    #[test]
+    fn a_last_star_stands_for_more_words_and_another_one_for_one() {
+        let matches = |line: &str, words: &[&str]| {
+            let patterns: Vec<_> = line.split(' ').map(WildMatch::new).collect();
+            let words: Vec<_> = words.iter().map(ToString::to_string).collect();
+            matches_words(&patterns, &words)
+        };
+        assert!(matches("vllm serve *", &["vllm", "serve"]));
+        assert!(matches("vllm serve *", &["vllm", "serve", "a", "b"]));
+        assert!(!matches("vllm serve", &["vllm", "serve", "a"]));
+        assert!(!matches("vllm * --port", &["vllm", "--port"]));
+        assert!(matches("vllm * --port", &["vllm", "a", "--port"]));
+    }
+}

@@ -1,0 +1,134 @@
+//! A key with a forced command: it may ask what root lists, and nothing else.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result};
+use testbed::server::listeners;
+
+use crate::support::{NEW, OLD, World, binary};
+
+/// Locks the server's key down to the agent, and lists the service as root would.
+async fn world(more: &str) -> Result<World> {
+    let world = World::start().await?;
+    let services = world.server.scratch().join("services.d");
+    fs::create_dir(&services)?;
+    let config = world.config(NEW);
+    // What concerns the server stands in the listing as it stands in the configuration.
+    let of_server: String = ["slots:", "  a:", "  b:", "state_dir:", "nginx:", "  config:"]
+        .into_iter()
+        .chain(["  upstream:", "  command: [", "  probe:"])
+        .map(|start| {
+            let line = config.lines().find(|line| line.starts_with(start));
+            line.map(|line| format!("{line}\n")).with_context(|| format!("no {start} in {config}"))
+        })
+        .collect::<Result<_>>()?;
+    let (_, command) = config.split_once("  command: ").context("a command")?;
+    let command = command.lines().next().context("a line")?.trim();
+    let listing = format!(
+        "models: [\"Qwen/*\"]\ncommands: [{command:?}]\nenv: [{:?}]\n{of_server}{more}",
+        world.server.mark().0
+    );
+    fs::write(services.join("chat.yaml"), listing)?;
+    let keys = world.server.scratch().join("ssh/authorized_keys");
+    let key = fs::read_to_string(&keys)?;
+    let forced = format!("{} agent --services {}", binary().display(), services.display());
+    fs::write(&keys, format!("command=\"{forced}\",restrict {key}"))?;
+    Ok(world)
+}
+
+/// What a person with this key gets from ssh itself.
+fn ssh(world: &World, args: &[&str]) -> Result<Output> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    fs::copy(world.server.scratch().join("ssh/login"), path("key"))?;
+    fs::write(path("known_hosts"), world.server.known_hosts())?;
+    let known = format!("UserKnownHostsFile={}", path("known_hosts").display());
+    let output = Command::new("ssh")
+        .args(["-F", "none", "-T", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", &known])
+        .arg("-i")
+        .arg(path("key"))
+        .args(["-p", &world.server.ssh_port().to_string()])
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .output()?;
+    Ok(output)
+}
+
+#[tokio::test]
+async fn a_locked_down_key_swaps_what_is_listed_and_brings_it_back() -> Result<()> {
+    let world = world("").await?;
+    let load = world.load().await?;
+    world.run("plan", NEW, &[]).await?.answered(&["cut_over a -> b"]);
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    assert_eq!(world.serves().await?, NEW);
+    world.run("status", NEW, &[]).await?.answered(&["nginx sends traffic to port"]);
+    world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
+    assert_eq!(world.serves().await?, OLD);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_locked_down_key_gets_nothing_that_is_not_listed() -> Result<()> {
+    let world = world("allow: [plan, swap]\n").await?;
+    let (_, b) = world.server.slot_ports();
+    let listing = world.server.scratch().join("services.d/chat.yaml");
+    let hint = format!("what {} on the server allows", listing.display());
+    let swap = async |text: &str| {
+        world.action("swap", NEW, &[])?.with_config(text)?.spawn()?.finish().await
+    };
+    // Everything that is wrong is said at once.
+    let text = world
+        .config("Evil/Model")
+        .replace("replica:\n", "replica:\n  user: root\n")
+        .replace("  env: { ", "  env: { LD_PRELOAD: /tmp/evil.so, ")
+        .replace(" serve {model}", " --evil {model}");
+    swap(&text).await?.refused(
+        2,
+        &[
+            "model \"Evil/Model\" is none of the allowed ones (Qwen/*)",
+            "replica.user is root, not unset",
+            "variable LD_PRELOAD is none of the allowed ones",
+            "replica.command is none of the allowed ones",
+            &hint,
+        ],
+    );
+    swap(&world.config(NEW).replace("command: [", "command: [\"/bin/sh\", "))
+        .await?
+        .refused(2, &["nginx's config, upstream, command or probe is not that of the listing"]);
+    swap(&world.config(NEW).replace(&format!("port: {b}"), "port: 22"))
+        .await?
+        .refused(2, &["slots are not those of the listing"]);
+    swap(&world.config(NEW).replace("service: chat", "service: other"))
+        .await?
+        .refused(3, &["this key may not ask about service other"]);
+    world
+        .run("status", NEW, &[])
+        .await?
+        .refused(2, &["the command status is not allowed (allowed: plan, swap)"]);
+    assert_eq!(listeners(b)?, [0_u32; 0], "something was started");
+    assert!(world.old_runs()?);
+    // A listing that others can write is no listing.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    fs::set_permissions(&listing, open)?;
+    world.run("plan", NEW, &[]).await?.refused(3, &["can be written by others than root"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_locked_down_key_opens_no_shell_and_forwards_nothing() -> Result<()> {
+    let world = world("").await?;
+    let (a, _) = world.server.slot_ports();
+    let host = world.server.ssh_host().to_owned();
+    let mark = world.server.scratch().join("touched");
+    let said = ssh(&world, &[&host, &format!("touch {}; echo shell", mark.display())])?;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(text.contains("--- model-swap agent ---"), "{said:?}");
+    assert!(!text.contains("shell") && !mark.exists(), "{said:?}");
+    let forwarded = ssh(&world, &["-W", &format!("127.0.0.1:{a}"), &host])?;
+    assert!(!forwarded.status.success(), "{forwarded:?}");
+    let copied = ssh(&world, &["-s", &host, "sftp"])?;
+    assert!(!String::from_utf8_lossy(&copied.stdout).contains("sftp"), "{copied:?}");
+    Ok(())
+}
