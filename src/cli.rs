@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Inputs};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
+use crate::model::plan::PlanDigest;
 use crate::model::wire::{Wait, When};
 
 /// Where root lists the services that a key with a forced command may ask about.
@@ -42,6 +43,9 @@ pub enum Verb {
         /// Swap even if nothing has changed.
         #[arg(long)]
         force: bool,
+        /// The only plan that may be carried out, by the digest that `plan` shows.
+        #[arg(long)]
+        plan_digest: Option<PlanDigest>,
         /// When to return: `promoted` or `retired`.
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
@@ -131,8 +135,9 @@ impl Verb {
             Self::Plan { common, force } => {
                 Inputs { when: force.into(), ..common.inputs(CommandName::Plan)? }
             }
-            Self::Swap { common, force, wait } => {
-                Inputs { when: force.into(), wait, ..common.inputs(CommandName::Swap)? }
+            Self::Swap { common, force, plan_digest, wait } => {
+                let inputs = common.inputs(CommandName::Swap)?;
+                Inputs { when: force.into(), plan_digest, wait, ..inputs }
             }
             Self::Rollback { common, swap_id, wait } => {
                 Inputs { swap_id, wait, ..common.inputs(CommandName::Rollback)? }
@@ -167,6 +172,7 @@ impl Common {
             known_hosts: read("--known-hosts", self.known_hosts)?,
             environment: None,
             swap_id: None,
+            plan_digest: None,
             wait: Wait::Promoted,
             when: When::Changed,
             github_token: None,

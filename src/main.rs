@@ -60,7 +60,9 @@ fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<Exit
     let run = WorkflowRun::from_env(&env);
     let exit = match inputs {
         Err(failures) => runner::refuse(&run, &failures, &mut voice),
-        Ok(inputs) => on_one_thread(runner::run(Setting { inputs, run, env }, &mut voice))?,
+        Ok(inputs) => {
+            on_one_thread(runner::run(Setting { surface, inputs, run, env }, &mut voice))?
+        }
     };
     Ok(ExitCode::from(exit.code()))
 }

@@ -17,8 +17,9 @@ use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::record::RecordKind;
 use crate::model::state::{Holder, Past, Requester};
-use crate::model::wire::{Asked, Command, Frame, Refusal, Request, Secrets};
+use crate::model::wire::{Asked, Command, Frame, Refusal, Request, Secrets, SwapRequest};
 use crate::service_dir::{self, ServiceDir};
+use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
 
 /// The file that holds the specification of a swap, for its recovery.
@@ -116,6 +117,9 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             Ok(())
         }
         Decision::Act(plan) => {
+            if let Command::Swap(SwapRequest { plan_digest: Some(approved), .. }) = &work.command {
+                outline::confirm(spec, &plan, approved).map_err(Refusal::input)?;
+            }
             let begun = open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             work_on(begun, &work, lease, answers).await;
             Ok(())

@@ -5,4 +5,5 @@ pub mod command;
 pub mod deployment;
 pub mod inputs;
 pub mod output;
+pub mod pull_request;
 pub mod run;

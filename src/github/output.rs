@@ -13,12 +13,13 @@ use crate::model::ids::{SlotName, SwapId};
 use crate::model::outcome::Outcome;
 
 /// Every output of the action, in the order of `action.yml`.
-pub const OUTPUTS: [&str; 7] = [
+pub const OUTPUTS: [&str; 8] = [
     "outcome",
     "swap-id",
     "revision",
     "previous-revision",
     "slot",
+    "plan-digest",
     "deployment-id",
     "rollback-until",
 ];
@@ -42,6 +43,8 @@ pub struct Outputs {
     pub previous_revision: Option<String>,
     /// The slot that serves.
     pub slot: Option<SlotName>,
+    /// Digest of the plan that was asked for.
+    pub plan_digest: Option<String>,
     /// GitHub's id of the deployment.
     pub deployment_id: Option<DeploymentId>,
     /// Until when a warm rollback is possible, RFC 3339.
@@ -100,6 +103,7 @@ fn format_outputs(outputs: &Outputs, delimiter: &str) -> Result<String, OutputEr
         revision,
         previous_revision,
         slot,
+        plan_digest,
         deployment_id,
         rollback_until,
     } = outputs;
@@ -109,6 +113,7 @@ fn format_outputs(outputs: &Outputs, delimiter: &str) -> Result<String, OutputEr
         revision.clone(),
         previous_revision.clone(),
         slot.as_ref().map(SlotName::to_string),
+        plan_digest.clone(),
         deployment_id.map(|id| id.to_string()),
         rollback_until.map(|until| until.to_string()),
     ];
@@ -152,6 +157,7 @@ mod tests {
             revision: Some("r-1".to_owned()),
             previous_revision: Some("r-0\nr-0".to_owned()),
             slot: Some("b".parse().unwrap()),
+            plan_digest: None,
             deployment_id: Some(DeploymentId(77)),
             rollback_until: Some("2026-11-23T09:25:00Z".parse().unwrap()),
         }

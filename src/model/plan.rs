@@ -1,8 +1,11 @@
 //! A plan is data: exactly what `swap` or `rollback` will do, step by step.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Port, ServiceName, SlotName};
+use super::ids::{InvalidName, Port, ServiceName, SlotName};
 use super::replica::Revision;
 use super::step::Step;
 
@@ -63,4 +66,71 @@ pub struct PlannedStep {
     pub step: Step,
     /// What it will do, with port, model and bounds.
     pub does: String,
+}
+
+/// What can be known of a plan without the server: nothing that depends on what serves there now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// The service.
+    pub service: ServiceName,
+    /// The strategy.
+    pub strategy: Strategy,
+    /// What will serve.
+    pub model: String,
+    /// Where it may go: to the one of these that does not serve.
+    pub places: Vec<String>,
+    /// Name and act of each step up to and including `promote`.
+    pub steps: Vec<(&'static str, String)>,
+    /// The steps after `promote`.
+    pub later: Vec<(&'static str, String)>,
+    /// What only the server can tell, one line each.
+    pub unknown: Vec<String>,
+    /// `o-` and 12 hex digits over the specification alone.
+    pub digest: String,
+}
+
+/// How a plan is named when it is approved: `p-…` of a plan made on the server, `o-…` of an outline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlanDigest(String);
+
+/// Hex digits of a digest after its kind.
+const DIGEST_DIGITS: usize = 12;
+
+impl PlanDigest {
+    /// Whether it names an outline, which knows the specification alone.
+    pub fn is_of_outline(&self) -> bool {
+        self.0.starts_with("o-")
+    }
+
+    /// The digest as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PlanDigest {
+    type Err = InvalidName;
+
+    fn from_str(value: &str) -> Result<Self, InvalidName> {
+        let digits = value.strip_prefix("p-").or_else(|| value.strip_prefix("o-"));
+        let is_digest = digits.is_some_and(|digits| {
+            digits.len() == DIGEST_DIGITS
+                && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        });
+        if is_digest {
+            return Ok(Self(value.to_owned()));
+        }
+        Err(InvalidName {
+            what: "plan digest",
+            value: value.to_owned(),
+            accepted: "what `plan` gave as its output plan-digest, like p-4f1c02a9b3d7",
+        })
+    }
+}
+
+impl fmt::Display for PlanDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }

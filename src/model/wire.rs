@@ -11,7 +11,7 @@ use super::event::Event;
 use super::failure::Failure;
 use super::ids::SwapId;
 use super::outcome::Exit;
-use super::plan::Plan;
+use super::plan::{Plan, PlanDigest};
 use super::spec::SwapSpec;
 use super::state::{Requester, StatusReport};
 
@@ -112,6 +112,9 @@ pub struct SwapRequest {
     pub swap: SwapId,
     /// Whether an equal revision is swapped all the same.
     pub when: When,
+    /// The only plan that may be carried out; `None`: whatever the plan is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_digest: Option<PlanDigest>,
     /// Where the stream may end.
     pub wait: Wait,
     /// Who asks.

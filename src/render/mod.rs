@@ -6,6 +6,7 @@
 pub mod failure;
 pub mod log;
 mod markdown;
+pub mod outline;
 pub mod plan;
 #[cfg(test)]
 mod sample;

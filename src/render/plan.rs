@@ -31,11 +31,15 @@ pub fn lines(plan: &Plan) -> Vec<Line> {
 
 /// What a plan is called: service and strategy.
 pub(super) fn title(plan: &Plan) -> String {
-    let strategy = match plan.strategy {
+    format!("Plan for {}: {}", plan.service, strategy(plan.strategy))
+}
+
+/// What a strategy is called.
+pub(super) fn strategy(strategy: Strategy) -> &'static str {
+    match strategy {
         Strategy::BlueGreen => "blue-green",
         Strategy::WarmRollback => "warm rollback",
-    };
-    format!("Plan for {}: {strategy}", plan.service)
+    }
 }
 
 fn side(side: &Side) -> String {

@@ -281,6 +281,7 @@ impl Followed {
                 .and_then(|conclusion| digest(&conclusion.previous_revision)),
             slot: conclusion.and_then(|conclusion| conclusion.slot.clone()),
             rollback_until: conclusion.and_then(|conclusion| conclusion.rollback_until),
+            plan_digest: self.plan.as_ref().map(|plan| plan.digest.clone()),
             ..Outputs::default()
         }
     }

@@ -3,6 +3,7 @@
 mod follow;
 mod report;
 mod request;
+mod trust;
 mod voice;
 
 pub use voice::{Surface, Voice};
@@ -19,12 +20,15 @@ use crate::model::outcome::Exit;
 use crate::remote::agent::{Install, own_digest};
 use crate::remote::error::RemoteError;
 use crate::remote::session::Credentials;
-use crate::render::{Line, failure, summary};
+use crate::render::{self, Line, failure, summary};
+use crate::swap::outline;
 use follow::Followed;
 use report::Reporter;
 
 /// Everything a command needs to know of where it runs.
 pub struct Setting {
+    /// Who is spoken to.
+    pub surface: Surface,
     /// What is asked for.
     pub inputs: Inputs,
     /// The workflow run, as far as there is one.
@@ -73,7 +77,11 @@ fn refusal(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) {
 }
 
 async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> {
+    let pull_request = trust::pull_request(setting)?;
     let config = load(setting)?;
+    if let Some(why) = trust::alone(setting, &config.target, pull_request.as_ref()) {
+        return plan_alone(setting, &config, &why, voice);
+    }
     let request = request::of(setting, &config)?;
     let (binary, digest) = own_digest().map_err(|error| Stopped::remote(&error))?;
     let install = Install {
@@ -114,6 +122,21 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
     Ok(exit)
 }
 
+/// `plan` without the server: what the configuration alone says.
+fn plan_alone(
+    setting: &Setting,
+    config: &Config,
+    why: &str,
+    voice: &mut Voice,
+) -> Result<Exit, Stopped> {
+    let outline = outline::outline(&config.spec)
+        .map_err(|failures| Stopped { failures, exit: Exit::Environment })?;
+    voice.say(render::outline::lines(&outline, why));
+    summarise(&setting.run, &render::outline::markdown(&outline, why), voice);
+    put_out(setting, &Outputs { plan_digest: Some(outline.digest), ..Outputs::default() }, voice);
+    Ok(Exit::Done)
+}
+
 fn load(setting: &Setting) -> Result<Config, Stopped> {
     let inputs = &setting.inputs;
     let path: PathBuf = match &setting.run.workspace {
@@ -140,10 +163,14 @@ fn load(setting: &Setting) -> Result<Config, Stopped> {
 
 /// Outputs: what the rest of the workflow finds afterwards.
 fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
-    if matches!(setting.inputs.command, CommandName::Plan | CommandName::Status | CommandName::Logs)
-    {
-        return;
-    }
+    let outputs = match setting.inputs.command {
+        CommandName::Status | CommandName::Logs => return,
+        // Nothing was done that the others could tell of.
+        CommandName::Plan => {
+            &Outputs { plan_digest: outputs.plan_digest.clone(), ..Outputs::default() }
+        }
+        CommandName::Swap | CommandName::Rollback => outputs,
+    };
     if let Some(path) = &setting.run.output
         && let Err(error) = output::write_outputs(path, outputs)
     {

@@ -19,8 +19,14 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
     let asked = Asked { spec: config.spec.clone(), secrets };
     let requester = setting.run.requester.clone();
     let swap_request = |asked| -> Result<SwapRequest, Stopped> {
-        let (when, wait) = (inputs.when, inputs.wait);
-        Ok(SwapRequest { asked, swap: new_id()?, when, wait, requester: requester.clone() })
+        Ok(SwapRequest {
+            asked,
+            swap: new_id()?,
+            when: inputs.when,
+            plan_digest: inputs.plan_digest.clone(),
+            wait: inputs.wait,
+            requester: requester.clone(),
+        })
     };
     let command = match inputs.command {
         CommandName::Plan => Command::Plan(swap_request(asked)?),

@@ -1,6 +1,7 @@
 //! F1: the design itself, pure: what to do, what may follow what, and what an interrupted swap needs.
 
 pub mod nginx_conf;
+pub mod outline;
 pub mod planner;
 pub mod recovery;
 pub mod redact;

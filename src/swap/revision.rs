@@ -42,6 +42,11 @@ pub fn of_plan(spec: &SwapSpec, plan: &Plan) -> String {
     format!("p-{}", digest(&(spec, strategy, steps, incumbent, &plan.candidate.revision.digest)))
 }
 
+/// The digest of what can be known of a plan without the server: of the specification alone.
+pub fn of_outline(spec: &SwapSpec) -> String {
+    format!("o-{}", digest(spec))
+}
+
 fn digest(value: &impl Serialize) -> String {
     // Values of the model always serialise: maps have string keys and nothing fails by itself.
     let text = serde_json::to_vec(value).unwrap_or_default();

@@ -10,6 +10,7 @@ mod fault;
 mod forced;
 mod github;
 mod nginx;
+mod plan;
 mod rollback;
 mod runner;
 mod secrets;

@@ -224,12 +224,7 @@ fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -
     let mut failures = Vec::new();
     failures.extend(seen.program.clone().err());
     failures.extend(cutting_nginx(spec, seen));
-    if spec.replica.runtime == Runtime::Systemd {
-        failures.push(
-            Failure::new("replica.runtime: systemd is not supported by this version")
-                .hint("write `runtime: process`, or leave it out"),
-        );
-    }
+    failures.extend(unsupported(spec));
     let port = spec.slots[to].port;
     match (replica_in(to, spec, seen), seen.slots.get(to).and_then(|o| o.found.as_ref())) {
         (Some(replica), Some(found)) if replica.swap.is_none() && !is_retained(&replica, seen) => {
@@ -251,6 +246,14 @@ fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -
         }
     }
     failures
+}
+
+/// What this version cannot do on any server.
+pub(super) fn unsupported(spec: &SwapSpec) -> Option<Failure> {
+    (spec.replica.runtime == Runtime::Systemd).then(|| {
+        Failure::new("replica.runtime: systemd is not supported by this version")
+            .hint("write `runtime: process`, or leave it out")
+    })
 }
 
 fn is_retained(replica: &Replica, seen: &Observed) -> bool {
@@ -366,7 +369,7 @@ fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     let does = format!(
         "wait until port {} is ready, at most {}",
         spec.slots[slot].port,
-        humantime::format_duration(spec.ready.timeout)
+        bound(spec.ready.timeout)
     );
     PlannedStep { step: Step::AwaitReady { slot: slot.clone() }, does }
 }
@@ -384,16 +387,26 @@ fn promote(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     PlannedStep { step: Step::Promote { slot: slot.clone() }, does }
 }
 
-fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+/// A bound as people read it.
+pub(super) fn bound(limit: Duration) -> String {
+    humantime::format_duration(limit).to_string()
+}
+
+/// How long a drain may take, and what then.
+pub(super) fn drained(spec: &SwapSpec) -> String {
     let then = match spec.drain.on_timeout {
         OnTimeout::Keep => "then keep it until it is drained",
         OnTimeout::Fail => "then give up and keep it",
         OnTimeout::Cut => "then cut what is left",
     };
+    format!("at most {}, {then}", bound(spec.drain.timeout))
+}
+
+fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     let does = format!(
-        "wait until port {} has nothing in flight, at most {}, {then}",
+        "wait until port {} has nothing in flight, {}",
         spec.slots[slot].port,
-        humantime::format_duration(spec.drain.timeout)
+        drained(spec)
     );
     PlannedStep { step: Step::Drain { slot: slot.clone() }, does }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Result;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::github::FakeGitHub;
@@ -77,6 +78,32 @@ impl Action {
             ("GITHUB_ACTOR", "ann"),
             ("INPUT_GITHUB-TOKEN", github.token()),
         ])
+    }
+
+    /// Adds what GitHub tells a run for pull request 7 of `acme/llm`, whose commits come from the repository `head`.
+    ///
+    /// # Errors
+    /// If the event cannot be written.
+    pub fn for_pull_request(self, event: &str, head: &str) -> Result<Self> {
+        let path = self.folder.path().join("event.json");
+        let payload = json!({
+            "action": "synchronize",
+            "number": 7,
+            "pull_request": {
+                "number": 7,
+                "head": { "ref": "new-model", "repo": { "full_name": head } },
+                "base": { "ref": "main", "repo": { "full_name": "acme/llm" } },
+            },
+        });
+        fs::write(&path, payload.to_string())?;
+        Ok(self.with(&[
+            ("GITHUB_EVENT_NAME", event),
+            ("GITHUB_EVENT_PATH", &path.display().to_string()),
+            ("GITHUB_REF", "refs/pull/7/merge"),
+            ("GITHUB_REF_NAME", "7/merge"),
+            ("GITHUB_HEAD_REF", "new-model"),
+            ("GITHUB_BASE_REF", "main"),
+        ]))
     }
 
     /// Sets inputs.

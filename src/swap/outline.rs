@@ -1,0 +1,118 @@
+//! What a specification alone says of its plan, and whether a plan is the one that was approved.
+
+use crate::config::command;
+use crate::model::failure::Failure;
+use crate::model::plan::{Outline, Plan, PlanDigest, Strategy};
+use crate::model::spec::{Slot, SwapSpec};
+
+use super::planner::{bound, drained, unsupported};
+use super::redact::redact;
+use super::revision;
+
+/// What can be known of a swap without the server.
+///
+/// # Errors
+/// Every reason in the specification why it cannot be done.
+pub fn outline(spec: &SwapSpec) -> Result<Outline, Vec<Failure>> {
+    let failures: Vec<Failure> = unsupported(spec).into_iter().collect();
+    if !failures.is_empty() {
+        return Err(failures);
+    }
+    let place = |(name, Slot { port, gpus }): (_, &Slot)| {
+        let gpus = if gpus.is_empty() { "none".to_owned() } else { command::gpu_list(gpus) };
+        format!("slot {name}, port {port}, GPUs {gpus}")
+    };
+    let steps = vec![
+        ("reserve_slot", "claim port and GPUs of the slot that does not serve".to_owned()),
+        ("start_replica", format!("start {}", redact(&spec.replica.command).join(" "))),
+        ("await_ready", format!("wait until it is ready, at most {}", bound(spec.ready.timeout))),
+        (
+            "cut_over",
+            format!(
+                "point upstream {} at it and prove that new requests go there",
+                spec.nginx.upstream
+            ),
+        ),
+        ("promote", format!("record it as what serves {}", spec.service)),
+    ];
+    let later = vec![
+        ("drain", format!("wait until the old replica has nothing in flight, {}", drained(spec))),
+        ("retire", "stop the old replica for good".to_owned()),
+    ];
+    Ok(Outline {
+        service: spec.service.clone(),
+        strategy: Strategy::BlueGreen,
+        model: spec.model.clone(),
+        places: spec.slots.iter().map(place).collect(),
+        steps,
+        later,
+        unknown: vec![
+            "what serves now; if it is this already, nothing is done".to_owned(),
+            "whether this revision is still warm, and need not be started".to_owned(),
+            "whether port, program and nginx are as the configuration says".to_owned(),
+        ],
+        digest: revision::of_outline(spec),
+    })
+}
+
+/// Holds a plan to the digest that was approved.
+///
+/// # Errors
+/// If it is another plan; the failure names both.
+pub fn confirm(spec: &SwapSpec, plan: &Plan, approved: &PlanDigest) -> Result<(), Failure> {
+    let now =
+        if approved.is_of_outline() { revision::of_outline(spec) } else { plan.digest.clone() };
+    if now == approved.as_str() {
+        return Ok(());
+    }
+    let incumbent = plan
+        .incumbent
+        .as_ref()
+        .map_or_else(|| "nothing".to_owned(), |side| side.revision.to_string());
+    let steps: Vec<String> = plan.all_steps().map(|planned| planned.step.to_string()).collect();
+    let failure =
+        Failure::new(format!("the plan is {now}, and plan-digest allows {approved} alone"));
+    let causes = vec![
+        format!("{incumbent} serves now, and {} is to serve", plan.candidate.revision),
+        format!("the steps would be {}", steps.join(", ")),
+    ];
+    Err(Failure { causes, ..failure }.hint(
+        "what serves, the configuration or a secret has changed since that plan: run `plan` again and look at it",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::spec::Runtime;
+    use crate::swap::planner::tests::spec;
+
+    #[test]
+    fn an_outline_names_every_step_of_a_swap_and_no_secret() {
+        let mut spec = spec();
+        spec.replica.command.extend(["--api-key".to_owned(), "sk-hidden".to_owned()]);
+        let outline = outline(&spec).unwrap();
+        let names: Vec<_> = outline.steps.iter().chain(&outline.later).map(|step| step.0).collect();
+        let all = "reserve_slot start_replica await_ready cut_over promote drain retire";
+        assert_eq!(names.join(" "), all);
+        assert_eq!(outline.places.len(), 2);
+        assert!(outline.digest.starts_with("o-") && outline.digest.parse::<PlanDigest>().is_ok());
+        assert!(!format!("{outline:?}").contains("sk-hidden"), "{outline:?}");
+    }
+
+    #[test]
+    fn its_digest_follows_the_specification() {
+        let mut other = spec();
+        assert_eq!(revision::of_outline(&spec()), revision::of_outline(&other));
+        other.retain *= 2;
+        assert_ne!(revision::of_outline(&spec()), revision::of_outline(&other));
+    }
+
+    #[test]
+    fn what_no_server_can_do_is_refused_without_one() {
+        let mut spec = spec();
+        spec.replica.runtime = Runtime::Systemd;
+        let failures = outline(&spec).unwrap_err();
+        assert!(failures[0].message.contains("systemd is not supported"), "{failures:?}");
+    }
+}
