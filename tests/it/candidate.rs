@@ -58,7 +58,7 @@ async fn fails(mut world: World, flags: &str, step: &str, says: &[&str]) -> Resu
     let run = failed(world.run("swap", NEW, &[]).await?, step, says);
     untouched.still(&world, &[]).await?;
     world.settings.flags = String::new();
-    world.settings.ready = "30s".to_owned();
+    world.settings.ready = "2m".to_owned();
     world.run("swap", NEW, &[]).await?.ended(0, "promoted");
     world.until_serves(NEW).await?;
     Ok(run)

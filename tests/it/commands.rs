@@ -29,10 +29,10 @@ async fn plan_changes_nothing_and_prints_what_swap_then_does() -> Result<()> {
             fs::metadata(world.server.nginx_config())?.ino(),
             world.server.nginx_workers()?,
             listeners(b)?,
-            world.server.leftovers(),
         ))
     };
     let before = look()?;
+    let leftovers = world.server.leftovers();
     let plan = Step::run(world.action("plan", NEW, &[])?).await?.answered(&[
         "blue-green",
         "now   slot a",
@@ -40,6 +40,9 @@ async fn plan_changes_nothing_and_prints_what_swap_then_does() -> Result<()> {
         "retire a",
     ]);
     assert_eq!(look()?, before, "plan changed something\n{plan}");
+    // What answered may take a moment to end.
+    until("plan leaves no process", || Ok((world.server.leftovers() == leftovers).then_some(())))
+        .await?;
     let state = world.server.state_dir().join(NAME);
     let swaps = fs::read_dir(state.join("swaps"))?.count();
     assert!(swaps == 0 && !state.join("state.json").exists(), "plan left a record\n{plan}");

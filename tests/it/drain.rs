@@ -1,7 +1,6 @@
 //! Draining: what the old model has begun comes to its end, unless the configuration says otherwise.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use testbed::load::http::{Connection, post};
@@ -9,7 +8,7 @@ use testbed::load::{Fault, Kind, Load, LoadSpec};
 use testbed::server::{Ports, ServerSpec, default_upstream_file};
 use testbed::stub_engine::StubEngine;
 
-use crate::support::{NAME, NEW, OLD, Run, World};
+use crate::support::{NAME, NEW, OLD, Run, World, until};
 
 /// Time for a token of an old model whose streams last for seconds.
 const SLOW: [&str; 2] = ["--stub-token-delay", "20ms"];
@@ -37,16 +36,8 @@ async fn the_old_model_ends_after_its_last_stream_and_its_last_upload() -> Resul
     let before = ended();
     assert_eq!(head.finish().await?, old, "half a head is the old worker's, and the old model's");
     assert_eq!(upload.finish().await?, old, "so is half a body");
-    let deadline = Instant::now() + testbed::PATIENCE;
-    loop {
-        let runs = world.old_runs()?;
-        if ended() > before {
-            break;
-        }
-        assert!(runs, "the old model has ended before its stream");
-        ensure!(Instant::now() < deadline, "no stream was in flight on the old model");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // One that the old model did not outlive would be a fault below.
+    until("a stream of the old model ends", || ended() > before).await?;
     let run = running.finish().await?.ended(0, "promoted");
     said(&run, "slot a is free");
     assert!(!world.old_runs()?);
@@ -77,17 +68,24 @@ async fn an_upload_that_nginx_has_not_passed_on_yet_holds_an_idle_old_model() ->
 async fn requests_that_go_past_nginx_hold_the_old_model() -> Result<()> {
     let mut world = World::on(ServerSpec::default(), &SLOW).await?;
     world.settings.retain = "0s".to_owned();
-    let direct =
-        LoadSpec { streams: 1, stream_tokens: 400, ..LoadSpec::none(slot_a(&world), NAME) };
-    let direct = Load::start(direct);
-    direct.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    // Two of different lengths: at any moment one of them is in flight.
+    let direct = [300, 400].map(|stream_tokens| {
+        let target = slot_a(&world);
+        Load::start(LoadSpec { streams: 1, stream_tokens, ..LoadSpec::none(target, NAME) })
+    });
+    for load in &direct {
+        load.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    }
     let running = world.action("swap", NEW, &[("wait", "retired")])?.spawn()?;
-    world.until_told("still in flight: 1 request in the engine\"").await?;
+    // At the end of the line: no worker of nginx has to do with it.
+    world.until_told(" in the engine\"").await?;
     assert!(world.old_runs()?);
-    // The engine aborts its streams when it is told to stop: that this one is whole shows that it was not.
-    let tally = direct.stop().await;
-    tally.assert_clean();
-    assert_eq!(tally.ok_of(Kind::Stream), 1);
+    // The engine aborts its streams when it is told to stop: that these are whole shows that it was not.
+    let [one, other] = direct;
+    for tally in [tokio::join!(one.stop(), other.stop())].into_iter().flat_map(<[_; 2]>::from) {
+        tally.assert_clean();
+        assert!(tally.ok_of(Kind::Stream) > 0, "{tally}");
+    }
     running.finish().await?.ended(0, "promoted");
     assert!(!world.old_runs()?);
     Ok(())

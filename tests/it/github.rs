@@ -280,7 +280,7 @@ async fn what_the_engine_writes_commands_nobody() -> Result<()> {
 #[tokio::test]
 async fn a_deployment_is_there_while_the_swap_is_under_way() -> Result<()> {
     let mut world = World::start().await?;
-    world.settings.flags = "--stub-load-time 2s".to_owned();
+    world.settings.flags = "--stub-load-time 5s".to_owned();
     let github = FakeGitHub::start()?;
     let step = Step::start(action(&world, &github, "swap", NEW)?)?;
     let told = until("a deployment under way", || {

@@ -413,7 +413,7 @@ fn edit(world: &World, block: &str) -> Result<Vec<u8>> {
 
 /// A swap during whose loading something happens.
 async fn while_loading(world: &mut World, happens: impl FnOnce() -> Result<()>) -> Result<Run> {
-    world.settings.flags = "--stub-load-time 2s".to_owned();
+    world.settings.flags = "--stub-load-time 4s".to_owned();
     let running = world.action("swap", NEW, &[])?.spawn()?;
     world.until_told("replica.log").await?;
     happens()?;

@@ -296,15 +296,16 @@ async fn a_killed_agent_is_told_of_and_the_next_swap_clears_up_after_it() -> Res
     assert!(!run.summary.contains("Nothing was done"), "{run}");
     assert!(run.summary.contains("outcome not known") && run.summary.contains("is gone"), "{run}");
     let dead = run.output("swap-id");
-    candidate.thaw()?;
     assert_eq!(world.serves().await?, OLD);
     world.run("status", NEW, &[]).await?.answered(&["nobody is at work"]);
     assert_eq!(processes(&world, NEW), [candidate.0], "the interrupted swap's candidate");
 
     // The one that is to clear up dies of it, and has told nobody: the next still knows.
     let step = Step::start(world.action("swap", NEW, &[])?)?;
+    // It cannot be done before that: a frozen candidate does not end.
     let second = until("the agent", || agent(&world)).await?;
     send("-KILL", second)?;
+    candidate.thaw()?;
     step.finish().await?.refused(3, &["the agent ended without an answer"]);
 
     world.settings.flags = String::new();

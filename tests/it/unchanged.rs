@@ -19,8 +19,7 @@ async fn the_same_again_moves_nothing() -> Result<()> {
         Ok((file, listeners(a)?, listeners(b)?))
     };
     let before = seen()?;
-    let newest = |workers: Vec<u32>| workers.into_iter().max();
-    let worker = newest(world.server.nginx_workers()?);
+    let workers = world.server.nginx_workers()?;
 
     let again = world.run("swap", NEW, &[]).await?.ended(0, "unchanged");
     assert!(again.stdout.contains("unchanged: Qwen/New"), "{again}");
@@ -29,7 +28,9 @@ async fn the_same_again_moves_nothing() -> Result<()> {
     assert_eq!(again.output("slot"), "b");
     assert_eq!(again.output("rollback-until"), first.output("rollback-until"));
     assert_eq!(seen()?, before);
-    assert_eq!(newest(world.server.nginx_workers()?), worker, "nginx was reloaded");
+    // Old ones may have gone meanwhile.
+    let now = world.server.nginx_workers()?;
+    assert!(now.iter().all(|pid| workers.contains(pid)), "nginx was reloaded: {workers:?} {now:?}");
     let plan = world.run("plan", NEW, &[]).await?;
     assert!(plan.code == 0 && plan.stdout.contains("unchanged: Qwen/New"), "{plan}");
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::model::ids::{Port, ProcessId};
 
 /// Bound on what takes milliseconds, for a machine that is busy.
-pub(super) const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
 
 /// A child that is killed and reaped when dropped.
 pub(super) struct Process(pub(super) Child, ProcessId);

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::PATIENCE;
+
 mod clients;
 mod fault;
 pub mod http;
@@ -24,9 +26,6 @@ use clients::Client;
 
 #[cfg(test)]
 mod tests;
-
-/// How long [`Load::wait_until`] waits; a test that comes to this has hung.
-const WAIT_LIMIT: Duration = Duration::from_secs(90);
 
 /// Which clients there are and what they do. A number of 0 leaves a kind out.
 #[derive(Debug, Clone)]
@@ -160,11 +159,11 @@ impl Load {
     /// Waits until the counts satisfy `condition`, which is asked after every change.
     ///
     /// # Errors
-    /// If that takes longer than a minute and a half: with the counts.
+    /// If that takes longer than [`PATIENCE`]: with the counts.
     pub async fn wait_until(&self, condition: impl FnMut(&Tally) -> bool) -> anyhow::Result<()> {
         let mut tally = self.course.tally.subscribe();
         let waited =
-            tokio::time::timeout(WAIT_LIMIT, async { tally.wait_for(condition).await.map(drop) })
+            tokio::time::timeout(PATIENCE, async { tally.wait_for(condition).await.map(drop) })
                 .await;
         waited.with_context(|| {
             format!("the load did not come to what was waited for:\n{}", self.tally())

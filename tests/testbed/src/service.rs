@@ -38,7 +38,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            ready: "30s".to_owned(),
+            ready: "2m".to_owned(),
             drain: "{ timeout: 60s }".to_owned(),
             retain: "10m".to_owned(),
             pinned_workers: "wait".to_owned(),
@@ -131,7 +131,7 @@ pub async fn serves(server: &GpuServer) -> Result<String> {
 /// Waits until requests through nginx meet a model.
 ///
 /// # Errors
-/// If that takes longer than half a minute.
+/// If that takes longer than [`PATIENCE`].
 pub async fn until_serves(server: &GpuServer, model: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while serves(server).await.ok().as_deref() != Some(model) {

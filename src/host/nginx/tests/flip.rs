@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use super::support::{Backend, Master, Scratch, expect, finish, is_root, signal};
-use crate::host::nginx::{Expectation, Identity, NginxError, Proof, Reloaded};
+use crate::host::nginx::{Expectation, Identity, Nginx, NginxError, Proof, Reloaded};
 use crate::model::ids::Port;
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn nothing_is_proven_while_requests_go_elsewhere() {
     let (a, b, locked) = (Backend::named("A"), Backend::named("B"), Backend::locked("C"));
     let scratch = Scratch::start(a.port);
     let mut nginx = scratch.nginx();
-    nginx.proof_limit = Duration::from_millis(1500);
+    nginx.proof_limit = Duration::from_secs(3);
     let reloaded =
         nginx.load(&nginx.image(&nginx.view().await.unwrap(), b.port).unwrap()).await.unwrap();
     scratch.until("nobody is left who asks A", || {
@@ -183,12 +183,12 @@ async fn workers_that_still_serve_are_named_until_they_are_gone() {
 async fn a_master_that_does_not_answer_gets_the_old_lines_in_the_end() {
     let (a, b) = (Backend::named("A"), Backend::named("B"));
     let scratch = Scratch::start(a.port);
-    let mut nginx = scratch.nginx();
-    nginx.reload_limit = Duration::from_millis(300);
+    let nginx = scratch.nginx();
+    let hasty = Nginx { reload_limit: Duration::from_millis(300), ..scratch.nginx() };
     let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
     let pid = u32::try_from(scratch.master_pid().unwrap()).unwrap();
     signal(pid, "STOP");
-    let error = nginx.load(&image).await.unwrap_err();
+    let error = hasty.load(&image).await.unwrap_err();
     assert!(matches!(error, NginxError::NoNewWorkers { .. }), "{error}");
     assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
     signal(pid, "CONT");

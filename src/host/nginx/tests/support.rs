@@ -18,7 +18,7 @@ use crate::model::ids::Port;
 use crate::model::spec::{NginxSpec, PinnedWorkers, ProbeSpec};
 
 /// Nothing that a test waits for takes longer, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Answers every request with the same status and JSON; `GET /slow` only once it is released.
 pub(super) struct Backend {

@@ -9,8 +9,8 @@ use crate::model::wire::MARKER;
 
 /// For those that end by themselves; long enough to never matter.
 const PATIENT: Duration = LIMIT;
-/// For those that don't.
-const SHORT: Duration = Duration::from_millis(300);
+/// For those that don't; long enough for a shell to answer the signal in its own way.
+const SHORT: Duration = Duration::from_secs(2);
 
 fn order(main: ProcessId, grace: Duration) -> StopOrder {
     StopOrder { main, tree: tree(main).unwrap(), marker: None, grace }

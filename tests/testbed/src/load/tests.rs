@@ -85,7 +85,7 @@ async fn the_default_sigterm_is_seen_through() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(WAIT_LIMIT, admitted).await.unwrap();
+    tokio::time::timeout(PATIENCE, admitted).await.unwrap();
     engine.terminate().unwrap();
     load.wait_until(|tally| tally.lost(Fault::Aborted) == 5).await.unwrap();
     let tally = load.stop().await;
