@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::agent::lockdown;
 use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Inputs};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
@@ -12,7 +13,7 @@ use crate::model::plan::PlanDigest;
 use crate::model::wire::{Wait, When};
 
 /// Where root lists the services that a key with a forced command may ask about.
-const SERVICES: &str = "/etc/model-swap/services.d";
+const SERVICES: &str = lockdown::SERVICES;
 
 /// Swaps the LLM behind a production API without dropping, cutting or truncating a request.
 #[derive(Debug, Parser)]
@@ -74,6 +75,12 @@ pub enum Verb {
         #[command(flatten)]
         common: Common,
     },
+    /// Set this server up.
+    Server {
+        /// What to do.
+        #[command(subcommand)]
+        part: ServerPart,
+    },
     /// The server's side; started by model-swap itself, or by sshd as the forced command of a key.
     #[command(hide = true)]
     Agent {
@@ -83,6 +90,26 @@ pub enum Verb {
         /// Which part.
         #[command(subcommand)]
         part: Option<Part>,
+    },
+}
+
+/// What is done on the server by its owner.
+#[derive(Debug, Subcommand)]
+pub enum ServerPart {
+    /// Tie a key to the agent, so that it can swap and nothing else. Shows what is needed; changes nothing unless told.
+    Install {
+        /// The user that the workflow logs in as.
+        #[arg(long)]
+        user: String,
+        /// The public key: the line of its .pub file.
+        #[arg(long)]
+        key: String,
+        /// Where the server's files are, if not at /.
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+        /// Do it.
+        #[arg(long)]
+        apply: bool,
     },
 }
 
@@ -144,7 +171,7 @@ impl Verb {
             }
             Self::Status { common } => common.inputs(CommandName::Status)?,
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
-            Self::Agent { .. } => return Ok(None),
+            Self::Agent { .. } | Self::Server { .. } => return Ok(None),
         };
         let token = env.get("GITHUB_TOKEN").filter(|token| !token.is_empty());
         inputs.github_token = token.map(|token| token.clone().into());

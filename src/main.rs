@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use model_swap::agent::lockdown::{self, Lockdown, Piece};
 use model_swap::agent::{self, Access};
-use model_swap::cli::{Cli, Part, Verb};
+use model_swap::cli::{Cli, Part, ServerPart, Verb};
 use model_swap::github::inputs::Inputs;
 use model_swap::github::run::WorkflowRun;
 use model_swap::host::process;
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
             on_one_thread(agent::session(Access::Listed(services))).map(|()| ExitCode::SUCCESS)
         }
         Some(Verb::Agent { part: Some(part), .. }) => serve(part),
+        Some(Verb::Server { part: ServerPart::Install { user, key, root, apply } }) => {
+            install(&Lockdown { user, key, root }, if apply { Mode::Apply } else { Mode::Show })
+        }
         verb => run(verb, env),
     };
     ended.unwrap_or_else(|error| {
@@ -65,6 +69,40 @@ fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<Exit
         }
     };
     Ok(ExitCode::from(exit.code()))
+}
+
+/// Whether what is needed is only shown.
+enum Mode {
+    Show,
+    Apply,
+}
+
+/// Ties a key to the agent of this server, or shows how.
+fn install(lockdown: &Lockdown, mode: Mode) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout();
+    let done = lockdown.pieces().and_then(|pieces| match mode {
+        Mode::Show => Ok(pieces),
+        Mode::Apply => pieces.iter().try_for_each(Piece::apply).map(|()| pieces),
+    });
+    let pieces = match done {
+        Ok(pieces) => pieces,
+        Err(error) => {
+            writeln!(std::io::stderr(), "error: {}", error.to_failure())?;
+            for hint in error.hints() {
+                writeln!(std::io::stderr(), "  hint: {hint}")?;
+            }
+            return Ok(ExitCode::from(Exit::Environment.code()));
+        }
+    };
+    let (said, next) = match mode {
+        Mode::Show => ("needed", "do it with --apply, as root; then"),
+        Mode::Apply => ("there", "now"),
+    };
+    for piece in pieces {
+        writeln!(out, "{said}: {piece}")?;
+    }
+    writeln!(out, "{next} list each service in {}/<service>.yaml", lockdown::SERVICES)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn serve(part: Part) -> anyhow::Result<ExitCode> {

@@ -5,6 +5,7 @@ mod answer;
 mod follow;
 mod install;
 mod listed;
+pub mod lockdown;
 mod place;
 mod run;
 
