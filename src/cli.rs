@@ -63,6 +63,12 @@ pub enum Verb {
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
     },
+    /// Give up the swap that is under way: what served before serves again.
+    Abort {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+    },
     /// Show what serves, what is warm and who is at work.
     Status {
         /// Options.
@@ -169,6 +175,7 @@ impl Verb {
             Self::Rollback { common, swap_id, wait } => {
                 Inputs { swap_id, wait, ..common.inputs(CommandName::Rollback)? }
             }
+            Self::Abort { common } => common.inputs(CommandName::Abort)?,
             Self::Status { common } => common.inputs(CommandName::Status)?,
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
             Self::Agent { .. } | Self::Server { .. } => return Ok(None),

@@ -14,6 +14,9 @@ use crate::model::state::Holder;
 /// The lease's file in the service's folder.
 const FILE: &str = "lease.json";
 
+/// [`Holder::command`] while a replica whose time has come is stopped: its swap has its outcome.
+pub const RETIRE: &str = "retire";
+
 /// A lease that was not had.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
@@ -78,6 +81,22 @@ impl Lease {
     /// # Errors
     /// If it is held or the disk refuses.
     pub fn take(folder: &Path, holder: &Holder) -> Result<Self, LeaseError> {
+        let mut lease = Self::lock(folder)?;
+        if lease.died.is_none() {
+            lease.write(holder)?;
+        }
+        Ok(lease)
+    }
+
+    /// Takes the lease of a holder that died; `None` if nobody did.
+    ///
+    /// # Errors
+    /// If it is held or the disk refuses.
+    pub fn take_from_the_dead(folder: &Path) -> Result<Option<Self>, LeaseError> {
+        Ok(Some(Self::lock(folder)?).filter(|lease| lease.died.is_some()))
+    }
+
+    fn lock(folder: &Path) -> Result<Self, LeaseError> {
         let path = folder.join(FILE);
         let io = |source| LeaseError::Io { path: path.clone(), source };
         let file = OpenOptions::new()
@@ -96,11 +115,7 @@ impl Lease {
             Err(errno) => return Err(io(errno.into())),
         }
         let died = read(&path);
-        let mut lease = Self { path, file, died };
-        if lease.died.is_none() {
-            lease.write(holder)?;
-        }
-        Ok(lease)
+        Ok(Self { path, file, died })
     }
 
     /// Puts the new holder in the place of one that died and whose swap is brought to its end.
@@ -181,6 +196,9 @@ mod tests {
         let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
         assert_eq!(lease.died, Some(holder("s-1")));
         drop(lease);
+        let lease = Lease::take_from_the_dead(folder.path()).unwrap().unwrap();
+        assert_eq!(lease.died, Some(holder("s-1")));
+        drop(lease);
         // The second did not come so far as to recover it.
         let mut lease = Lease::take(folder.path(), &holder("s-3")).unwrap();
         assert_eq!(lease.died, Some(holder("s-1")));
@@ -188,5 +206,6 @@ mod tests {
         assert_eq!(Lease::holder(folder.path()), Some(holder("s-3")));
         drop(lease);
         assert_eq!(Lease::take(folder.path(), &holder("s-4")).unwrap().died, None);
+        assert!(Lease::take_from_the_dead(folder.path()).unwrap().is_none());
     }
 }

@@ -7,6 +7,7 @@ pub mod model;
 pub mod config;
 pub mod swap;
 
+pub mod abort;
 pub mod event_log;
 pub mod host;
 pub mod journal;

@@ -9,6 +9,7 @@
 //!     state.json                  model::state::ServiceState
 //!     lease.json                  who works on it
 //!     agent.log                   what agents said on stderr
+//!     aborts/<swap>.json          abort::AbortOrder
 //!     swaps/<swap>/               journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
 //! ```
 
@@ -143,7 +144,7 @@ impl ServiceDir {
     /// If the disk refuses.
     pub fn open(state_dir: &Path, service: &ServiceName) -> Result<Self, StateError> {
         let this = Self { state_dir: state_dir.to_owned(), service: service.clone() };
-        for folder in [this.claims(), this.root().join("swaps")] {
+        for folder in [this.claims(), this.root().join("swaps"), this.aborts()] {
             make_private(&folder)?;
         }
         Ok(this)
@@ -152,6 +153,11 @@ impl ServiceDir {
     /// The service's folder.
     pub fn root(&self) -> PathBuf {
         self.state_dir.join(self.service.as_str())
+    }
+
+    /// The folder of the orders to abort.
+    pub fn aborts(&self) -> PathBuf {
+        self.root().join("aborts")
     }
 
     /// The service.

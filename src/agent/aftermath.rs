@@ -6,7 +6,7 @@ use crate::executor::{self, Context};
 use crate::host::Host;
 use crate::host::watch::Watch;
 use crate::journal::Journal;
-use crate::lease::{Lease, LeaseError};
+use crate::lease::{Lease, LeaseError, RETIRE};
 use crate::model::event::{Closing, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
@@ -16,12 +16,10 @@ use crate::model::state::Holder;
 use crate::model::step::Step;
 use crate::service_dir::ServiceDir;
 
-/// What the lease is held for while a replica whose time has come is stopped.
-const RETIRE: &str = "retire";
 /// How long a command waits for such a holder: stopping a drained engine takes seconds.
 const RETIRE_WAIT: Duration = Duration::from_secs(120);
 /// Between two tries for the lease; flock tells nobody when it comes free.
-const RETRY: Duration = Duration::from_millis(100);
+pub(super) const RETRY: Duration = Duration::from_millis(100);
 
 /// Takes the lease; waits only for a holder that is retiring what an earlier swap left, or that `attaches` would follow
 /// once it has begun.

@@ -17,8 +17,7 @@ pub(super) const AGENT: &str = "agent.json";
 pub(super) async fn follow(
     dir: &ServiceDir,
     swap: &SwapId,
-    since: u64,
-    wait: Wait,
+    (since, wait): (u64, Wait),
     answers: &mut Answers,
 ) {
     let folder = dir.swap(swap);

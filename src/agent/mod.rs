@@ -1,5 +1,6 @@
 //! F4: the server's side. `session` speaks with a runner for as long as it is there; `run` works on without it.
 
+mod abort;
 mod aftermath;
 mod answer;
 mod follow;
@@ -87,15 +88,16 @@ async fn serve(
         }
         Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers),
         Command::Follow { swap, since, wait, .. } => {
-            follow::follow(&dir, swap, *since, *wait, answers).await;
+            follow::follow(&dir, swap, (*since, *wait), answers).await;
             Ok(())
         }
+        Command::Abort(wanted) => abort::abort(&dir, (wanted, line), answers).await,
         Command::Swap(SwapRequest { wait, .. })
         | Command::Rollback(RollbackRequest { wait, .. }) => {
             if let Some(swap) =
                 hand_over(&dir, line, answers).await.map_err(Refusal::environment)?
             {
-                follow::follow(&dir, &swap, 0, *wait, answers).await;
+                follow::follow(&dir, &swap, (0, *wait), answers).await;
             }
             Ok(())
         }

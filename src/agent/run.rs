@@ -3,8 +3,10 @@
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::abort::{never_begun, nothing_to_abort};
 use super::answer::Answers;
 use super::{aftermath, barred, confirm_route, follow, parse, place, unchanged};
+use crate::abort::{self, AbortOrder};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World, observe};
 use crate::host::{Host, SystemHost, process};
@@ -17,8 +19,10 @@ use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::record::RecordKind;
 use crate::model::state::{Holder, Past, Requester};
-use crate::model::wire::{Asked, Command, Frame, Refusal, Request, Secrets, SwapRequest};
-use crate::service_dir::{self, ServiceDir};
+use crate::model::wire::{
+    AbortRequest, Asked, Command, Frame, Refusal, Request, Secrets, SwapRequest,
+};
+use crate::service_dir::{self, ServiceDir, StateError};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
 
@@ -44,6 +48,13 @@ pub async fn run() {
         .map_err(|error| Refusal::input(Failure::from_error(&error)))
         .and_then(|_| parse(&line))
     {
+        Ok(Request { command: Command::Abort(wanted), .. }) => {
+            drop(line);
+            if let Err(refusal) = end_what_died(&wanted, &mut answers).await {
+                answers.send(&Frame::Refused(refusal));
+            }
+            return;
+        }
         Ok(request) => work(request),
         Err(refusal) => return answers.send(&Frame::Refused(refusal)),
     };
@@ -69,7 +80,11 @@ fn work(request: Request) -> Option<Work> {
             requester: wanted.requester,
             command,
         }),
-        Command::Plan(_) | Command::Status(_) | Command::Logs(_) | Command::Follow { .. } => None,
+        Command::Abort(_)
+        | Command::Plan(_)
+        | Command::Status(_)
+        | Command::Logs(_)
+        | Command::Follow { .. } => None,
     }
 }
 
@@ -89,6 +104,7 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     if let Some(died) = &lease.died {
+        take_over(&dir, &died.swap).map_err(Refusal::environment)?;
         recover(&dir, &died.swap, &work.asked.secrets).await.map_err(Refusal::environment)?;
         lease
             .recovered(&holder(&work, host.now()))
@@ -98,6 +114,9 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         // Asked again by a runner that had lost the first answer: it has run already.
         answers.send(&Frame::Accepted { swap: work.swap.clone() });
         return Ok(());
+    }
+    if abort::ordered(&dir, &work.swap).is_some() {
+        return Err(never_begun(&work.swap));
     }
     let world = observe(&host, &dir, &work.asked, work.requester.sha.clone())
         .await
@@ -125,6 +144,55 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             Ok(())
         }
     }
+}
+
+/// Brings the swap of an agent that died to its end: whoever wants to abort it finds nobody else to ask.
+async fn end_what_died(wanted: &AbortRequest, answers: &mut Answers) -> Result<(), Refusal> {
+    let AbortRequest { asked, requester, .. } = wanted;
+    let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
+    let dir = ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)?;
+    let lease = Lease::take_from_the_dead(&dir.root())
+        .map_err(|error| Refusal::environment(error.to_failure()))?;
+    let unfinished = lease.and_then(|lease| {
+        let swap = lease.died.as_ref()?.swap.clone();
+        is_unfinished(&dir, &swap).then_some((lease, swap))
+    });
+    let Some((mut lease, swap)) = unfinished else {
+        let nothing = nothing_to_abort(&dir, wanted).await.map_err(Refusal::environment)?;
+        answers.send(&nothing);
+        return Ok(());
+    };
+    let now = Timestamp::now();
+    let order = AbortOrder { at: now, requester: requester.clone() };
+    abort::order(&dir, &swap, &order).map_err(Refusal::environment)?;
+    take_over(&dir, &swap).map_err(Refusal::environment)?;
+    answers.send(&Frame::Accepted { swap: swap.clone() });
+    answers.close();
+    recover(&dir, &swap, &asked.secrets).await.map_err(Refusal::environment)?;
+    let holder = Holder {
+        swap,
+        since: now,
+        process: process::own(),
+        command: "abort".to_owned(),
+        requester: requester.clone(),
+    };
+    lease.recovered(&holder).map_err(|error| Refusal::environment(error.to_failure()))
+}
+
+/// Whether a swap has begun and has no outcome. What cannot be read is for its recovery to tell.
+fn is_unfinished(dir: &ServiceDir, swap: &SwapId) -> bool {
+    let folder = dir.swap(swap);
+    Journal::has_begun(&folder)
+        && Journal::open(&folder).map_or(true, |journal| journal.status().outcome.is_none())
+}
+
+/// Whoever follows a swap looks at this process from now on.
+fn take_over(dir: &ServiceDir, swap: &SwapId) -> Result<(), StateError> {
+    let folder = dir.swap(swap);
+    if !folder.exists() {
+        return Ok(());
+    }
+    service_dir::write_json(&folder.join(follow::AGENT), &process::own())
 }
 
 /// Executes what is begun, and what comes after. Every act is written down before it is done.

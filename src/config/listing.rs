@@ -161,7 +161,8 @@ fn names(node: &Node<'_>) -> Option<Vec<String>> {
     if node.value().is_none() {
         return Some(all());
     }
-    let elements = node.elements("a list of commands, like [plan, swap, rollback, status]")?;
+    let elements =
+        node.elements("a list of commands, like [plan, swap, rollback, abort, status]")?;
     let choices: Vec<_> = Command::NAMES.iter().map(|name| (*name, *name)).collect();
     let named: Vec<_> =
         elements.iter().filter_map(|name| name.choice("", &choices)).map(str::to_owned).collect();

@@ -4,13 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::abort;
 use crate::event_log::EventLog;
 use crate::host::Host;
 use crate::model::event::{Conclusion, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SlotName, SwapId};
 use crate::model::outcome::Outcome;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Side};
 use crate::model::record::{Done, Record, RecordKind, Retained};
 use crate::model::replica::Replica;
 use crate::model::spec::{Slot, SwapSpec};
@@ -90,6 +91,37 @@ impl<'a, H: Host> Context<'a, H> {
     /// Tells something worth a line about the step that is being performed.
     pub fn progress(&self, text: impl Into<String>) {
         self.tell(EventKind::Progress { index: self.index.get(), text: text.into() });
+    }
+
+    /// Waits for something that changes nothing, unless the swap is to be aborted; after `promote` nobody can.
+    pub(super) async fn unless_aborted<T>(
+        &self,
+        wait: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        if self.after_promote() {
+            return wait.await;
+        }
+        tokio::select! {
+            biased;
+            order = abort::until_ordered(self.dir, &self.swap) => Err(order.failure()),
+            done = wait => done,
+        }
+    }
+
+    /// Tells that from now on no undo touches where new requests go.
+    pub(super) fn tell_traffic_is_back(&self) {
+        self.tell(EventKind::TrafficIsBack { traffic: self.traffic(self.plan.incumbent.as_ref()) });
+    }
+
+    /// Where new requests go, one fragment.
+    fn traffic(&self, serves: Option<&Side>) -> String {
+        match serves {
+            Some(side) => format!(
+                "{} serves from slot {}, port {}",
+                side.revision.model, side.slot, side.port
+            ),
+            None => "nothing serves, as before".to_owned(),
+        }
     }
 
     /// Whether the step that is being performed is one of those after `promote`.
@@ -193,16 +225,12 @@ impl<'a, H: Host> Context<'a, H> {
             (_, true) => (Some(&plan.candidate), plan.incumbent.as_ref()),
             (_, false) => (plan.incumbent.as_ref(), None),
         };
-        let traffic = match (outcome, now) {
-            (Outcome::Stuck, _) => format!(
+        let traffic = match outcome {
+            Outcome::Stuck => format!(
                 "an undo failed: look where upstream {} points before anything else",
                 self.spec().nginx.upstream
             ),
-            (_, Some(side)) => format!(
-                "{} serves from slot {}, port {}",
-                side.revision.model, side.slot, side.port
-            ),
-            (_, None) => "nothing serves, as before".to_owned(),
+            _ => self.traffic(now),
         };
         let warm = state.retained.filter(|retained| {
             done && outcome == Outcome::Promoted

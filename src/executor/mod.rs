@@ -10,6 +10,7 @@ use context::Cutover;
 pub use observe::{World, observe};
 pub use route::prove_route;
 
+use crate::abort;
 use crate::host::Host;
 use crate::journal::{Journal, JournalError};
 use crate::model::event::{Conclusion, EventKind};
@@ -18,10 +19,12 @@ use crate::model::ids::SlotName;
 use crate::model::outcome::Outcome;
 use crate::model::plan::Strategy;
 use crate::model::record::{RecordKind, Traffic, Undo};
+use crate::model::step::Step;
 use crate::swap::recovery::{self, Recovery};
 use steps::Acted;
 
-/// Executes a plan up to and including `promote`, or unwinds what it began.
+/// Executes a plan up to and including `promote`, or unwinds what it began. An order to abort is looked for between the
+/// steps, and by every step that waits.
 ///
 /// # Errors
 /// Only if the journal cannot be written: then nothing more is done, and recovery decides later.
@@ -31,6 +34,9 @@ pub async fn execute<H: Host>(
 ) -> Result<Conclusion, JournalError> {
     cx.note(Cutover::NotLoaded);
     for index in 0..cx.plan.steps.len() {
+        if let Some(order) = abort::ordered(cx.dir, &cx.swap) {
+            return unwind(cx, journal, order.failure()).await;
+        }
         if let Err(failure) = perform(cx, journal, index).await? {
             return unwind(cx, journal, failure).await;
         }
@@ -106,8 +112,11 @@ pub async fn recover<H: Host>(
         Recovery::Finished | Recovery::Stuck => Ok(None),
         Recovery::Conclude => conclude(cx, journal, None).map(Some),
         Recovery::Unwind => {
-            let failure =
-                Failure::new("the agent that worked on this swap ended before it was done");
+            let died = "the agent that worked on this swap ended before it was done";
+            let failure = match abort::ordered(cx.dir, &cx.swap) {
+                Some(order) => order.failure(),
+                None => Failure::new(died),
+            };
             unwind(cx, journal, failure).await.map(Some)
         }
     }
@@ -119,7 +128,11 @@ async fn unwind<H: Host>(
     journal: &mut Journal,
     failure: Failure,
 ) -> Result<Conclusion, JournalError> {
-    for index in journal.status().to_undo() {
+    let to_undo = journal.status().to_undo();
+    if !to_undo.iter().any(|index| is_cutover(cx, *index)) {
+        cx.tell_traffic_is_back();
+    }
+    for index in to_undo {
         let Some(planned) = cx.plan.steps.get(index) else { continue };
         let (undo, again) = (undo_of(journal, index), undone_before(journal, index));
         cx.begin(index);
@@ -146,10 +159,16 @@ async fn unwind<H: Host>(
     }
     // A rollback that fails leaves traffic where it was: that is no rollback.
     let outcome = match cx.plan.strategy {
+        // Whatever went wrong meanwhile: it was given up, and is.
+        _ if abort::ordered(cx.dir, &cx.swap).is_some() => Outcome::Aborted,
         Strategy::BlueGreen if traffic_returned(journal) => Outcome::RolledBack,
         Strategy::BlueGreen | Strategy::WarmRollback => Outcome::Failed,
     };
     conclude(cx, journal, Some((outcome, failure)))
+}
+
+fn is_cutover<H: Host>(cx: &Context<'_, H>, index: usize) -> bool {
+    cx.plan.steps.get(index).is_some_and(|planned| matches!(planned.step, Step::CutOver { .. }))
 }
 
 /// Whether traffic was away and came back, in this life of the agent or in an earlier one.

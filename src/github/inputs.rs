@@ -88,6 +88,8 @@ pub enum CommandName {
     Swap,
     /// Bring the retained replica back.
     Rollback,
+    /// Give the swap up that is under way.
+    Abort,
     /// What serves?
     Status,
     /// The candidate's log.
@@ -110,7 +112,8 @@ pub struct InputProblem {
 
 impl CommandName {
     /// Every command.
-    pub const ALL: [Self; 5] = [Self::Plan, Self::Swap, Self::Rollback, Self::Status, Self::Logs];
+    pub const ALL: [Self; 6] =
+        [Self::Plan, Self::Swap, Self::Rollback, Self::Abort, Self::Status, Self::Logs];
 
     /// The command as a user writes it.
     pub fn as_str(self) -> &'static str {
@@ -118,6 +121,7 @@ impl CommandName {
             Self::Plan => "plan",
             Self::Swap => "swap",
             Self::Rollback => "rollback",
+            Self::Abort => "abort",
             Self::Status => "status",
             Self::Logs => "logs",
         }

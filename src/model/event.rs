@@ -63,6 +63,11 @@ pub enum EventKind {
         /// Why.
         failure: Failure,
     },
+    /// The swap is being unwound, and no undo that is left touches where new requests go.
+    TrafficIsBack {
+        /// Where they go, one fragment: `Qwen/X serves from slot a, port 8001`.
+        traffic: String,
+    },
     /// A step's undo began.
     UndoStarted {
         /// Index in the plan.

@@ -14,7 +14,7 @@ pub enum Outcome {
     Unchanged,
     /// The replica that served before serves again.
     RolledBack,
-    /// Given up on request before cutover.
+    /// Given up on request before `promote`; what served before serves.
     Aborted,
     /// Failed before cutover; traffic was never touched.
     Failed,
@@ -38,7 +38,7 @@ impl fmt::Display for Outcome {
 /// Everything that the process can end with. The README's table is held equal to this by a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: promoted, unchanged, a requested rollback done, or a question answered.
+    /// 0: promoted, unchanged, a requested rollback or abort done, or a question answered.
     Done,
     /// 1: a bug in model-swap.
     Bug,
@@ -91,6 +91,14 @@ impl Exit {
             Outcome::Aborted => Self::Aborted,
             Outcome::Failed => Self::Failed,
             Outcome::Stuck => Self::Stuck,
+        }
+    }
+
+    /// The exit of a requested `abort` that ended so.
+    pub fn of_abort(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Aborted | Outcome::Unchanged => Self::Done,
+            other => Self::of_swap(other),
         }
     }
 

@@ -51,6 +51,8 @@ pub enum Command {
     Swap(SwapRequest),
     /// Bring the retained replica back, and follow.
     Rollback(RollbackRequest),
+    /// Give a swap up before `promote`, and follow that.
+    Abort(AbortRequest),
     /// What serves?
     Status(Asked),
     /// The log of the replica that was started last.
@@ -70,7 +72,7 @@ pub enum Command {
 
 impl Command {
     /// Every [`Command::name`].
-    pub const NAMES: [&str; 5] = ["plan", "swap", "rollback", "status", "logs"];
+    pub const NAMES: [&str; 6] = ["plan", "swap", "rollback", "abort", "status", "logs"];
 
     /// The name that people know it by.
     pub fn name(&self) -> &'static str {
@@ -78,6 +80,7 @@ impl Command {
             Self::Plan(_) => "plan",
             Self::Swap(_) => "swap",
             Self::Rollback(_) => "rollback",
+            Self::Abort(_) => "abort",
             // Whoever may see what serves may see how it came to that.
             Self::Status(_) | Self::Follow { .. } => "status",
             Self::Logs(_) => "logs",
@@ -89,6 +92,7 @@ impl Command {
         match self {
             Self::Plan(request) | Self::Swap(request) => &request.asked,
             Self::Rollback(request) => &request.asked,
+            Self::Abort(request) => &request.asked,
             Self::Status(asked) | Self::Logs(asked) | Self::Follow { asked, .. } => asked,
         }
     }
@@ -132,6 +136,19 @@ pub struct RollbackRequest {
     pub of: Option<SwapId>,
     /// Where the stream may end.
     pub wait: Wait,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// A request to give a swap up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbortRequest {
+    /// Which service.
+    pub asked: Asked,
+    /// The swap, begun or about to begin; `None`: the one that is under way.
+    pub of: Option<SwapId>,
+    /// Send events after this number.
+    pub since: u64,
     /// Who asks.
     pub requester: Requester,
 }
@@ -255,6 +272,8 @@ pub enum Fault {
     Input,
     /// The server it was asked of.
     Environment,
+    /// Nobody's: it was aborted before it began.
+    Aborted,
 }
 
 impl Fault {
@@ -263,6 +282,7 @@ impl Fault {
         match self {
             Self::Input => Exit::Input,
             Self::Environment => Exit::Environment,
+            Self::Aborted => Exit::Aborted,
         }
     }
 }

@@ -17,9 +17,15 @@ pub struct Log {
     began: Option<Timestamp>,
     plan: Option<Plan>,
     shown: Vec<Failure>,
+    wanted: Option<Outcome>,
 }
 
 impl Log {
+    /// A log for somebody who wants a swap to end so, whatever it was begun for.
+    pub fn wanting(outcome: Outcome) -> Self {
+        Self { wanted: Some(outcome), ..Self::default() }
+    }
+
     /// The lines of one event; none for one that was shown before, as it happens after a reconnect.
     pub fn lines(&mut self, event: &Event) -> Vec<Line> {
         if event.seq <= self.seq {
@@ -61,6 +67,9 @@ impl Log {
                 let step = self.step(*index, Words::Name);
                 let text = format!("✗ cannot undo {step}{}", after_colon(&failure.message));
                 self.with_details(line(text), failure)
+            }
+            EventKind::TrafficIsBack { traffic } => {
+                line(format!("↩ traffic is where it was{}", after_colon(traffic)))
             }
             EventKind::Warning { text } => vec![Line::Warning(inert(text))],
             EventKind::Overdue { failure } => {
@@ -116,6 +125,7 @@ impl Log {
     /// Going back is what was wanted only where the plan was to go back.
     fn is_wanted(&self, outcome: Outcome) -> bool {
         match outcome {
+            _ if self.wanted == Some(outcome) => true,
             Outcome::Promoted | Outcome::Unchanged => true,
             Outcome::RolledBack => {
                 self.plan.as_ref().is_some_and(|plan| plan.strategy == Strategy::WarmRollback)

@@ -80,6 +80,7 @@ impl Summary {
             EventKind::Closed(closing) => self.closing = Some(closing.clone()),
             EventKind::UndoFinished { .. }
             | EventKind::UndoStarted { .. }
+            | EventKind::TrafficIsBack { .. }
             | EventKind::Progress { .. }
             | EventKind::Unknown => {}
         }

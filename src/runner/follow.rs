@@ -53,6 +53,8 @@ pub(super) struct Followed {
     /// Lines of a log on the server, said as one part when they are all there.
     lines: Vec<String>,
     seq: u64,
+    /// Whether the swap that is followed is to be aborted.
+    aborting: bool,
 }
 
 /// Where a swap can be found again after the connection is lost.
@@ -159,11 +161,31 @@ fn thread(command: &Command) -> Option<Thread> {
         Command::Rollback(request) => {
             Some(Thread { asked: request.asked.clone(), wait: request.wait })
         }
+        Command::Abort(request) => {
+            Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
+        }
         Command::Plan(_) | Command::Status(_) | Command::Logs(_) | Command::Follow { .. } => None,
     }
 }
 
 impl Followed {
+    /// Nothing yet of what a command will come to.
+    pub(super) fn of(command: CommandName) -> Self {
+        match command {
+            CommandName::Abort => {
+                Self { aborting: true, log: Log::wanting(Outcome::Aborted), ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
+
+    /// How the command ended. A swap that had its outcome before it could be aborted was left alone.
+    fn outcome(&self) -> Option<Outcome> {
+        let outcome = self.conclusion.as_ref()?.outcome;
+        let left_alone = self.aborting && !matches!(outcome, Outcome::Aborted | Outcome::Stuck);
+        Some(if left_alone { Outcome::Unchanged } else { outcome })
+    }
+
     /// Whether anything is known to have begun on the server.
     pub(super) fn began(&self) -> bool {
         self.swap.is_some()
@@ -219,7 +241,13 @@ impl Followed {
         self.summary.apply(event);
         reporter.hear(event);
         match &event.kind {
-            EventKind::Concluded(conclusion) => self.conclusion = Some(conclusion.clone()),
+            EventKind::Concluded(conclusion) => {
+                self.conclusion = Some(conclusion.clone());
+                if self.outcome() == Some(Outcome::Unchanged) {
+                    let text = "unchanged: the swap had its outcome before it could be aborted";
+                    voice.say([render::Line::Text(text.to_owned())]);
+                }
+            }
             EventKind::Closed(closing) => self.closing = Some(closing.clone()),
             _ => {}
         }
@@ -234,7 +262,7 @@ impl Followed {
         if asks || self.unchanged.is_some() {
             return Exit::Done;
         }
-        let Some(conclusion) = &self.conclusion else {
+        let Some(outcome) = self.outcome() else {
             return Exit::Environment;
         };
         // Asked to wait for the end, and the old replica runs on: somebody has to look.
@@ -242,8 +270,9 @@ impl Followed {
             && setting.inputs.wait == Wait::Retired;
         match (setting.inputs.command, kept) {
             (_, true) => Exit::Stuck,
-            (CommandName::Rollback, false) => Exit::of_rollback(conclusion.outcome),
-            (_, false) => Exit::of_swap(conclusion.outcome),
+            (CommandName::Abort, false) => Exit::of_abort(outcome),
+            (CommandName::Rollback, false) => Exit::of_rollback(outcome),
+            (_, false) => Exit::of_swap(outcome),
         }
     }
 
@@ -274,7 +303,7 @@ impl Followed {
             Some(revision.as_ref()?.digest.clone())
         };
         Outputs {
-            outcome: conclusion.map(|conclusion| conclusion.outcome),
+            outcome: self.outcome(),
             swap_id: self.swap.clone(),
             revision: conclusion.and_then(|conclusion| digest(&conclusion.revision)),
             previous_revision: conclusion

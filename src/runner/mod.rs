@@ -96,7 +96,7 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
     };
     let line = follow::Line { target: &config.target, credentials, install };
     let mut reporter = Reporter::new(setting, &config.spec.service);
-    let mut followed = Followed::default();
+    let mut followed = Followed::of(setting.inputs.command);
     let ended = follow::follow(&line, request, &mut followed, (voice, &mut reporter)).await;
     let mut markdown = followed.markdown();
     let exit = match ended {
@@ -169,7 +169,7 @@ fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
         CommandName::Plan => {
             &Outputs { plan_digest: outputs.plan_digest.clone(), ..Outputs::default() }
         }
-        CommandName::Swap | CommandName::Rollback => outputs,
+        CommandName::Swap | CommandName::Rollback | CommandName::Abort => outputs,
     };
     if let Some(path) = &setting.run.output
         && let Err(error) = output::write_outputs(path, outputs)

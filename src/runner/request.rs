@@ -9,7 +9,7 @@ use crate::github::inputs::CommandName;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
-    Asked, Command, Request, RollbackRequest, Secrets, SwapRequest, WIRE_VERSION,
+    AbortRequest, Asked, Command, Request, RollbackRequest, Secrets, SwapRequest, WIRE_VERSION,
 };
 
 /// The request that the inputs and the configuration come to.
@@ -38,6 +38,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             wait: inputs.wait,
             requester,
         }),
+        CommandName::Abort => Command::Abort(AbortRequest { asked, of: None, since: 0, requester }),
         CommandName::Status => Command::Status(asked),
         CommandName::Logs => Command::Logs(asked),
     };

@@ -1,5 +1,6 @@
 //! Integration tests with the real sshd, the real nginx and real processes.
 
+mod abort;
 mod adoption;
 mod candidate;
 mod commands;

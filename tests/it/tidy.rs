@@ -9,11 +9,12 @@ use model_swap::github::output::OUTPUTS;
 use model_swap::model::outcome::Exit;
 
 /// Every module of the crate and its floor. Imports go down only.
-const FLOORS: [(&str, u8); 16] = [
+const FLOORS: [(&str, u8); 17] = [
     ("model", 0),
     ("swap", 1),
     ("config", 1),
     ("host", 2),
+    ("abort", 2),
     ("event_log", 2),
     ("journal", 2),
     ("lease", 2),

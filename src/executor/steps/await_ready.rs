@@ -30,12 +30,15 @@ pub(super) async fn act<H: Host>(
         return Err(Failure::new(format!("slot {slot} holds no replica to wait for")));
     };
     let limit = cx.spec().ready.timeout;
-    tokio::select! {
-        biased;
-        () = cx.host.exited(replica.main) => Err(died(cx, &replica)),
-        ready = until_ready(cx, &replica) => ready,
-        () = cx.host.pause(limit) => Err(late(cx, &replica)),
-    }
+    let ready = async {
+        tokio::select! {
+            biased;
+            () = cx.host.exited(replica.main) => Err(died(cx, &replica)),
+            ready = until_ready(cx, &replica) => ready,
+            () = cx.host.pause(limit) => Err(late(cx, &replica)),
+        }
+    };
+    cx.unless_aborted(ready).await
 }
 
 async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<Acted, Failure> {

@@ -58,12 +58,12 @@ pub(super) async fn act<H: Host>(
     // Before the reload, while each port still answers for itself.
     let identity = identity(cx.host, new, old).await;
     // Another service's reload in between would make its new workers look like ours.
-    let _lock = cx.lock_host().await?;
+    let _lock = cx.unless_aborted(cx.lock_host()).await?;
     let reloaded = cx.host.load(image).await?;
     let mut old_workers = reloaded.old_workers.clone();
     cx.note(Cutover::Loaded(old_workers.clone()));
     let expectation = Expectation { candidate: new, incumbent: old, identity };
-    let proof = cx.host.prove(&expectation, &reloaded).await?;
+    let proof = cx.unless_aborted(cx.host.prove(&expectation, &reloaded)).await?;
     one_generation(cx, &reloaded.old_workers, old).await;
     // A reload of somebody else's just before ours may have left workers of the old lines that were not there yet.
     let retiring = cx.host.loaded(reloaded.master)?.old_workers;
@@ -97,11 +97,13 @@ pub(super) async fn undo<H: Host>(
         if cx.plan.incumbent.is_some() {
             prove_route(cx.host, cx.spec(), &view, new).await?;
         }
+        cx.tell_traffic_is_back();
         return Ok(Undone::Quietly(
             "the upstream is as it was; nginx never loaded another".to_owned(),
         ));
     }
     let Some(reloaded) = cx.host.restore(image).await? else {
+        cx.tell_traffic_is_back();
         return Ok(Undone::Quietly(
             "the upstream is as it was; nginx never loaded another".to_owned(),
         ));
@@ -116,6 +118,7 @@ pub(super) async fn undo<H: Host>(
         }
     };
     drop(lock);
+    cx.tell_traffic_is_back();
     // Requests that the candidate got in the meantime end there before anybody stops it.
     if let Some(main) = cx.host.find(new).await?.map(|found| found.main) {
         let limit = cx.host.now() + cx.spec().drain.timeout;

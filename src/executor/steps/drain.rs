@@ -142,11 +142,14 @@ async fn while_unused<H: Host>(
             cx.host.pause(LOOK_AT_NGINX).await;
         }
     };
-    tokio::select! {
-        biased;
-        idle = until_idle(cx, watched, deadline) => Ok(idle),
-        failure = used => Err(failure),
-    }
+    let idle = async {
+        tokio::select! {
+            biased;
+            idle = until_idle(cx, watched, deadline) => Ok(idle),
+            failure = used => Err(failure),
+        }
+    };
+    cx.unless_aborted(idle).await
 }
 
 /// Why a replica is neither drained nor retired after all.

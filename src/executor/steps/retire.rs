@@ -24,7 +24,9 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     // After promote it was waited for without the lease; one look must do while others wait for it.
     let at_once = cut || cx.after_promote();
     let limit = if at_once { cx.host.now() } else { cx.host.now() + cx.spec().drain.timeout };
-    let how = match drain::until_idle(cx, &Watched::of(&retained), limit).await {
+    let watched = Watched::of(&retained);
+    let idle = async { Ok(drain::until_idle(cx, &watched, limit).await) };
+    let how = match cx.unless_aborted(idle).await? {
         Idle::Yes => Ending::Graceful,
         Idle::No(_) if cut => Ending::Cut,
         Idle::No(left) => return Err(left.failure(slot)),

@@ -70,7 +70,7 @@ fn all_problems_come_at_once() {
             Some("did you mean `known-hosts`?"),
         ),
         (
-            "input command is \"Rolback\": accepted are plan, swap, rollback, status and logs",
+            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, status and logs",
             Some("did you mean `rollback`?"),
         ),
         (

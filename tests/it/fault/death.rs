@@ -6,6 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use model_swap::abort;
 use model_swap::model::outcome::Outcome;
 use model_swap::model::plan::Strategy;
 use model_swap::model::record::RecordKind;
@@ -57,6 +58,9 @@ fn assert_settled(scene: &Scene, attempt: &Attempt, before: &Facts, after: &Fact
 
 /// How an unwound swap has to end: traffic that was moved and came back is rolled back, not "never touched".
 fn unwound(scene: &Scene, attempt: &Attempt) -> Outcome {
+    if abort::ordered(&scene.dir, &attempt.swap).is_some() {
+        return Outcome::Aborted;
+    }
     let is_cutover = |index: usize| matches!(attempt.plan.steps.get(index), Some(planned) if matches!(planned.step, Step::CutOver { .. }));
     let moved =
         scene.records(attempt).iter().any(

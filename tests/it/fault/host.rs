@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use model_swap::abort::{self, AbortOrder};
 use model_swap::event_log::EventReader;
 use model_swap::host::engine::{Answer, ModelEntry, Models};
 use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
@@ -18,6 +19,7 @@ use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName};
 use model_swap::model::record::{Record, RecordKind, UpstreamImage};
 use model_swap::model::replica::Found;
+use model_swap::service_dir::ServiceDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
 
@@ -58,6 +60,8 @@ pub(crate) enum Wrong {
     Dies,
     /// The agent dies when the verb did all.
     DoesAndDies,
+    /// Somebody orders the swap to be aborted, and the verb does what it does.
+    Aborts,
     /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.
     DiskFills,
 }
@@ -163,6 +167,7 @@ impl SimHost {
                 EventKind::StepStarted { index } => Stage::Act(index),
                 EventKind::UndoStarted { index } => Stage::Undo(index),
                 EventKind::Progress { .. }
+                | EventKind::TrafficIsBack { .. }
                 | EventKind::Overdue { .. }
                 | EventKind::Warning { .. } => continue,
                 _ => Stage::Outside,
@@ -179,6 +184,10 @@ impl SimHost {
         let wrong = self.faults.borrow().iter().find(|f| f.call == number).map(|f| f.wrong);
         if wrong.is_some() {
             self.struck.borrow_mut().push(call);
+        }
+        if wrong == Some(Wrong::Aborts) {
+            let watched = self.watched.borrow();
+            order_abort(&watched.as_ref().expect("a swap").journal);
         }
         if wrong == Some(Wrong::DiskFills) {
             let watched = self.watched.borrow();
@@ -262,6 +271,22 @@ impl SimHost {
             tokio::time::sleep(TICK).await;
         }
     }
+}
+
+/// Orders the swap with this journal to be aborted.
+fn order_abort(journal: &Path) {
+    let swap = journal.parent().expect("a swap");
+    let service = swap.parent().and_then(Path::parent).expect("a service");
+    let dir = ServiceDir::open(
+        service.parent().expect("a state folder"),
+        &name(service).parse().expect("a service's name"),
+    );
+    let swap = name(swap).parse().expect("a swap's id");
+    abort::order(&dir.expect("folders"), &swap, &AbortOrder::default()).expect("a disk");
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(std::ffi::OsStr::to_str).expect("a name")
 }
 
 /// How much of a record still goes on a disk that is full: less than any record has.

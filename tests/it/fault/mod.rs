@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test does not meet ends it")]
 
+mod abort;
 mod candidate;
 mod death;
 mod disk;

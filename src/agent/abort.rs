@@ -1,0 +1,81 @@
+//! Asks the agent that works on a swap to give it up, and follows how it does so.
+
+use jiff::Timestamp;
+
+use super::answer::Answers;
+use super::{follow, hand_over, observe_at_rest, unchanged};
+use crate::abort::{self, AbortOrder};
+use crate::host::SystemHost;
+use crate::lease::{Lease, RETIRE};
+use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
+use crate::model::state::Holder;
+use crate::model::wire::{AbortRequest, Fault, Frame, Refusal, Wait};
+use crate::service_dir::ServiceDir;
+
+/// Answers a request to abort; `line` is the request as it came.
+pub(super) async fn abort(
+    dir: &ServiceDir,
+    (wanted, line): (&AbortRequest, &str),
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
+    let at_work = at_work(dir);
+    let Some(swap) = wanted.of.clone().or_else(|| at_work.map(|holder| holder.swap)) else {
+        // Nobody is there to be asked; what somebody left unfinished when he died is brought to its end.
+        let ended = hand_over(dir, line, answers).await.map_err(Refusal::environment)?;
+        if let Some(swap) = ended {
+            follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
+        }
+        return Ok(());
+    };
+    let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
+    abort::order(dir, &swap, &order).map_err(Refusal::environment)?;
+    if !begun(dir, &swap).await {
+        return Err(never_begun(&swap));
+    }
+    answers.send(&Frame::Accepted { swap: swap.clone() });
+    follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
+    Ok(())
+}
+
+/// The answer where nobody works on anything.
+pub(super) async fn nothing_to_abort(
+    dir: &ServiceDir,
+    wanted: &AbortRequest,
+) -> Result<Frame, Failure> {
+    let host = SystemHost::new(&wanted.asked);
+    let world = observe_at_rest(&host, dir, &wanted.asked).await?;
+    let reason = format!("no swap of service {} is under way", dir.service());
+    Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
+}
+
+/// Why a swap does nothing that was aborted before it began.
+pub(super) fn never_begun(swap: &SwapId) -> Refusal {
+    let failure = Failure::new(format!("swap {swap} was aborted before it began"))
+        .hint("nothing was changed; traffic is where it was");
+    Refusal { failures: vec![failure], fault: Fault::Aborted }
+}
+
+/// Whoever works on a swap that has no outcome yet.
+fn at_work(dir: &ServiceDir) -> Option<Holder> {
+    Lease::holder(&dir.root()).filter(|holder| holder.command != RETIRE)
+}
+
+/// Whether a swap has begun, once that is certain: one that its agent still plans may begin, and one that comes to the
+/// lease later finds the order first.
+async fn begun(dir: &ServiceDir, swap: &SwapId) -> bool {
+    let folder = dir.swap(swap);
+    let is_followable = || folder.join(follow::AGENT).exists();
+    loop {
+        // Looked at before the folder: an agent makes that while it holds the lease.
+        let holder = at_work(dir).filter(|holder| &holder.swap == swap);
+        if is_followable() {
+            return true;
+        }
+        if holder.is_none() {
+            return false;
+        }
+        // A plan is made within moments; nothing tells of a lease that was given back.
+        tokio::time::sleep(super::aftermath::RETRY).await;
+    }
+}
