@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde_yaml::Value;
+use serde_yaml::{Mapping, Value};
 
 use crate::model::ids::{Port, ServiceName};
 use crate::model::spec::Gpu;
@@ -189,8 +189,17 @@ fn text(value: &Value) -> Result<&str, String> {
     match value {
         Value::String(text) => Ok(text),
         Value::Number(_) | Value::Bool(_) => Err("put it in quotes".to_owned()),
+        Value::Mapping(map) => Err(token(map).unwrap_or_default()),
         _ => Err(String::new()),
     }
+}
+
+/// In a list of words, YAML reads `{port}` without quotes as a mapping of a key without a value.
+fn token(map: &Mapping) -> Option<String> {
+    let (Some((Value::String(name), Value::Null)), 1) = (map.iter().next(), map.len()) else {
+        return None;
+    };
+    Some(format!("put it in quotes: \"{{{name}}}\""))
 }
 
 fn duration(value: &Value, shortest: Duration) -> Result<Duration, String> {

@@ -60,11 +60,15 @@ pub struct Overrides {
     pub host: Option<String>,
 }
 
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Reads a configuration. `file_name` is how the user named the file; it leads every message.
 ///
 /// # Errors
 /// With every problem that the text and the overrides have.
 pub fn load(text: &str, file_name: &str, overrides: &Overrides) -> Result<Config, Problems> {
+    // Some editors begin a file with it, and YAML allows it.
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let report = Report::default();
     let read = read(text, overrides, &report);
     let mut list = report.into_problems(text);

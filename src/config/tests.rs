@@ -49,6 +49,12 @@ fn minimal_and_reference_say_the_same() {
 }
 
 #[test]
+fn a_file_that_an_editor_on_windows_wrote_says_the_same() {
+    let text = format!("\u{feff}{}", MINIMAL.replace('\n', "\r\n"));
+    assert_eq!(load(&text, "model-swap.yaml", &Overrides::default()), Ok(minimal()));
+}
+
+#[test]
 fn the_readme_shows_the_minimal_file() {
     assert!(include_str!("../../README.md").contains(MINIMAL));
 }

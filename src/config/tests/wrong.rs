@@ -228,6 +228,12 @@ f:8: replica.command[1]: got a mapping, expected a word in quotes, like \"--port
 f:8: replica.command[2]: got 8001, expected a word in quotes, like \"--port\" | put it in quotes",
         ),
         (
+            command("[vllm, serve, {model}, --port, {port}]"),
+            "\
+f:8: replica.command[2]: got a mapping, expected a word in quotes, like \"--port\" | put it in quotes: \"{model}\"
+f:8: replica.command[4]: got a mapping, expected a word in quotes, like \"--port\" | put it in quotes: \"{port}\"",
+        ),
+        (
             command("[]"),
             "f:8: replica.command: got [], expected a program and its arguments, \
              like vllm serve {model} --port {port}",

@@ -115,7 +115,7 @@ fn died<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
         "the replica in slot {} (process {}) ended before it was ready",
         replica.slot, replica.main
     ))
-    .hint("the last lines of its log say why; `model-swap logs` shows the whole of it")
+    .hint("the last lines of its log say why; `model-swap logs` shows more of it")
     .log(log)
 }
 
