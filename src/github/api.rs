@@ -35,8 +35,10 @@ const MESSAGE_LIMIT: usize = 300;
 pub struct ApiSpec {
     /// Base address without a final slash, `https://api.github.com` or `https://HOST/api/v3`.
     pub base: String,
-    /// A token with `deployments: write`.
+    /// A token with the permission.
     pub token: Secret,
+    /// What the token has to be allowed to write: `deployments`, `pull-requests`.
+    pub permission: &'static str,
     /// The repository.
     pub repository: Repository,
     /// How long things may take.
@@ -83,6 +85,8 @@ pub enum ApiError {
         status: u16,
         /// GitHub's message and the errors that it lists.
         message: String,
+        /// What the token has to be allowed to write.
+        permission: &'static str,
     },
     /// GitHub refused because of its rate limit.
     #[error("GitHub's rate limit refused to {tried} ({status}): {message}")]
@@ -135,9 +139,9 @@ impl Hint for ApiError {
             Self::Answered { status: 401, .. } => {
                 "`github-token` was not accepted: leave the input out, or give a token that has not expired".to_owned()
             }
-            Self::Answered { status: 403 | 404, .. } => {
-                "give the job `permissions: deployments: write` (a pull request from a fork never gets it)".to_owned()
-            }
+            Self::Answered { status: 403 | 404, permission, .. } => format!(
+                "give the job `permissions: {permission}: write` (a pull request from a fork never gets it)"
+            ),
             Self::Answered { status: 500.., .. } => "see https://www.githubstatus.com".to_owned(),
             Self::Answered { .. } => return Vec::new(),
             Self::RateLimited { .. } => "the token has asked too much of GitHub in this hour: try later".to_owned(),
@@ -157,13 +161,15 @@ pub(super) struct Api {
     root: String,
     /// Who is asked, for errors.
     pub(super) repository: String,
+    permission: &'static str,
     pub(super) bounds: Bounds,
 }
 
 impl Api {
     /// Must be called within a tokio runtime.
     pub(super) fn new(spec: ApiSpec) -> Result<Self, ApiError> {
-        let ApiSpec { base, token, repository: Repository { owner, name }, bounds } = spec;
+        let ApiSpec { base, token, permission, repository, bounds } = spec;
+        let Repository { owner, name } = repository;
         // octocrab would panic.
         if token.expose().is_empty() || !token.expose().bytes().all(|byte| byte.is_ascii_graphic())
         {
@@ -177,7 +183,8 @@ impl Api {
             .and_then(|builder| builder.build())
             .map_err(|error| ApiError::Client { base: base.clone(), source: cause(error) })?;
         let repository = format!("{owner}/{name}");
-        Ok(Self { crab, base, root: format!("/repos/{repository}"), repository, bounds })
+        let root = format!("/repos/{repository}");
+        Ok(Self { crab, base, root, repository, permission, bounds })
     }
 
     /// Asks for a list, more than once if need be.
@@ -209,6 +216,17 @@ impl Api {
         self.answer(tried, self.crab.post(route, Some(body))).await
     }
 
+    /// Changes one thing; sent once.
+    pub(super) async fn patch<T: DeserializeOwned>(
+        &self,
+        tried: &str,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        let route = format!("{}{route}", self.root);
+        self.answer(tried, self.crab.patch(route, Some(body))).await
+    }
+
     /// Holds a whole operation to its bound.
     pub(super) async fn operation<T>(
         &self,
@@ -227,7 +245,7 @@ impl Api {
         let limit = self.bounds.request;
         match timeout(limit, request).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(octocrab::Error::GitHub { source, .. })) => Err(refusal(tried, &source)),
+            Ok(Err(octocrab::Error::GitHub { source, .. })) => Err(self.refusal(tried, &source)),
             Ok(Err(error)) => Err(ApiError::Unanswered {
                 base: self.base.clone(),
                 tried: tried.to_owned(),
@@ -237,24 +255,24 @@ impl Api {
         }
     }
 
+    fn refusal(&self, tried: &str, error: &octocrab::GitHubError) -> ApiError {
+        let status = error.status_code.as_u16();
+        let details = error.errors.iter().flatten().map(detail);
+        let message =
+            std::iter::once(error.message.clone()).chain(details).collect::<Vec<_>>().join("; ");
+        let message = one_line(&message, MESSAGE_LIMIT);
+        let tried = tried.to_owned();
+        let header = |name: &str| error.headers.as_ref().and_then(|headers| headers.get(name));
+        let used_up = header("x-ratelimit-remaining").is_some_and(|left| left == "0");
+        if status == 429 || (status == 403 && (used_up || header("retry-after").is_some())) {
+            ApiError::RateLimited { tried, status, message }
+        } else {
+            ApiError::Answered { tried, status, message, permission: self.permission }
+        }
+    }
+
     fn too_long(&self, tried: &str, limit: Duration) -> ApiError {
         ApiError::Timeout { base: self.base.clone(), tried: tried.to_owned(), limit }
-    }
-}
-
-fn refusal(tried: &str, error: &octocrab::GitHubError) -> ApiError {
-    let status = error.status_code.as_u16();
-    let details = error.errors.iter().flatten().map(detail);
-    let message =
-        std::iter::once(error.message.clone()).chain(details).collect::<Vec<_>>().join("; ");
-    let message = one_line(&message, MESSAGE_LIMIT);
-    let tried = tried.to_owned();
-    let header = |name: &str| error.headers.as_ref().and_then(|headers| headers.get(name));
-    let used_up = header("x-ratelimit-remaining").is_some_and(|left| left == "0");
-    if status == 429 || (status == 403 && (used_up || header("retry-after").is_some())) {
-        ApiError::RateLimited { tried, status, message }
-    } else {
-        ApiError::Answered { tried, status, message }
     }
 }
 

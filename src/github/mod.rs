@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod command;
+pub mod comment;
 pub mod deployment;
 pub mod inputs;
 pub mod output;

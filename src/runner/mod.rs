@@ -1,5 +1,6 @@
 //! F5: the runner's side, the same for a workflow step and a terminal: inputs → remote → events → render → outputs.
 
+mod comment;
 mod follow;
 mod report;
 mod request;
@@ -79,10 +80,33 @@ fn refusal(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) {
 async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> {
     let pull_request = trust::pull_request(setting)?;
     let config = load(setting)?;
-    if let Some(why) = trust::alone(setting, &config.target, pull_request.as_ref()) {
-        return plan_alone(setting, &config, &why, voice);
+    let told = match trust::alone(setting, &config.target, pull_request.as_ref()) {
+        Some(why) => plan_alone(setting, &config, &why, voice),
+        None => ask(setting, &config, voice).await,
+    };
+    if let Some(pull_request) = pull_request.filter(|_| setting.inputs.command == CommandName::Plan)
+    {
+        // A plan that has become impossible must not leave the last one standing.
+        let (markdown, digest) = match &told {
+            Ok(told) => (told.markdown.clone(), told.plan_digest.clone()),
+            Err(stopped) => (summary::of_refusal(&stopped.failures), None),
+        };
+        let of = (&config.spec.service, digest);
+        comment::keep(setting, &pull_request, of, &markdown, voice).await;
     }
-    let request = request::of(setting, &config)?;
+    told.map(|told| told.exit)
+}
+
+/// What a command came to, and what was said of it.
+struct Told {
+    exit: Exit,
+    markdown: String,
+    plan_digest: Option<String>,
+}
+
+/// Has the server do it, or answer it.
+async fn ask(setting: &Setting, config: &Config, voice: &mut Voice) -> Result<Told, Stopped> {
+    let request = request::of(setting, config)?;
     let (binary, digest) = own_digest().map_err(|error| Stopped::remote(&error))?;
     let install = Install {
         digest,
@@ -114,12 +138,13 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
     };
     // GitHub may hang, and a cancelled job has seconds: what needs no network comes first.
     summarise(&setting.run, &markdown, voice);
-    put_out(setting, &followed.outputs(), voice);
+    let outputs = followed.outputs();
+    put_out(setting, &outputs, voice);
     let deployment_id = reporter.finish(voice).await;
     if deployment_id.is_some() {
         put_out(setting, &Outputs { deployment_id, ..Outputs::default() }, voice);
     }
-    Ok(exit)
+    Ok(Told { exit, markdown, plan_digest: outputs.plan_digest })
 }
 
 /// `plan` without the server: what the configuration alone says.
@@ -128,13 +153,16 @@ fn plan_alone(
     config: &Config,
     why: &str,
     voice: &mut Voice,
-) -> Result<Exit, Stopped> {
+) -> Result<Told, Stopped> {
     let outline = outline::outline(&config.spec)
         .map_err(|failures| Stopped { failures, exit: Exit::Environment })?;
     voice.say(render::outline::lines(&outline, why));
-    summarise(&setting.run, &render::outline::markdown(&outline, why), voice);
-    put_out(setting, &Outputs { plan_digest: Some(outline.digest), ..Outputs::default() }, voice);
-    Ok(Exit::Done)
+    let markdown = render::outline::markdown(&outline, why);
+    summarise(&setting.run, &markdown, voice);
+    let plan_digest = Some(outline.digest);
+    let outputs = Outputs { plan_digest: plan_digest.clone(), ..Outputs::default() };
+    put_out(setting, &outputs, voice);
+    Ok(Told { exit: Exit::Done, markdown, plan_digest })
 }
 
 fn load(setting: &Setting) -> Result<Config, Stopped> {
@@ -176,6 +204,12 @@ fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
     {
         voice.say([Line::Warning(error.to_failure().to_string())]);
     }
+}
+
+/// A failure that stops nothing, with what mends it.
+fn warning(failure: &Failure) -> Line {
+    let hints = failure.hints.iter().map(|hint| format!(" ({hint})")).collect::<String>();
+    Line::Warning(format!("{failure}{hints}"))
 }
 
 fn summarise(run: &WorkflowRun, markdown: &str, voice: &mut Voice) {

@@ -63,8 +63,13 @@ impl Reporter {
             purpose,
             log_url: run.requester.url.clone(),
         };
-        let spec =
-            ApiSpec { base: run.api_url.clone(), token, repository, bounds: Bounds::default() };
+        let spec = ApiSpec {
+            base: run.api_url.clone(),
+            token,
+            permission: "deployments",
+            repository,
+            bounds: Bounds::default(),
+        };
         let (news, heard) = unbounded_channel();
         Self {
             news: Some(news),
@@ -89,8 +94,7 @@ impl Reporter {
         voice.say(self.missing.map(|missing| Line::Warning(missing.to_owned())));
         let told = self.told?.await.unwrap_or_default();
         for failure in told.failures {
-            let hints = failure.hints.iter().map(|hint| format!(" ({hint})")).collect::<String>();
-            voice.say([Line::Warning(format!("{failure}{hints}"))]);
+            voice.say([super::warning(&failure)]);
         }
         told.deployment
     }

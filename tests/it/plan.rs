@@ -1,6 +1,7 @@
 //! A plan that is looked at before it is carried out: without a server, on a pull request, and held to afterwards.
 
 use anyhow::Result;
+use testbed::github::{FakeGitHub, Fault, Operation, Times, WORKFLOW};
 
 use crate::step::Step;
 use crate::support::{Action, NEW, OLD, Run, World, binary};
@@ -125,5 +126,92 @@ async fn a_pull_request_that_cannot_be_known_is_not_trusted() -> Result<()> {
     let action = world.action("swap", NEW, &[])?.with(&[("GITHUB_EVENT_NAME", "pull_request")]);
     Step::run(action).await?.refused(3, &["GITHUB_EVENT_PATH is not set"]);
     assert_eq!(world.serves().await?, OLD);
+    Ok(())
+}
+
+/// A plan for pull request 7, without a server.
+fn planned_on(github: &FakeGitHub, config: &str) -> Result<Action> {
+    planned_nowhere()?
+        .with_config(config)?
+        .on_github(github)
+        .for_pull_request("pull_request", "acme/llm")
+}
+
+#[tokio::test]
+async fn a_pull_request_has_one_comment_that_says_what_the_plan_is_now() -> Result<()> {
+    let github = FakeGitHub::start()?;
+    // More comments than a page holds, some of which would pass for ours if nobody looked who wrote them.
+    for index in 0..120 {
+        github.comment(7, "ann", &format!("comment {index}"));
+    }
+    let lie = "<!-- model-swap plan: service=chat environment=chat digest=o-000000000000 -->\nall is well";
+    github.comment(7, "eve", lie);
+    let first = Step::run(planned_on(&github, NOWHERE)?).await?.answered(&["(o-"]);
+    assert!(!first.stdout.contains("::warning"), "{first}");
+    let ours =
+        || github.comments().into_iter().filter(|c| c.author == WORKFLOW).collect::<Vec<_>>();
+    let [written] = &*ours() else { panic!("{:?}\n{first}", ours()) };
+    let (mark, text) = written.body.split_once('\n').unwrap_or_default();
+    assert!(mark.contains(first.output("plan-digest")) && mark.contains("service=chat"), "{mark}");
+    assert_eq!(text, first.summary, "comment and job summary say the same");
+
+    let newer = NOWHERE.replace("Qwen/New", NEWER);
+    let second = Step::run(planned_on(&github, &newer)?).await?.answered(&[NEWER]);
+    let [changed] = &*ours() else { panic!("{:?}\n{second}", ours()) };
+    assert!(changed.id == written.id && changed.body.contains(NEWER), "{changed:?}\n{second}");
+    assert_eq!(github.comments()[120].body, lie, "somebody else's comment was changed");
+
+    // Another environment has a comment of its own, and a plan that has become impossible replaces the last one.
+    Step::run(planned_on(&github, NOWHERE)?.with_inputs(&[("environment", "eu --> @all")])).await?;
+    assert_eq!(ours().len(), 2);
+    let systemd = newer.replace("replica:\n", "replica:\n  runtime: systemd\n");
+    Step::run(planned_on(&github, &systemd)?).await?.refused(3, &["systemd"]);
+    let first_of_ours = ours().remove(0).body;
+    assert!(first_of_ours.contains("Nothing was done"), "{first_of_ours}");
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_configuration_says_is_nothing_but_text_in_the_comment() -> Result<()> {
+    let github = FakeGitHub::start()?;
+    let hostile = "'--> @acme/all `x` <img src=y> | a\u{301}'";
+    let plain = "vllm serve {model} --port {port} --api-key sk-hidden";
+    let config =
+        NOWHERE.replace(plain, "[vllm, '{model}', '{port}', '--x=@acme/all<b>`|$(reboot)']");
+    let run = Step::run(planned_on(&github, &config)?.with_inputs(&[("model", hostile)])).await?;
+    let [written] = &*github.comments() else { panic!("{run}") };
+    let (_, text) = written.body.split_once('\n').unwrap_or_default();
+    assert!(run.code == 0 && text.contains("acme/all"), "{run}");
+    assert!(
+        !text.contains(['@', '`']) && !text.contains("<img") && !text.contains("<b>"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_comment_that_cannot_be_written_is_a_warning() -> Result<()> {
+    let github = FakeGitHub::start()?;
+    let comments = [Operation::CreateComment, Operation::UpdateComment];
+    github.fail(Fault::Status(403), &comments, Times::Always);
+    let run = Step::run(planned_on(&github, NOWHERE)?).await?;
+    let run = run.answered(&["::warning", "GitHub answered 403", "pull-requests: write"]);
+    assert!(run.summary.contains(run.output("plan-digest")), "{run}");
+    github.heal();
+
+    let tokenless = planned_on(&github, NOWHERE)?.with_inputs(&[("github-token", "")]);
+    Step::run(tokenless).await?.answered(&["::warning", "github-token is empty"]);
+    assert!(github.comments().is_empty(), "{:?}", github.comments());
+
+    // An answer that is lost makes no second comment.
+    github.fail(Fault::LostAnswer, &[Operation::CreateComment], Times::Next(1));
+    Step::run(planned_on(&github, NOWHERE)?).await?.answered(&["(o-"]);
+    assert_eq!(github.comments().len(), 1, "{:?}", github.comments());
+
+    // Not on a push, and not for a swap.
+    let pushed = planned_nowhere()?.on_github(&github).with_inputs(&[("model", NEWER)]);
+    Step::run(pushed).await?.answered(&[NEWER]);
+    assert!(!github.comments()[0].body.contains(NEWER));
     Ok(())
 }

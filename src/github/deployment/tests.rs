@@ -63,6 +63,7 @@ fn spec(base: String) -> ApiSpec {
     ApiSpec {
         base,
         token: Secret::new("ghs_token"),
+        permission: "deployments",
         repository: Repository::parse("acme/serving").unwrap(),
         bounds: Bounds {
             request: Duration::from_secs(10),

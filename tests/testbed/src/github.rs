@@ -1,8 +1,9 @@
-//! A fake GitHub API: the deployment and dispatch calls of one GitHub, with state, held to GitHub's own description.
+//! A fake GitHub API: the deployment, comment and dispatch calls of one GitHub, with state, held to GitHub's own description.
 //!
 //! Each request and each of its own answers is checked against `fixtures/github-openapi.json`, so that neither a caller
 //! nor this fake can invent an API. It runs in a thread of its own: it answers also while a test blocks.
 
+mod comments;
 mod contract;
 mod operation;
 mod server;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
+pub use self::comments::{Comment, WORKFLOW};
 use self::contract::Contract;
 pub use self::operation::Operation;
 use self::server::{Serving, World};
@@ -138,6 +140,17 @@ impl FakeGitHub {
     /// All deployments with their statuses, oldest first.
     pub fn deployments(&self) -> Vec<Deployment> {
         self.world().state.deployments.clone()
+    }
+
+    /// All comments, oldest first.
+    pub fn comments(&self) -> Vec<Comment> {
+        self.world().state.comments.all.clone()
+    }
+
+    /// Somebody comments on an issue or a pull request of `acme/llm`.
+    pub fn comment(&self, issue: u64, author: &str, body: &str) {
+        let body = serde_json::json!({ "body": body });
+        self.world().state.comments.add("acme/llm", issue, author, &body);
     }
 
     fn world(&self) -> MutexGuard<'_, World> {

@@ -19,11 +19,17 @@ pub enum Operation {
     DispatchRepository,
     /// `actions/create-workflow-dispatch`.
     DispatchWorkflow,
+    /// `issues/list-comments`; to GitHub a pull request is an issue.
+    ListComments,
+    /// `issues/create-comment`.
+    CreateComment,
+    /// `issues/update-comment`.
+    UpdateComment,
 }
 
 impl Operation {
     /// All of them: "GitHub is in trouble".
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::ListDeployments,
         Self::CreateDeployment,
         Self::GetDeployment,
@@ -32,6 +38,9 @@ impl Operation {
         Self::GetStatus,
         Self::DispatchRepository,
         Self::DispatchWorkflow,
+        Self::ListComments,
+        Self::CreateComment,
+        Self::UpdateComment,
     ];
 
     /// Method and path template, as in the description.
@@ -53,6 +62,9 @@ impl Operation {
             Self::DispatchWorkflow => {
                 ("POST", "/repos/{owner}/{repo}/actions/workflows/{workflow_id}/dispatches")
             }
+            Self::ListComments => ("GET", "/repos/{owner}/{repo}/issues/{issue_number}/comments"),
+            Self::CreateComment => ("POST", "/repos/{owner}/{repo}/issues/{issue_number}/comments"),
+            Self::UpdateComment => ("PATCH", "/repos/{owner}/{repo}/issues/comments/{comment_id}"),
         }
     }
 

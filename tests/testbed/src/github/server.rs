@@ -14,6 +14,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::comments::WORKFLOW;
 use super::contract::Contract;
 use super::operation::{Operation, PathParameters};
 use super::state::{Page, State};
@@ -277,6 +278,18 @@ impl World {
             }),
             Operation::DispatchRepository => Some(Answer::empty(204)),
             Operation::DispatchWorkflow => Some(self.dispatch_workflow(&repository, body)),
+            Operation::ListComments => {
+                let issue = path.id("issue_number");
+                Some(Answer::page(self.state.comments.list(&repository, issue, &request.query)))
+            }
+            Operation::CreateComment => {
+                let issue = path.id("issue_number");
+                Some(Answer::new(201, self.state.comments.add(&repository, issue, WORKFLOW, body)))
+            }
+            Operation::UpdateComment => {
+                let comment = self.state.comments.update(&repository, path.id("comment_id"), body);
+                comment.map(|comment| Answer::new(200, comment))
+            }
         };
         answer.unwrap_or_else(|| Answer::refusal(404, "Not Found"))
     }

@@ -5,6 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::{Value, json};
 
+use super::comments::{Comments, WORKFLOW};
+
 /// GitHub's default and largest page (REST API, "Using pagination").
 const PAGE: usize = 30;
 const LARGEST_PAGE: usize = 100;
@@ -85,6 +87,7 @@ pub(super) struct State {
     base: String,
     /// Oldest first.
     pub(super) deployments: Vec<Deployment>,
+    pub(super) comments: Comments,
     last_id: u64,
 }
 
@@ -98,7 +101,8 @@ pub(super) struct Page {
 
 impl State {
     pub(super) fn new(base: String) -> Self {
-        Self { base, deployments: Vec::new(), last_id: 0 }
+        let comments = Comments::new(base.clone());
+        Self { base, deployments: Vec::new(), comments, last_id: 0 }
     }
 
     /// Creates a deployment from a request that was found good, with GitHub's defaults.
@@ -203,7 +207,7 @@ impl State {
             "original_environment": deployment.environment,
             "environment": deployment.environment,
             "description": deployment.description,
-            "creator": self.creator(),
+            "creator": user(&self.base, WORKFLOW),
             "created_at": time(deployment.id),
             "updated_at": time(updated),
             "statuses_url": format!("{url}/statuses"),
@@ -223,7 +227,7 @@ impl State {
             "node_id": format!("DES_{}", status.id),
             "url": format!("{url}/statuses/{}", status.id),
             "state": status.state,
-            "creator": self.creator(),
+            "creator": user(&self.base, WORKFLOW),
             "description": status.description,
             "environment": deployment.environment,
             "environment_url": status.environment_url,
@@ -235,36 +239,6 @@ impl State {
             "repository_url": repository,
             "performed_via_github_app": null,
         })
-    }
-
-    /// Who a workflow's own token acts as.
-    fn creator(&self) -> Value {
-        let url = format!("{}/users/github-actions", self.base);
-        let mut creator = json!({
-            "login": "github-actions[bot]",
-            "id": 41_898_282,
-            "node_id": "MDM6Qm90NDE4OTgyODI=",
-            "gravatar_id": "",
-            "type": "Bot",
-            "site_admin": false,
-            "url": url,
-        });
-        for name in [
-            "avatar_url",
-            "html_url",
-            "followers_url",
-            "following_url",
-            "gists_url",
-            "starred_url",
-            "subscriptions_url",
-            "organizations_url",
-            "repos_url",
-            "events_url",
-            "received_events_url",
-        ] {
-            creator[name] = format!("{url}/{name}").into();
-        }
-        creator
     }
 
     fn retire_before(&mut self, repository: &str, id: u64, environment: &str) {
@@ -280,6 +254,37 @@ impl State {
             }
         }
     }
+}
+
+/// A user or a bot in an answer.
+pub(super) fn user(base: &str, login: &str) -> Value {
+    let is_bot = login.ends_with("[bot]");
+    let url = format!("{base}/users/{}", login.trim_end_matches("[bot]"));
+    let mut user = json!({
+        "login": login,
+        "id": if is_bot { 41_898_282 } else { 7 },
+        "node_id": "MDM6Qm90NDE4OTgyODI=",
+        "gravatar_id": "",
+        "type": if is_bot { "Bot" } else { "User" },
+        "site_admin": false,
+        "url": url,
+    });
+    for name in [
+        "avatar_url",
+        "html_url",
+        "followers_url",
+        "following_url",
+        "gists_url",
+        "starred_url",
+        "subscriptions_url",
+        "organizations_url",
+        "repos_url",
+        "events_url",
+        "received_events_url",
+    ] {
+        user[name] = format!("{url}/{name}").into();
+    }
+    user
 }
 
 fn next(last: &mut u64) -> u64 {
@@ -299,11 +304,11 @@ fn commit(git_ref: &str) -> String {
 }
 
 /// The clock ticks once for each thing that is made, which is all that an order needs.
-fn time(id: u64) -> String {
+pub(super) fn time(id: u64) -> String {
     format!("2026-01-01T{:02}:{:02}:{:02}Z", id / 3600 % 24, id / 60 % 60, id % 60)
 }
 
-fn page(all: impl Iterator<Item = Value>, query: &[(String, String)]) -> Page {
+pub(super) fn page(all: impl Iterator<Item = Value>, query: &[(String, String)]) -> Page {
     let number = |name: &str| {
         query.iter().find(|(own, _)| own == name).and_then(|(_, value)| value.parse().ok())
     };

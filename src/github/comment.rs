@@ -1,0 +1,224 @@
+//! The one comment on a pull request that says what its plan is, and is kept up to date.
+//!
+//! Bodies: GitHub's REST documentation, "Issue comments"; to GitHub a pull request is an issue.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::api::{Api, ApiError, ApiSpec};
+use crate::model::ids::ServiceName;
+
+/// The longest comment that is sent, in characters. GitHub takes 65,536 and refuses a longer one whole.
+pub const COMMENT_LIMIT: usize = 65_000;
+
+/// Stands above a text that was cut: below, it could end up inside a fenced block.
+const CUT_NOTE: &str = "> The rest of this plan was cut: the job summary has all of it.\n\n";
+
+/// How many comments are asked for at once: the most that a page holds.
+const PAGE: usize = 100;
+
+/// How an installation's token begins, that of a workflow as well (documentation, "GitHub's token formats"). Who holds one
+/// writes as a bot.
+const INSTALLATION: &str = "ghs_";
+
+/// What a comment is found by again: hidden in its first line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The service that the plan is for.
+    pub service: ServiceName,
+    /// The GitHub environment it would be deployed to.
+    pub environment: String,
+    /// The plan, if there is one.
+    pub digest: Option<String>,
+}
+
+impl Mark {
+    /// The part that is the same whatever the plan is. A pull request can have plans for several services.
+    fn prefix(&self) -> String {
+        // Nothing in it can end the HTML comment or the field.
+        let environment: String = self
+            .environment
+            .bytes()
+            .map(|b| {
+                if b.is_ascii_alphanumeric() {
+                    char::from(b).to_string()
+                } else {
+                    format!("%{b:02x}")
+                }
+            })
+            .collect();
+        format!("<!-- model-swap plan: service={} environment={environment} ", self.service)
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digest = self.digest.as_deref().unwrap_or("none");
+        write!(f, "{}digest={digest} -->", self.prefix())
+    }
+}
+
+/// The comments on the pull requests of one repository.
+pub struct Comments {
+    api: Api,
+    /// Whether the token's holder writes as a bot.
+    as_bot: bool,
+}
+
+impl Comments {
+    /// A client; makes no request. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// If the token cannot stand in a header, the address is none, or the machine has no CA certificates.
+    pub fn new(spec: ApiSpec) -> Result<Self, ApiError> {
+        let as_bot = spec.token.expose().starts_with(INSTALLATION);
+        Api::new(spec).map(|api| Self { api, as_bot })
+    }
+
+    /// Makes our comment on a pull request say this: changes the one that is there, or writes the first.
+    ///
+    /// # Errors
+    /// If GitHub refuses, or does not answer within the operation's bound.
+    pub async fn keep(&self, number: u64, mark: &Mark, markdown: &str) -> Result<(), ApiError> {
+        let tried = format!("comment on pull request {number} of {}", self.api.repository);
+        let body = fitted(&format!("{mark}\n"), markdown);
+        let kept = async {
+            let doubt = match self.find(number, mark, &tried).await? {
+                Some(there) => return self.update(&there, &body, &tried).await,
+                None => match self.create(number, &body, &tried).await {
+                    Err(error) if error.is_ambiguous() => error,
+                    settled => return settled,
+                },
+            };
+            // The comment may be there, and its answer lost: a second one would never be found again.
+            tokio::time::sleep(self.api.bounds.pause).await;
+            match self.find(number, mark, &tried).await? {
+                Some(there) => self.update(&there, &body, &tried).await,
+                None => Err(doubt),
+            }
+        };
+        self.api.operation(&tried, kept).await
+    }
+
+    /// Looks through all pages: a busy pull request has more comments than one holds.
+    async fn find(
+        &self,
+        number: u64,
+        mark: &Mark,
+        tried: &str,
+    ) -> Result<Option<Listed>, ApiError> {
+        let prefix = mark.prefix();
+        let route = format!("/issues/{number}/comments");
+        let mut page = 1;
+        loop {
+            let query = Query { per_page: PAGE, page };
+            let there: Vec<Listed> = self.api.get(tried, &route, &query).await?;
+            let is_last = there.len() < PAGE;
+            let ours = |comment: &Listed| {
+                comment.body.as_ref().is_some_and(|body| body.starts_with(&prefix))
+                    && self.could_have_written(comment)
+            };
+            match there.into_iter().find(ours) {
+                Some(found) => return Ok(Some(found)),
+                None if is_last => return Ok(None),
+                None => page += 1,
+            }
+        }
+    }
+
+    /// Anybody can copy the mark into a comment of their own; nobody can write as a bot, or as a person who may write here.
+    fn could_have_written(&self, comment: &Listed) -> bool {
+        let is_bot = comment.user.as_ref().is_some_and(|user| user.kind == "Bot");
+        let may_write = ["OWNER", "MEMBER", "COLLABORATOR"].contains(&&*comment.author_association);
+        if self.as_bot { is_bot } else { !is_bot && may_write }
+    }
+
+    async fn create(&self, number: u64, body: &str, tried: &str) -> Result<(), ApiError> {
+        let route = format!("/issues/{number}/comments");
+        let _made: Made = self.api.post(tried, &route, &json!({ "body": body })).await?;
+        Ok(())
+    }
+
+    async fn update(&self, there: &Listed, body: &str, tried: &str) -> Result<(), ApiError> {
+        // Each change of a comment is kept in its history.
+        if there.body.as_deref() == Some(body) {
+            return Ok(());
+        }
+        let route = format!("/issues/comments/{}", there.id);
+        let _made: Made = self.api.patch(tried, &route, &json!({ "body": body })).await?;
+        Ok(())
+    }
+}
+
+/// Mark and text, cut to what GitHub takes, at the end of a line.
+fn fitted(mark: &str, markdown: &str) -> String {
+    let room = COMMENT_LIMIT.saturating_sub(mark.chars().count());
+    if markdown.chars().count() <= room {
+        return format!("{mark}{markdown}");
+    }
+    let kept: String =
+        markdown.chars().take(room.saturating_sub(CUT_NOTE.chars().count())).collect();
+    let end = kept.rfind('\n').map_or(0, |newline| newline + 1);
+    format!("{mark}{CUT_NOTE}{}", &kept[..end])
+}
+
+#[derive(Serialize)]
+struct Query {
+    per_page: usize,
+    page: usize,
+}
+
+/// Only what is needed is read: Enterprise Servers differ in the rest.
+#[derive(Deserialize)]
+struct Listed {
+    id: u64,
+    body: Option<String>,
+    user: Option<User>,
+    #[serde(default)]
+    author_association: String,
+}
+
+#[derive(Deserialize)]
+struct User {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct Made {
+    #[serde(rename = "id")]
+    _id: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(environment: &str) -> Mark {
+        let service = "chat".parse().unwrap();
+        Mark { service, environment: environment.to_owned(), digest: Some("p-1".to_owned()) }
+    }
+
+    #[test]
+    fn a_mark_is_hidden_whatever_the_environment_is_called() {
+        let plain = "<!-- model-swap plan: service=chat environment=production digest=p-1 -->";
+        assert_eq!(mark("production").to_string(), plain);
+        let hostile = mark("x --> <b>@acme\n").to_string();
+        assert_eq!(hostile.matches("-->").count(), 1, "{hostile}");
+        assert!(hostile.ends_with(" -->") && !hostile.contains(['@', '\n']), "{hostile}");
+        assert_ne!(mark("a").prefix(), mark("ab").prefix());
+        assert!(!mark("ab").to_string().starts_with(&mark("a").prefix()));
+    }
+
+    #[test]
+    fn a_comment_never_exceeds_what_github_takes() {
+        assert_eq!(fitted("m\n", "short\n"), "m\nshort\n");
+        let body = fitted("m\n", &"é line\n".repeat(COMMENT_LIMIT));
+        assert!(body.chars().count() <= COMMENT_LIMIT, "{}", body.chars().count());
+        assert!(body.chars().count() > COMMENT_LIMIT - 20, "{}", body.chars().count());
+        assert!(body.starts_with("m\n> The rest of this plan was cut") && body.ends_with("line\n"));
+        assert_eq!(fitted("m\n", &"x".repeat(COMMENT_LIMIT)), format!("m\n{CUT_NOTE}"));
+    }
+}
