@@ -51,7 +51,7 @@ pub enum Verb {
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
     },
-    /// Bring the previous model back, while it is still warm.
+    /// Bring the previous model back: at once while it is still warm, else it is started again.
     Rollback {
         /// Options.
         #[command(flatten)]
@@ -59,6 +59,9 @@ pub enum Verb {
         /// The swap to undo; the one that serves if not given.
         #[arg(long)]
         swap_id: Option<SwapId>,
+        /// The revision to go back to, as `history` lists them: its digest or the beginning of it.
+        #[arg(long)]
+        to: Option<String>,
         /// When to return: `promoted` or `retired`.
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
@@ -77,6 +80,12 @@ pub enum Verb {
     },
     /// Show the log of the replica that was started last.
     Logs {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show the latest swaps, and what a rollback could go back to.
+    History {
         /// Options.
         #[command(flatten)]
         common: Common,
@@ -172,12 +181,13 @@ impl Verb {
                 let inputs = common.inputs(CommandName::Swap)?;
                 Inputs { when: force.into(), plan_digest, wait, ..inputs }
             }
-            Self::Rollback { common, swap_id, wait } => {
-                Inputs { swap_id, wait, ..common.inputs(CommandName::Rollback)? }
+            Self::Rollback { common, swap_id, to, wait } => {
+                Inputs { swap_id, to, wait, ..common.inputs(CommandName::Rollback)? }
             }
             Self::Abort { common } => common.inputs(CommandName::Abort)?,
             Self::Status { common } => common.inputs(CommandName::Status)?,
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
+            Self::History { common } => common.inputs(CommandName::History)?,
             Self::Agent { .. } | Self::Server { .. } => return Ok(None),
         };
         let token = env.get("GITHUB_TOKEN").filter(|token| !token.is_empty());
@@ -207,6 +217,7 @@ impl Common {
             environment: None,
             swap_id: None,
             plan_digest: None,
+            to: None,
             wait: Wait::Promoted,
             when: When::Changed,
             github_token: None,

@@ -1,7 +1,7 @@
 //! F2: the journal of a swap: intent for machines. Appended and fsynced before the act it announces.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -105,6 +105,17 @@ impl Journal {
         // The folder's entry must outlive a power loss as well as the content.
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         Ok(journal)
+    }
+
+    /// The plan of the swap of this folder, while its journal is there and is understood.
+    pub fn plan(folder: &Path) -> Option<Plan> {
+        let mut line = String::new();
+        BufReader::new(File::open(folder.join(FILE)).ok()?).read_line(&mut line).ok()?;
+        let record: Record = serde_json::from_str(&line).ok()?;
+        match record.kind {
+            RecordKind::Planned { plan, .. } if record.v <= JOURNAL_VERSION => Some(*plan),
+            _ => None,
+        }
     }
 
     /// Whether the swap of this folder has a whole record: without one it has done nothing.

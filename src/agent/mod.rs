@@ -8,6 +8,7 @@ mod install;
 mod listed;
 pub mod lockdown;
 mod place;
+mod rollback;
 mod run;
 
 pub use install::install;
@@ -84,6 +85,13 @@ async fn serve(
             let world = observe_at_rest(&host, &dir, asked).await.map_err(Refusal::environment)?;
             let report = Box::new(world.report(&host, &dir, asked).await);
             answers.send(&Frame::Status { report });
+            Ok(())
+        }
+        Command::History(asked) => {
+            let host = SystemHost::new(asked);
+            let world = observe_at_rest(&host, &dir, asked).await.map_err(Refusal::environment)?;
+            let report = Box::new(rollback::report(&dir, &asked.spec, &world));
+            answers.send(&Frame::History { report });
             Ok(())
         }
         Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers),
@@ -221,7 +229,7 @@ async fn hand_over(
 }
 
 /// A swap drains and retires by what nginx's file says, and has nothing to do where the file names what is wanted: that
-/// must be what nginx does. A rollback may be what mends it.
+/// must be what nginx does. A flip back may be what mends it.
 async fn confirm_route<H: Host>(host: &H, spec: &SwapSpec, world: &World) -> Result<(), Failure> {
     let is_named = |slot: &Slot| slot.port == world.upstream.port;
     let answers = spec.slots.iter().any(|(name, slot)| {

@@ -5,10 +5,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::abort::{never_begun, nothing_to_abort};
 use super::answer::Answers;
+use super::rollback::{self, INCUMBENT, SPEC};
 use super::{aftermath, barred, confirm_route, follow, parse, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World, observe};
+use crate::host::process::Snapshot;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
@@ -16,7 +18,7 @@ use crate::model::event::{Closing, EventKind};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
 use crate::model::state::{Holder, Past, Requester};
 use crate::model::wire::{
@@ -25,9 +27,6 @@ use crate::model::wire::{
 use crate::service_dir::{self, ServiceDir, StateError};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
-
-/// The file that holds the specification of a swap, for its recovery.
-const SPEC: &str = "spec.json";
 
 /// What is to be done, from either command.
 struct Work {
@@ -84,18 +83,19 @@ fn work(request: Request) -> Option<Work> {
         | Command::Plan(_)
         | Command::Status(_)
         | Command::Logs(_)
+        | Command::History(_)
         | Command::Follow { .. } => None,
     }
 }
 
-async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
+async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let spec = &work.asked.spec;
     let state_dir = place::state_dir(spec).map_err(Refusal::environment)?;
     let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
-    let host = SystemHost::new(&work.asked);
     let attaches =
-        |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, host.now()));
-    let mut lease = match aftermath::take_lease(&dir, holder(&work, host.now()), attaches).await {
+        |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, Timestamp::now()));
+    let begins = holder(&work, Timestamp::now());
+    let mut lease = match aftermath::take_lease(&dir, begins, attaches).await {
         Ok(lease) => lease,
         Err(LeaseError::Held { holder: Some(holder) }) if attaches(&holder) => {
             answers.send(&Frame::Accepted { swap: holder.swap.clone() });
@@ -107,7 +107,7 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         take_over(&dir, &died.swap).map_err(Refusal::environment)?;
         recover(&dir, &died.swap, &work.asked.secrets).await.map_err(Refusal::environment)?;
         lease
-            .recovered(&holder(&work, host.now()))
+            .recovered(&holder(&work, Timestamp::now()))
             .map_err(|error| Refusal::environment(error.to_failure()))?;
     }
     if dir.swap(&work.swap).exists() {
@@ -118,17 +118,19 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     if abort::ordered(&dir, &work.swap).is_some() {
         return Err(never_begun(&work.swap));
     }
-    let world = observe(&host, &dir, &work.asked, work.requester.sha.clone())
-        .await
-        .map_err(Refusal::environment)?;
-    let decision = match &work.command {
-        Command::Rollback(wanted) => planner::plan_rollback(spec, &world.seen, wanted.of.as_ref()),
-        Command::Swap(wanted) => planner::plan_swap(spec, &world.seen, wanted.when),
+    let Decided { asked, world, decision, again } = match &work.command {
+        Command::Rollback(wanted) => rollback::decide(&dir, wanted).await?,
+        Command::Swap(wanted) => decide(&dir, wanted).await?,
         _ => return Ok(()),
     };
-    let decision = decision.map_err(barred)?;
-    if matches!(work.command, Command::Swap(_)) {
-        confirm_route(&host, spec, &world).await.map_err(Refusal::environment)?;
+    work.asked = asked;
+    let host = SystemHost::new(&work.asked);
+    let flips = match &decision {
+        Decision::Act(plan) => plan.strategy == Strategy::WarmRollback,
+        Decision::Unchanged(_) => matches!(work.command, Command::Rollback(_)),
+    };
+    if !flips {
+        confirm_route(&host, &work.asked.spec, &world).await.map_err(Refusal::environment)?;
     }
     match decision {
         Decision::Unchanged(reason) => {
@@ -137,9 +139,11 @@ async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         }
         Decision::Act(plan) => {
             if let Command::Swap(SwapRequest { plan_digest: Some(approved), .. }) = &work.command {
-                outline::confirm(spec, &plan, approved).map_err(Refusal::input)?;
+                outline::confirm(&work.asked.spec, &plan, approved).map_err(Refusal::input)?;
             }
-            let begun = open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
+            let mut begun =
+                open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
+            begun.0.again = again;
             work_on(begun, &work, lease, answers).await;
             Ok(())
         }
@@ -195,6 +199,28 @@ fn take_over(dir: &ServiceDir, swap: &SwapId) -> Result<(), StateError> {
     service_dir::write_json(&folder.join(follow::AGENT), &process::own())
 }
 
+/// What a command comes to.
+pub(super) struct Decided {
+    /// What is asked; a cold rollback puts what the revision was started from into it.
+    pub(super) asked: Asked,
+    /// What was observed.
+    pub(super) world: World,
+    /// What is to be done.
+    pub(super) decision: Decision,
+    /// What the candidate is started from instead of the specification.
+    pub(super) again: Option<Snapshot>,
+}
+
+async fn decide(dir: &ServiceDir, wanted: &SwapRequest) -> Result<Decided, Refusal> {
+    let asked = wanted.asked.clone();
+    let host = SystemHost::new(&asked);
+    let world = observe(&host, dir, &asked, wanted.requester.sha.clone())
+        .await
+        .map_err(Refusal::environment)?;
+    let decision = planner::plan_swap(&asked.spec, &world.seen, wanted.when).map_err(barred)?;
+    Ok(Decided { asked, world, decision, again: None })
+}
+
 /// Executes what is begun, and what comes after. Every act is written down before it is done.
 async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answers) {
     let (cx, mut journal) = begun;
@@ -229,7 +255,7 @@ fn open<'a>(
     let folder = dir.make_swap(&work.swap)?;
     service_dir::write_json(&folder.join(SPEC), &work.asked.spec)?;
     service_dir::write_json(&folder.join(follow::AGENT), &process::own())?;
-    keep_incumbent(host, &world, &plan, &folder)?;
+    keep_incumbent(&world, &plan, &folder)?;
     let journal = Journal::create(&folder, &work.swap, &plan, host.now())?;
     let events =
         EventLog::open(&folder, &work.swap).map_err(|error| Failure::from_error(&error))?;
@@ -240,18 +266,13 @@ fn open<'a>(
 }
 
 /// An adopted incumbent's argv, folder and environment: enough to start it again. Mode 0600, it holds secrets.
-fn keep_incumbent(
-    host: &SystemHost,
-    world: &World,
-    plan: &Plan,
-    folder: &std::path::Path,
-) -> Result<(), Failure> {
+fn keep_incumbent(world: &World, plan: &Plan, folder: &std::path::Path) -> Result<(), Failure> {
     let replica = plan.incumbent.as_ref().and_then(|side| world.replicas.get(&side.slot));
     let Some(adopted) = replica.filter(|replica| replica.revision.is_adopted()) else {
         return Ok(());
     };
-    let snapshot = host.snapshot(adopted.main)?;
-    Ok(service_dir::write_json(&folder.join("incumbent.json"), &snapshot)?)
+    let snapshot = Snapshot::of(adopted.main)?;
+    Ok(service_dir::write_json(&folder.join(INCUMBENT), &snapshot)?)
 }
 
 /// Brings the swap of an agent that died to its end.

@@ -1,5 +1,7 @@
 //! The replica's command: words, never a shell, with three tokens.
 
+use std::collections::BTreeMap;
+
 use crate::model::ids::Port;
 use crate::model::spec::Gpu;
 
@@ -19,6 +21,19 @@ pub fn gpu_list(gpus: &[Gpu]) -> String {
         Gpu::Uuid(uuid) => uuid.clone(),
     };
     gpus.iter().map(name).collect::<Vec<_>>().join(",")
+}
+
+/// What an engine's environment says of its GPUs; nothing for none.
+pub fn gpu_env(gpus: &[Gpu]) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    if !gpus.is_empty() {
+        env.insert("CUDA_VISIBLE_DEVICES".to_owned(), gpu_list(gpus));
+    }
+    if gpus.iter().any(|gpu| matches!(gpu, Gpu::Index(_))) {
+        // CUDA numbers by speed unless told otherwise; nvidia-smi and people number by PCI bus.
+        env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+    }
+    env
 }
 
 fn render_word(word: &str, values: &[String; 3]) -> String {

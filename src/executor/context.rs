@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::abort;
 use crate::event_log::EventLog;
 use crate::host::Host;
+use crate::host::process::Snapshot;
 use crate::model::event::{Conclusion, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SlotName, SwapId};
@@ -46,6 +47,8 @@ pub struct Context<'a, H> {
     pub plan: Plan,
     /// What ran in each slot when the plan was made.
     pub replicas: BTreeMap<SlotName, Replica>,
+    /// What the candidate is started from instead of the specification, in a cold rollback to an adopted revision.
+    pub again: Option<Snapshot>,
     events: RefCell<EventLog>,
     cutover: RefCell<Cutover>,
     index: Cell<usize>,
@@ -67,6 +70,7 @@ impl<'a, H: Host> Context<'a, H> {
             swap,
             plan,
             replicas,
+            again: None,
             events: RefCell::new(events),
             cutover: RefCell::new(Cutover::Unknown),
             index: Cell::new(0),

@@ -162,7 +162,7 @@ async fn unwind<H: Host>(
         // Whatever went wrong meanwhile: it was given up, and is.
         _ if abort::ordered(cx.dir, &cx.swap).is_some() => Outcome::Aborted,
         Strategy::BlueGreen if traffic_returned(journal) => Outcome::RolledBack,
-        Strategy::BlueGreen | Strategy::WarmRollback => Outcome::Failed,
+        Strategy::BlueGreen | Strategy::WarmRollback | Strategy::ColdRollback => Outcome::Failed,
     };
     conclude(cx, journal, Some((outcome, failure)))
 }
@@ -202,7 +202,7 @@ fn conclude<H: Host>(
     let (outcome, failure) = match (ended, cx.plan.strategy) {
         (Some((outcome, failure)), _) => (outcome, Some(failure)),
         (None, Strategy::BlueGreen) => (Outcome::Promoted, None),
-        (None, Strategy::WarmRollback) => (Outcome::RolledBack, None),
+        (None, Strategy::WarmRollback | Strategy::ColdRollback) => (Outcome::RolledBack, None),
     };
     journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
     let conclusion = cx.conclusion(outcome, failure);

@@ -150,7 +150,7 @@ impl Status {
     pub fn started(plan: &Plan, log_url: Option<String>) -> Self {
         let candidate = &plan.candidate;
         let description = match (&plan.incumbent, plan.strategy) {
-            (Some(now), Strategy::BlueGreen) => format!(
+            (Some(now), Strategy::BlueGreen | Strategy::ColdRollback) => format!(
                 "{} on slot {} serves until {} on slot {} is ready",
                 now.revision.model, now.slot, candidate.revision.model, candidate.slot
             ),

@@ -23,7 +23,7 @@ pub struct Declared {
 }
 
 /// Every input of the action, in the order of `action.yml`.
-pub const INPUTS: [Declared; 13] = [
+pub const INPUTS: [Declared; 14] = [
     Declared { name: "command", default: Some("swap") },
     Declared { name: "config", default: Some(DEFAULT_CONFIG) },
     Declared { name: "service", default: None },
@@ -34,6 +34,7 @@ pub const INPUTS: [Declared; 13] = [
     Declared { name: "environment", default: None },
     Declared { name: "swap-id", default: None },
     Declared { name: "plan-digest", default: None },
+    Declared { name: "to", default: None },
     Declared { name: "wait", default: Some("promoted") },
     Declared { name: "force", default: Some("false") },
     Declared { name: "github-token", default: Some("${{ github.token }}") },
@@ -71,6 +72,8 @@ pub struct Inputs {
     pub swap_id: Option<SwapId>,
     /// The only plan that a swap may carry out.
     pub plan_digest: Option<PlanDigest>,
+    /// The revision that a rollback goes back to, or the beginning of its digest.
+    pub to: Option<String>,
     /// How far the command is followed.
     pub wait: Wait,
     /// Whether an equal revision is swapped all the same.
@@ -94,6 +97,8 @@ pub enum CommandName {
     Status,
     /// The candidate's log.
     Logs,
+    /// What could a rollback go back to?
+    History,
 }
 
 /// An input that cannot be used. Never holds a secret's value.
@@ -112,8 +117,20 @@ pub struct InputProblem {
 
 impl CommandName {
     /// Every command.
-    pub const ALL: [Self; 6] =
-        [Self::Plan, Self::Swap, Self::Rollback, Self::Abort, Self::Status, Self::Logs];
+    pub const ALL: [Self; 7] = [
+        Self::Plan,
+        Self::Swap,
+        Self::Rollback,
+        Self::Abort,
+        Self::Status,
+        Self::Logs,
+        Self::History,
+    ];
+
+    /// Whether it only asks, and changes nothing.
+    pub fn only_asks(self) -> bool {
+        !matches!(self, Self::Swap | Self::Rollback | Self::Abort)
+    }
 
     /// The command as a user writes it.
     pub fn as_str(self) -> &'static str {
@@ -124,6 +141,7 @@ impl CommandName {
             Self::Abort => "abort",
             Self::Status => "status",
             Self::Logs => "logs",
+            Self::History => "history",
         }
     }
 }
@@ -153,6 +171,7 @@ impl Inputs {
             environment: reader.text("environment"),
             swap_id: reader.name("swap-id"),
             plan_digest: reader.name("plan-digest"),
+            to: reader.text("to"),
             wait: reader
                 .choice("wait", &[("promoted", Wait::Promoted), ("retired", Wait::Retired)])
                 .unwrap_or(Wait::Promoted),
@@ -177,8 +196,11 @@ impl Inputs {
     pub fn contradictions(&self) -> Vec<InputProblem> {
         let id = self.swap_id.as_ref().map(ToString::to_string);
         let digest = self.plan_digest.as_ref().map(ToString::to_string);
-        let tied =
-            [("swap-id", id, CommandName::Rollback), ("plan-digest", digest, CommandName::Swap)];
+        let tied = [
+            ("swap-id", id, CommandName::Rollback),
+            ("to", self.to.clone(), CommandName::Rollback),
+            ("plan-digest", digest, CommandName::Swap),
+        ];
         tied.into_iter()
             .filter(|(_, value, owner)| value.is_some() && self.command != *owner)
             .map(|(input, value, owner)| InputProblem {

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::engine::{self, Answer, Models};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
@@ -35,17 +34,6 @@ pub struct SystemHost {
     nginx: Nginx,
 }
 
-/// Enough of a process that nobody here started to start it again. Holds secrets.
-#[derive(Debug, Serialize)]
-pub struct Snapshot {
-    argv: Vec<String>,
-    env: std::collections::BTreeMap<String, String>,
-    cwd: std::path::PathBuf,
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-}
-
 impl SystemHost {
     /// The host for what is asked.
     pub fn new(asked: &Asked) -> Self {
@@ -55,21 +43,6 @@ impl SystemHost {
         let ports = spec.slots.values().map(|slot| slot.port).collect();
         let nginx = Nginx::new(spec.nginx.clone()).ports(ports).api_key(api_key.clone());
         Self { spec, api_key, secrets: asked.secrets.clone(), nginx }
-    }
-
-    /// argv, environment, folder and user of a running process.
-    ///
-    /// # Errors
-    /// If it is gone, or another user's.
-    pub fn snapshot(&self, main: ProcessId) -> Result<Snapshot, Failure> {
-        let inherited = process::inherited(main)?;
-        let env = match process::environment(main) {
-            Err(ProcessError::BlankEnvironment(_)) => std::collections::BTreeMap::new(),
-            env => env?,
-        };
-        let argv = process::argv(main)?;
-        let process::Identity { uid, gid, groups } = inherited.identity;
-        Ok(Snapshot { argv, env, cwd: inherited.cwd, uid, gid, groups })
     }
 
     /// argv of the spec's replica in a slot.

@@ -17,6 +17,18 @@ pub enum Strategy {
     BlueGreen,
     /// Traffic moves back to the retained replica.
     WarmRollback,
+    /// A revision of the past is started again, then traffic moves back to it.
+    ColdRollback,
+}
+
+impl Strategy {
+    /// Whether its end is to have what served before serve again.
+    pub fn is_rollback(self) -> bool {
+        match self {
+            Self::BlueGreen => false,
+            Self::WarmRollback | Self::ColdRollback => true,
+        }
+    }
 }
 
 /// One side of a plan: a slot and what runs there.

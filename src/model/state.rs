@@ -118,6 +118,44 @@ pub struct StatusReport {
     pub history: Vec<Past>,
 }
 
+/// The answer of `history`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryReport {
+    /// The service.
+    pub service: ServiceName,
+    /// The latest swaps, newest last.
+    pub chapters: Vec<Chapter>,
+}
+
+/// One swap of the past, and the way back to what it brought and to what it replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chapter {
+    /// The swap.
+    pub past: Past,
+    /// The way back to its revision.
+    pub way: WayBack,
+    /// What served before it, if that is known, and the way back there.
+    pub previous: Option<(Revision, WayBack)>,
+}
+
+/// Whether and how a rollback could make a revision serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WayBack {
+    /// It serves.
+    Serves,
+    /// It is kept warm: only traffic has to move.
+    Warm,
+    /// It has to be started again, from what the folder of this swap holds.
+    Cold(SwapId),
+    /// It was rolled back by this swap: no rollback brings it back.
+    RolledBack(SwapId),
+    /// It never served.
+    NeverServed,
+    /// What it takes to start it again is not there any more.
+    Lost,
+}
+
 /// One slot as observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotReport {

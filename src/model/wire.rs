@@ -13,7 +13,7 @@ use super::ids::SwapId;
 use super::outcome::Exit;
 use super::plan::{Plan, PlanDigest};
 use super::spec::SwapSpec;
-use super::state::{Requester, StatusReport};
+use super::state::{HistoryReport, Requester, StatusReport};
 
 /// Version of the wire. An agent answers this one and the two before it.
 pub const WIRE_VERSION: u32 = 1;
@@ -57,6 +57,8 @@ pub enum Command {
     Status(Asked),
     /// The log of the replica that was started last.
     Logs(Asked),
+    /// What could a rollback go back to?
+    History(Asked),
     /// Follow a swap that is under way, or was.
     Follow {
         /// Where.
@@ -82,7 +84,7 @@ impl Command {
             Self::Rollback(_) => "rollback",
             Self::Abort(_) => "abort",
             // Whoever may see what serves may see how it came to that.
-            Self::Status(_) | Self::Follow { .. } => "status",
+            Self::Status(_) | Self::History(_) | Self::Follow { .. } => "status",
             Self::Logs(_) => "logs",
         }
     }
@@ -93,7 +95,10 @@ impl Command {
             Self::Plan(request) | Self::Swap(request) => &request.asked,
             Self::Rollback(request) => &request.asked,
             Self::Abort(request) => &request.asked,
-            Self::Status(asked) | Self::Logs(asked) | Self::Follow { asked, .. } => asked,
+            Self::Status(asked)
+            | Self::Logs(asked)
+            | Self::History(asked)
+            | Self::Follow { asked, .. } => asked,
         }
     }
 }
@@ -134,6 +139,9 @@ pub struct RollbackRequest {
     pub swap: SwapId,
     /// The swap to undo; `None`: the one that serves.
     pub of: Option<SwapId>,
+    /// The revision to go back to: a digest of the history or the beginning of one; `None`: what served before.
+    #[serde(default)]
+    pub to: Option<String>,
     /// Where the stream may end.
     pub wait: Wait,
     /// Who asks.
@@ -220,6 +228,11 @@ pub enum Frame {
     Status {
         /// The report.
         report: Box<StatusReport>,
+    },
+    /// The answer to `history`.
+    History {
+        /// The report.
+        report: Box<HistoryReport>,
     },
     /// A line of the answer to `logs`.
     Line {

@@ -8,7 +8,7 @@ use crate::model::event::{Closing, Conclusion, Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
-use crate::model::plan::{Plan, Strategy};
+use crate::model::plan::Plan;
 
 /// What has been shown so far.
 #[derive(Debug, Clone, Default)]
@@ -128,7 +128,7 @@ impl Log {
             _ if self.wanted == Some(outcome) => true,
             Outcome::Promoted | Outcome::Unchanged => true,
             Outcome::RolledBack => {
-                self.plan.as_ref().is_some_and(|plan| plan.strategy == Strategy::WarmRollback)
+                self.plan.as_ref().is_some_and(|plan| plan.strategy.is_rollback())
             }
             Outcome::Aborted | Outcome::Failed | Outcome::Stuck => false,
         }

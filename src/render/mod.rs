@@ -4,6 +4,7 @@
 //! becomes on a terminal or in a workflow's log is the caller's to say.
 
 pub mod failure;
+pub mod history;
 pub mod log;
 mod markdown;
 pub mod outline;

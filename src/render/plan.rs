@@ -39,6 +39,7 @@ pub(super) fn strategy(strategy: Strategy) -> &'static str {
     match strategy {
         Strategy::BlueGreen => "blue-green",
         Strategy::WarmRollback => "warm rollback",
+        Strategy::ColdRollback => "cold rollback",
     }
 }
 

@@ -38,8 +38,13 @@ pub fn unchanged(reason: &str, report: &StatusReport) -> Vec<Line> {
 fn table(slots: &[SlotReport]) -> Vec<String> {
     let rows: Vec<[String; 6]> =
         std::iter::once(COLUMNS.map(str::to_owned)).chain(slots.iter().map(row)).collect();
-    let mut widths = [0; 6];
-    for row in &rows {
+    columns(&rows)
+}
+
+/// Rows as lines, indented, with columns as wide as they need.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let mut widths = [0; N];
+    for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }

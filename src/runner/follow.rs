@@ -21,7 +21,7 @@ use crate::remote::error::RemoteError;
 use crate::remote::session::{Credentials, Session};
 use crate::render::log::Log;
 use crate::render::summary::{self, Summary};
-use crate::render::{self, plan, status};
+use crate::render::{self, history, plan, status};
 
 /// Pauses before the connection is tried again: a reboot of a router, not of a data centre.
 const RECONNECTS: [Duration; 6] = [
@@ -164,7 +164,11 @@ fn thread(command: &Command) -> Option<Thread> {
         Command::Abort(request) => {
             Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
         }
-        Command::Plan(_) | Command::Status(_) | Command::Logs(_) | Command::Follow { .. } => None,
+        Command::Plan(_)
+        | Command::Status(_)
+        | Command::Logs(_)
+        | Command::History(_)
+        | Command::Follow { .. } => None,
     }
 }
 
@@ -224,6 +228,7 @@ impl Followed {
             Frame::Accepted { swap } => self.swap = Some(swap),
             Frame::Event(event) => self.event(&event, voice, reporter),
             Frame::Status { report } => voice.say(status::lines(&report)),
+            Frame::History { report } => voice.say(history::lines(&report)),
             Frame::Line { text } => self.lines.push(text),
             Frame::Refused(Refusal { failures, fault }) => {
                 return Err(Ended::Refused(Stopped { failures, exit: fault.exit() }));
@@ -255,11 +260,7 @@ impl Followed {
 
     /// How the process should exit.
     pub(super) fn exit(&self, setting: &Setting) -> Exit {
-        let asks = matches!(
-            setting.inputs.command,
-            CommandName::Plan | CommandName::Status | CommandName::Logs
-        );
-        if asks || self.unchanged.is_some() {
+        if setting.inputs.command.only_asks() || self.unchanged.is_some() {
             return Exit::Done;
         }
         let Some(outcome) = self.outcome() else {

@@ -192,7 +192,7 @@ fn load(setting: &Setting) -> Result<Config, Stopped> {
 /// Outputs: what the rest of the workflow finds afterwards.
 fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
     let outputs = match setting.inputs.command {
-        CommandName::Status | CommandName::Logs => return,
+        CommandName::Status | CommandName::Logs | CommandName::History => return,
         // Nothing was done that the others could tell of.
         CommandName::Plan => {
             &Outputs { plan_digest: outputs.plan_digest.clone(), ..Outputs::default() }

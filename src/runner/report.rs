@@ -41,10 +41,8 @@ impl Reporter {
         let purpose = match setting.inputs.command {
             CommandName::Swap => Purpose::Swap,
             CommandName::Rollback => Purpose::Rollback,
-            // The one that asked for the swap reports it.
-            CommandName::Abort | CommandName::Plan | CommandName::Status | CommandName::Logs => {
-                return quiet(None);
-            }
+            // The one that asked for the swap reports an abort.
+            _ => return quiet(None),
         };
         let run = &setting.run;
         let Some(repository) = run.repository.clone() else { return quiet(None) };

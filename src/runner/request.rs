@@ -35,12 +35,14 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             asked,
             swap: new_id()?,
             of: inputs.swap_id.clone(),
+            to: inputs.to.clone(),
             wait: inputs.wait,
             requester,
         }),
         CommandName::Abort => Command::Abort(AbortRequest { asked, of: None, since: 0, requester }),
         CommandName::Status => Command::Status(asked),
         CommandName::Logs => Command::Logs(asked),
+        CommandName::History => Command::History(asked),
     };
     Ok(Request { v: WIRE_VERSION, command })
 }

@@ -23,11 +23,14 @@ pub fn specified(spec: &SwapSpec, secrets: &str, git_sha: Option<String>) -> Rev
     Revision { digest: format!("r-{}", digest(&parts)), model: spec.model.clone(), git_sha }
 }
 
+/// The model of an adopted revision that did not say what it serves.
+pub const UNKNOWN_MODEL: &str = "an unknown model";
+
 /// The revision of a process tree that nobody here started. It never equals a specified one.
 pub fn adopted(argv: &[String], model: Option<String>) -> Revision {
     Revision {
         digest: format!("adopted-{}", digest(&argv)),
-        model: model.unwrap_or_else(|| "an unknown model".to_owned()),
+        model: model.unwrap_or_else(|| UNKNOWN_MODEL.to_owned()),
         git_sha: None,
     }
 }

@@ -204,11 +204,11 @@ async fn wrong_arguments_are_bad_input_and_help_is_none() -> Result<()> {
     let world = World::start().await?;
     let terminal = Terminal::at(&world)?;
     let help = terminal.says("--help").await?;
-    for command in ["plan", "swap", "rollback", "status", "logs"] {
+    for command in ["plan", "swap", "rollback", "status", "logs", "history"] {
         assert!(help.contains(&format!("  {command} ")), "{help}");
     }
     assert!(!help.contains("agent"), "the server's side is shown\n{help}");
-    for command in ["plan", "swap", "rollback", "status", "logs"] {
+    for command in ["plan", "swap", "rollback", "status", "logs", "history"] {
         assert!(terminal.says(&format!("{command} --help")).await?.contains("--known-hosts"));
     }
     for (words, text) in [

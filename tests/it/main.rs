@@ -3,6 +3,7 @@
 mod abort;
 mod adoption;
 mod candidate;
+mod cold_rollback;
 mod commands;
 mod config;
 mod drain;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use super::Acted;
 use crate::executor::context::Context;
 use crate::host::Host;
-use crate::host::engine::Answer;
+use crate::host::engine::{Answer, Models};
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::record::{Done, Record};
 use crate::model::replica::Replica;
+use crate::swap::revision::UNKNOWN_MODEL;
 
 /// The shortest pause between two looks: an engine that is up at once is seen at once.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
@@ -50,7 +51,11 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
                 alone(cx, replica)?;
                 // An older replica was checked when it was started, against the specification of its own swap.
                 if replica.swap.as_ref() == Some(&cx.swap) {
-                    cx.host.check(&replica.slot, &models)?;
+                    if replica.revision.is_adopted() {
+                        is_as_adopted(replica, &models)?;
+                    } else {
+                        cx.host.check(&replica.slot, &models)?;
+                    }
                     // What cannot be counted now could never be drained.
                     cx.host.in_flight(replica.port).await?;
                 }
@@ -84,6 +89,18 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
         let waited: Duration = cx.host.now().duration_since(began).try_into().unwrap_or_default();
         cx.host.pause((waited / PART_OF_WAIT).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
     }
+}
+
+/// No specification says what an adopted revision should serve; what it said when it was adopted does.
+fn is_as_adopted(replica: &Replica, models: &Models) -> Result<(), Failure> {
+    let known = replica.revision.model != UNKNOWN_MODEL;
+    if known && models.root() != Some(replica.revision.model.as_str()) {
+        return Err(Failure::new(format!(
+            "the replica in slot {} serves {models}, and was to be {}",
+            replica.slot, replica.revision
+        )));
+    }
+    Ok(())
 }
 
 /// Every LISTEN socket on the port must be the replica's own: with `SO_REUSEPORT` two servers silently share one.

@@ -24,7 +24,9 @@ pub(super) fn act<H: Host>(cx: &Context<'_, H>, records: &[Record]) -> Result<Ac
     let (outcome, serving_swap, warm) = match cx.plan.strategy {
         Strategy::BlueGreen => (Outcome::Promoted, Some(cx.swap.clone()), cx.spec().retain),
         // The revision that was rolled back is not worth keeping warm, and nothing may bring it back by mistake.
-        Strategy::WarmRollback => (Outcome::RolledBack, None, std::time::Duration::ZERO),
+        Strategy::WarmRollback | Strategy::ColdRollback => {
+            (Outcome::RolledBack, None, std::time::Duration::ZERO)
+        }
     };
     let before = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
     state.retained = before.map(|replica| Retained {

@@ -6,19 +6,31 @@ use super::drain::{self, Idle, Watched};
 use super::{Acted, Undone, ended};
 use crate::config::command;
 use crate::executor::context::Context;
-use crate::host::process::Launch;
+use crate::host::process::{Inherited, Launch, Snapshot};
 use crate::host::{Ending, Host};
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::record::Done;
-use crate::model::spec::{Gpu, OnTimeout};
+use crate::model::spec::OnTimeout;
 use crate::model::wire::MARKER;
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
-    let spec = cx.spec();
-    let place = cx.slot(slot);
     let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
     let inherited = cx.host.inherited(incumbent.map(|replica| replica.main))?;
+    let launch = match &cx.again {
+        Some(snapshot) => again(cx, slot, (snapshot, &inherited)),
+        None => specified(cx, slot, inherited),
+    };
+    let main = cx.host.start(&launch).await?;
+    Ok(Acted {
+        done: Done::Started { main },
+        detail: format!("process {main}, output in {}", launch.log.display()),
+    })
+}
+
+/// As the specification says.
+fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited) -> Launch {
+    let (spec, place) = (cx.spec(), cx.slot(slot));
     let mut env = BTreeMap::from([
         ("HOME".to_owned(), inherited.home.display().to_string()),
         ("PATH".to_owned(), inherited.path.clone()),
@@ -26,30 +38,39 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     for name in ["USER", "LOGNAME"] {
         env.extend(inherited.user.clone().map(|user| (name.to_owned(), user)));
     }
-    if !place.gpus.is_empty() {
-        env.insert("CUDA_VISIBLE_DEVICES".to_owned(), command::gpu_list(&place.gpus));
-    }
-    if place.gpus.iter().any(|gpu| matches!(gpu, Gpu::Index(_))) {
-        // CUDA numbers by speed unless told otherwise; nvidia-smi and people number by PCI bus.
-        env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
-    }
+    env.extend(command::gpu_env(&place.gpus));
     env.extend(spec.replica.env.clone());
     let secret =
         |name: &String| cx.asked.secrets.0.get(name).map(|value| (name.clone(), value.clone()));
     env.extend(spec.replica.secret_env.iter().filter_map(secret));
     env.insert(MARKER.to_owned(), cx.marker(slot));
-    let launch = Launch {
+    Launch {
         argv: command::render(&spec.replica.command, &spec.model, place.port, &place.gpus),
         env,
         cwd: inherited.cwd,
         identity: inherited.identity,
         log: cx.replica_log(),
-    };
-    let main = cx.host.start(&launch).await?;
-    Ok(Acted {
-        done: Done::Started { main },
-        detail: format!("process {main}, output in {}", launch.log.display()),
-    })
+    }
+}
+
+/// As somebody once started it by hand.
+fn again<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    (snapshot, inherited): (&Snapshot, &Inherited),
+) -> Launch {
+    let mut env = snapshot.env.clone();
+    // An engine may have written its title over the environment that it was started with.
+    env.entry("HOME".to_owned()).or_insert_with(|| inherited.home.display().to_string());
+    env.entry("PATH".to_owned()).or_insert_with(|| inherited.path.clone());
+    env.insert(MARKER.to_owned(), cx.marker(slot));
+    Launch {
+        argv: snapshot.argv.clone(),
+        env,
+        cwd: snapshot.cwd.clone(),
+        identity: snapshot.identity.clone(),
+        log: cx.replica_log(),
+    }
 }
 
 pub(super) async fn undo<H: Host>(

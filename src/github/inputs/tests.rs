@@ -24,6 +24,7 @@ fn nothing_given_is_a_swap_by_the_file() {
             known_hosts: None,
             environment: None,
             swap_id: None,
+            to: None,
             plan_digest: None,
             wait: Wait::Promoted,
             when: When::Changed,
@@ -45,6 +46,7 @@ fn everything_given_is_read() {
         ("INPUT_KNOWN-HOSTS", "gpu-1 ssh-ed25519 AAAA\n"),
         ("INPUT_ENVIRONMENT", "production"),
         ("INPUT_SWAP-ID", "s-1"),
+        ("INPUT_TO", "r-4f1c"),
         ("INPUT_WAIT", "retired"),
         ("INPUT_FORCE", "true"),
         ("INPUT_GITHUB-TOKEN", "ghs_secret"),
@@ -56,6 +58,7 @@ fn everything_given_is_read() {
     assert_eq!((inputs.wait, inputs.when), (Wait::Retired, When::Always));
     assert_eq!(inputs.ssh_key.as_ref().map(Secret::expose), Some("-----BEGIN\nx\n"));
     assert_eq!(inputs.swap_id.as_ref().map(SwapId::as_str), Some("s-1"));
+    assert_eq!(inputs.to.as_deref(), Some("r-4f1c"));
     assert_eq!(inputs.environment_for(&"chat".parse().unwrap()), "production");
     let debug = format!("{inputs:?}");
     assert!(!debug.contains("ghs_secret") && !debug.contains("BEGIN"), "{debug}");
@@ -66,11 +69,11 @@ fn all_problems_come_at_once() {
     let expected = [
         (
             "input known_hosts: there is no such input; there are command, config, service, model, host, \
-             ssh-key, known-hosts, environment, swap-id, plan-digest, wait, force and github-token",
+             ssh-key, known-hosts, environment, swap-id, plan-digest, to, wait, force and github-token",
             Some("did you mean `known-hosts`?"),
         ),
         (
-            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, status and logs",
+            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, status, logs and history",
             Some("did you mean `rollback`?"),
         ),
         (

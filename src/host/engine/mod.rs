@@ -158,6 +158,13 @@ pub fn expected(engine: Engine, argv: &[String], model: &str) -> Expected {
     }
 }
 
+/// The argv with another port; `None` where it names none.
+pub fn on_port(engine: Engine, argv: Vec<String>, port: Port) -> Option<Vec<String>> {
+    match engine {
+        Engine::Vllm => vllm::on_port(argv, port),
+    }
+}
+
 /// Whether every expected name is served, and from what was expected.
 ///
 /// # Errors

@@ -89,6 +89,21 @@ pub(super) fn expected(argv: &[String], model: &str) -> Expected {
     Expected { root, names }
 }
 
+/// The last `--port` counts (Python's argparse), and each is changed.
+pub(super) fn on_port(mut argv: Vec<String>, port: Port) -> Option<Vec<String>> {
+    let mut found = false;
+    for at in 0..argv.len() {
+        if argv[at] == "--port" && at + 1 < argv.len() {
+            argv[at + 1] = port.to_string();
+            found = true;
+        } else if argv[at].starts_with("--port=") {
+            argv[at] = format!("--port={port}");
+            found = true;
+        }
+    }
+    found.then_some(argv)
+}
+
 /// Whether the argv is vLLM's own, with no file beside it that may name the model otherwise.
 fn says_it_all(argv: &[String]) -> bool {
     let is_vllm = argv.iter().any(|word| word == "serve" || word.starts_with("vllm.entrypoints"));

@@ -21,6 +21,7 @@ mod listen;
 mod log;
 mod program;
 mod resolve;
+mod snapshot;
 mod stop;
 mod table;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use inherit::{Identity, Inherited, argv, environment, inherited};
 pub use launch::{Launch, Launcher, Started, launch_main, start};
 pub use log::log_tail;
 pub use resolve::resolve;
+pub use snapshot::Snapshot;
 pub use stop::{StopOrder, Stopped, cut, exited, restarted_by, stop};
 pub use table::{alive, find_marked, own, tree};
 

@@ -1,5 +1,6 @@
 use super::super::sample::{self, events, failure, planned, slot};
 use super::*;
+use crate::model::plan::Strategy;
 
 /// A log as a terminal would show it, with a mark for what is not plain text.
 fn shown(events: &[Event]) -> String {

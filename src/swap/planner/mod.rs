@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::command;
 use crate::model::failure::Failure;
-use crate::model::ids::{Port, SlotName, SwapId};
+use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 use crate::model::replica::{Found, Keeper, Replica, Revision};
 use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec};
@@ -15,6 +15,10 @@ use crate::model::wire::When;
 
 use super::redact::redact;
 use super::revision;
+
+mod rollback;
+
+pub use rollback::{Again, free_slot, plan_cold_rollback, plan_warm_rollback, warm_replica};
 
 /// What the server looks like before anything is done.
 #[derive(Debug, Clone)]
@@ -117,7 +121,8 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         );
         return Ok(Decision::Unchanged(reason));
     }
-    let failures = obstacles(spec, seen, from, to);
+    let mut failures = obstacles(spec, seen, from, to);
+    failures.extend(cutting_nginx(spec, seen));
     if !failures.is_empty() {
         return Err(failures);
     }
@@ -128,15 +133,9 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
             && seen.slots[to].ready
     });
     if warm.is_none() {
-        if let Some(old) = replica_in(to, spec, seen) {
-            steps.push(drain(spec, to));
-            steps.push(retire(&old));
-        } else if let Some(dead) = seen.state.retained.as_ref().filter(|r| &r.replica.slot == to) {
-            // It listens no more, but its children may be there still, and hold the GPU.
-            steps.push(retire(&dead.replica));
-        }
+        steps.extend(make_room(spec, seen, to));
         steps.push(reserve(spec, to));
-        steps.push(start(spec, to));
+        steps.push(start(&spec_argv(spec, to), to));
     }
     steps.push(await_ready(spec, to));
     steps.push(cut_over(spec, from, to));
@@ -157,73 +156,20 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     Ok(Decision::Act(Box::new(plan)))
 }
 
-/// Plans a warm rollback of the swap `of`, or of the one that serves.
-///
-/// # Errors
-/// If there is nothing to go back to, or the way is barred.
-pub fn plan_rollback(
-    spec: &SwapSpec,
-    seen: &Observed,
-    of: Option<&SwapId>,
-) -> Result<Decision, Vec<Failure>> {
-    let serving_swap = seen.state.serving_swap.as_ref();
-    if let Some(named) = of
-        && serving_swap != Some(named)
-    {
-        let serves =
-            serving_swap.map_or("no swap's result".to_owned(), |id| format!("the result of {id}"));
-        return Ok(Decision::Unchanged(format!(
-            "swap {named} is not what serves now ({serves} does)"
-        )));
+/// Retires what a slot still holds.
+fn make_room(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Vec<PlannedStep> {
+    if let Some(old) = replica_in(slot, spec, seen) {
+        return vec![drain(spec, slot), retire(&old)];
     }
-    let from = serving_slot(spec, seen.nginx_port).map_err(|failure| vec![failure])?;
-    let to = other_slot(spec, from);
-    let retained = seen.state.retained.as_ref().filter(|retained| {
-        let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
-        &retained.replica.slot == to
-            && Some(&retained.swap) == serving_swap
-            && found.is_some_and(|found| found.tree.contains(&retained.replica.main))
-    });
-    let Some(retained) = retained else {
-        return Err(vec![nothing_to_go_back_to(spec, seen, from)]);
-    };
-    let incumbent = replica_in(from, spec, seen);
-    let mut plan = Plan {
-        service: spec.service.clone(),
-        strategy: Strategy::WarmRollback,
-        later: incumbent.iter().flat_map(|bad| [drain(spec, from), retire(bad)]).collect(),
-        incumbent: incumbent.map(|replica| side(spec, from, replica.revision)),
-        candidate: side(spec, to, retained.replica.revision.clone()),
-        steps: vec![await_ready(spec, to), cut_over(spec, from, to), promote(spec, to)],
-        // Going back is worth more than the streams that a hasty nginx may cut.
-        notes: cutting_nginx(spec, seen).map(|failure| failure.to_string()).into_iter().collect(),
-        digest: String::new(),
-    };
-    plan.digest = revision::of_plan(spec, &plan);
-    Ok(Decision::Act(Box::new(plan)))
+    // It listens no more, but its children may be there still, and hold the GPU.
+    let dead = seen.state.retained.as_ref().filter(|retained| &retained.replica.slot == slot);
+    dead.map(|dead| retire(&dead.replica)).into_iter().collect()
 }
 
-fn nothing_to_go_back_to(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Failure {
-    let why = match (&seen.state.retained, &seen.state.serving_swap) {
-        (Some(retained), _) => format!(
-            "the replica retained in slot {} ({}) is gone",
-            retained.replica.slot, retained.replica.revision
-        ),
-        (None, Some(swap)) => format!("what swap {swap} replaced is retired already"),
-        (None, None) => "no swap's result serves".to_owned(),
-    };
-    Failure::new(format!("there is nothing to roll back to: {why}; slot {from} goes on serving"))
-        .hint(format!(
-            "swap to the model that you want: model-swap swap --model … --service {}",
-            spec.service
-        ))
-}
-
-/// Every reason against a swap.
+/// Every reason against a swap, but for what nginx would cut.
 fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -> Vec<Failure> {
     let mut failures = Vec::new();
     failures.extend(seen.program.clone().err());
-    failures.extend(cutting_nginx(spec, seen));
     failures.extend(unsupported(spec));
     let port = spec.slots[to].port;
     match (replica_in(to, spec, seen), seen.slots.get(to).and_then(|o| o.found.as_ref())) {
@@ -356,12 +302,15 @@ fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     }
 }
 
-fn start(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
     let Slot { port, gpus } = &spec.slots[slot];
-    let argv = command::render(&spec.replica.command, &spec.model, *port, gpus);
+    command::render(&spec.replica.command, &spec.model, *port, gpus)
+}
+
+fn start(argv: &[String], slot: &SlotName) -> PlannedStep {
     PlannedStep {
         step: Step::StartReplica { slot: slot.clone() },
-        does: format!("start {}", redact(&argv).join(" ")),
+        does: format!("start {}", redact(argv).join(" ")),
     }
 }
 

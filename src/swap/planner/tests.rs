@@ -178,7 +178,9 @@ fn a_process_of_another_pid_is_not_the_recorded_replica() {
 
 #[test]
 fn a_warm_rollback_flips_and_retires_the_rolled_back() {
-    let plan = acts(plan_rollback(&spec(), &after_a_swap(), None));
+    let seen = after_a_swap();
+    let retained = warm_replica(&spec(), &seen).unwrap();
+    let plan = acts(plan_warm_rollback(&spec(), &seen, retained));
     assert_eq!(
         names(&plan),
         ["await_ready a", "cut_over b -> a", "promote a", "drain b", "retire b"]
@@ -187,29 +189,66 @@ fn a_warm_rollback_flips_and_retires_the_rolled_back() {
 }
 
 #[test]
-fn only_the_swap_that_serves_can_be_rolled_back() {
-    let other = "s-0".parse().unwrap();
-    let decision = plan_rollback(&spec(), &after_a_swap(), Some(&other)).unwrap();
-    assert_eq!(
-        decision,
-        Decision::Unchanged("swap s-0 is not what serves now (the result of s-1 does)".to_owned())
-    );
-    let named = "s-1".parse().unwrap();
-    acts(plan_rollback(&spec(), &after_a_swap(), Some(&named)));
+fn what_is_gone_or_of_another_swap_is_not_warm() {
+    let mut gone = after_a_swap();
+    gone.slots.insert(slot("a"), Occupant::default());
+    assert_eq!(warm_replica(&spec(), &gone), None);
+    let mut other = after_a_swap();
+    other.state.serving_swap = None;
+    assert_eq!(warm_replica(&spec(), &other), None);
 }
 
 #[test]
-fn nothing_to_go_back_to_is_refused() {
-    let mut gone = after_a_swap();
-    gone.slots.insert(slot("a"), Occupant::default());
-    assert!(refusals(plan_rollback(&spec(), &gone, None))[0].contains("retained in slot a"));
-    let mut retired = after_a_swap();
-    retired.state.retained = None;
-    assert!(refusals(plan_rollback(&spec(), &retired, None))[0].contains("is retired already"));
-    assert!(
-        refusals(plan_rollback(&spec(), &adopted_in_a(), None))[0]
-            .contains("no swap's result serves")
+fn a_cold_rollback_is_a_swap_to_what_served_before() {
+    let mut seen = after_a_swap();
+    seen.state.retained = None;
+    seen.slots.insert(slot("a"), Occupant::default());
+    let mut then = spec();
+    then.model = "Qwen/Older".to_owned();
+    seen.wanted = revision::specified(&then, "", None);
+    let again = Again { revision: seen.wanted.clone(), argv: None };
+    let plan = acts(plan_cold_rollback(&then, &seen, &again));
+    assert_eq!(
+        names(&plan),
+        [
+            "reserve_slot a",
+            "start_replica a",
+            "await_ready a",
+            "cut_over b -> a",
+            "promote a",
+            "drain b",
+            "retire b"
+        ]
     );
+    assert_eq!(
+        (plan.strategy, plan.candidate.revision),
+        (Strategy::ColdRollback, seen.wanted.clone())
+    );
+    assert!(plan.steps[1].does.starts_with("start vllm serve Qwen/Older "), "{:?}", plan.steps);
+
+    // Secrets have other values now: that is another revision, and it is said.
+    seen.wanted = revision::specified(&then, "other", None);
+    let plan = acts(plan_cold_rollback(&then, &seen, &again));
+    assert_eq!(plan.candidate.revision.digest, seen.wanted.digest);
+    assert!(plan.notes[0].contains("values of secret_env have changed"), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_cold_rollback_to_an_adopted_revision_shows_its_argv_and_clears_its_slot() {
+    let mut seen = after_a_swap();
+    seen.slots.insert(slot("a"), Occupant::default());
+    seen.worker_shutdown_timeout = Some(Duration::from_secs(30));
+    let revision = revision::adopted(&["x".to_owned()], Some("Qwen/Old".to_owned()));
+    let argv = ["/opt/vllm", "--hf-token", "hf_secret"].map(str::to_owned).to_vec();
+    let again = Again { revision: revision.clone(), argv: Some(argv) };
+    let plan = acts(plan_cold_rollback(&spec(), &seen, &again));
+    // What was retained there died: its children may be left.
+    assert_eq!(names(&plan)[..3], ["retire a", "reserve_slot a", "start_replica a"]);
+    assert_eq!(plan.steps[2].does, "start /opt/vllm --hf-token ***");
+    assert_eq!(plan.candidate.revision, revision);
+    assert!(plan.notes[0].contains("worker_shutdown_timeout"), "a warning: {:?}", plan.notes);
+    seen.program = Err(Failure::new("there is no program \"/opt/vllm\""));
+    assert!(refusals(plan_cold_rollback(&spec(), &seen, &again))[0].contains("no program"));
 }
 
 #[test]
@@ -223,9 +262,9 @@ fn every_obstacle_is_named_at_once() {
     let refused = refusals(plan_swap(&spec(), &seen, When::Changed));
     let expected = [
         "there is no program",
-        "worker_shutdown_timeout is 30s",
         "port 8002 of slot b is taken",
         "vllm.service",
+        "worker_shutdown_timeout is 30s",
     ];
     assert_eq!(refused.len(), expected.len(), "{refused:?}");
     for (refusal, part) in refused.iter().zip(expected) {

@@ -41,7 +41,7 @@ fn assert_settled(scene: &Scene, attempt: &Attempt, before: &Facts, after: &Fact
     if promoted(scene, attempt) {
         let good = match attempt.plan.strategy {
             Strategy::BlueGreen => Outcome::Promoted,
-            Strategy::WarmRollback => Outcome::RolledBack,
+            Strategy::WarmRollback | Strategy::ColdRollback => Outcome::RolledBack,
         };
         assert_eq!(outcome, good, "{what}");
         assert_eq!(scene.facts().across_runs(), *after, "{what}");
@@ -144,6 +144,16 @@ async fn an_agent_may_die_anywhere_in_a_rollback() {
     survives_death_anywhere(Kind::Rollback).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_agent_may_die_anywhere_in_a_cold_rollback() {
+    survives_death_anywhere(Kind::ColdRollback).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_may_die_anywhere_in_a_cold_rollback_to_an_adopted_revision() {
+    survives_death_anywhere(Kind::ColdAdopted).await;
+}
+
 /// Every undo is done twice: the recovery dies as well, at every call, and is recovered.
 async fn survives_death_in_recovery(kind: Kind) {
     let (scene, attempt) = Scene::of(kind).await;
@@ -202,4 +212,9 @@ async fn every_undo_over_a_retained_replica_can_be_done_twice() {
 #[tokio::test(start_paused = true)]
 async fn every_undo_of_a_rollback_can_be_done_twice() {
     survives_death_in_recovery(Kind::Rollback).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_undo_of_a_cold_rollback_can_be_done_twice() {
+    survives_death_in_recovery(Kind::ColdRollback).await;
 }

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use model_swap::config::{self, Overrides};
 use model_swap::event_log::{EventLog, EventReader};
 use model_swap::executor::{self, Context, observe};
+use model_swap::host::process::{Identity, Snapshot};
 use model_swap::journal::{Journal, JournalError};
 use model_swap::model::event::{Conclusion, EventKind};
 use model_swap::model::failure::Failure;
@@ -23,7 +24,7 @@ use model_swap::model::spec::SwapSpec;
 use model_swap::model::state::ServiceState;
 use model_swap::model::wire::{Asked, Secrets, When};
 use model_swap::service_dir::ServiceDir;
-use model_swap::swap::planner::{self, Decision};
+use model_swap::swap::planner::{self, Again, Decision};
 
 use super::host::{Death, Fault, SimHost};
 use super::world::SimWorld;
@@ -53,10 +54,15 @@ pub(crate) enum Kind {
     IntoRetained,
     /// A warm rollback.
     Rollback,
+    /// A rollback to a revision that was retired, from its specification.
+    ColdRollback,
+    /// A rollback to what somebody had started by hand, from its snapshot.
+    ColdAdopted,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 3] = [Self::First, Self::IntoRetained, Self::Rollback];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::First, Self::IntoRetained, Self::Rollback, Self::ColdRollback, Self::ColdAdopted];
 }
 
 /// A world and the agent's files in it.
@@ -73,6 +79,7 @@ pub(crate) struct Attempt {
     pub(crate) swap: SwapId,
     pub(crate) plan: Plan,
     pub(crate) replicas: BTreeMap<SlotName, Replica>,
+    again: Option<Snapshot>,
 }
 
 /// Everything that a swap that fails leaves as it was.
@@ -148,6 +155,17 @@ impl Scene {
                 scene.promoted("s-1", "Qwen/New").await;
                 scene.rollback("s-2").await
             }
+            Kind::ColdRollback => {
+                scene.promoted("s-1", "Qwen/New").await;
+                let second = scene.promoted("s-2", "Qwen/Newer").await;
+                scene.retire(&second).await;
+                scene.cold_rollback("s-3", "Qwen/New").await
+            }
+            Kind::ColdAdopted => {
+                let first = scene.promoted("s-1", "Qwen/New").await;
+                scene.retire(&first).await;
+                scene.cold_rollback_to_adopted("s-2", &first).await
+            }
         };
         (scene, attempt)
     }
@@ -162,7 +180,49 @@ impl Scene {
     /// Plans a warm rollback from what is observed.
     pub(crate) async fn rollback(&self, id: &str) -> Attempt {
         let asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
-        self.attempt(id, asked, |spec, seen| planner::plan_rollback(spec, seen, None)).await
+        let plan = |spec: &SwapSpec, seen: &planner::Observed| {
+            let warm = planner::warm_replica(spec, seen).expect("a warm replica");
+            planner::plan_warm_rollback(spec, seen, warm)
+        };
+        self.attempt(id, asked, plan).await
+    }
+
+    /// Plans a rollback to a model that was retired.
+    async fn cold_rollback(&self, id: &str, model: &str) -> Attempt {
+        let mut asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
+        model.clone_into(&mut asked.spec.model);
+        let plan = |spec: &SwapSpec, seen: &planner::Observed| {
+            let again = Again { revision: seen.wanted.clone(), argv: None };
+            planner::plan_cold_rollback(spec, seen, &again)
+        };
+        self.attempt(id, asked, plan).await
+    }
+
+    /// Plans a rollback to what served before a swap, and was started by hand.
+    async fn cold_rollback_to_adopted(&self, id: &str, before: &Attempt) -> Attempt {
+        let asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
+        let adopted = before.plan.incumbent.clone().expect("an incumbent").revision;
+        let argv = ["vllm", "serve", "Qwen/Old", "--port", "8001"].map(str::to_owned).to_vec();
+        let snapshot = Snapshot {
+            argv: argv.clone(),
+            env: BTreeMap::new(),
+            cwd: "/srv".into(),
+            identity: Identity { uid: 1000, gid: 1000, groups: Vec::new() },
+        };
+        let again = Again { revision: adopted, argv: Some(argv) };
+        let plan = |spec: &SwapSpec, seen: &planner::Observed| {
+            planner::plan_cold_rollback(spec, seen, &again)
+        };
+        Attempt { again: Some(snapshot), ..self.attempt(id, asked, plan).await }
+    }
+
+    /// Does what comes after a swap's `promote`.
+    async fn retire(&self, attempt: &Attempt) {
+        let (cx, mut journal) = self.reopen(attempt);
+        for index in attempt.plan.steps.len()..attempt.plan.all_steps().count() {
+            let performed = executor::perform(&cx, &mut journal, index).await;
+            performed.expect("a journal").expect("it is drained and retired");
+        }
     }
 
     async fn attempt(
@@ -176,7 +236,7 @@ impl Scene {
             panic!("no plan from {world:#?}")
         };
         let swap = id.parse().expect("an id");
-        Attempt { asked, swap, plan: *plan, replicas: world.replicas }
+        Attempt { asked, swap, plan: *plan, replicas: world.replicas, again: None }
     }
 
     /// Begins as the agent does.
@@ -185,6 +245,7 @@ impl Scene {
         let journal = Journal::create(&folder, &attempt.swap, &attempt.plan, self.host_now());
         let mut cx = self.context(attempt);
         cx.replicas = attempt.replicas.clone();
+        cx.again = attempt.again.clone();
         (cx, journal.expect("a journal"))
     }
 

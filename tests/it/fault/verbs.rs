@@ -119,6 +119,16 @@ async fn whatever_fails_in_a_rollback_the_world_is_as_before() {
     every_fault_is_unwound(Kind::Rollback).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_cold_rollback_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::ColdRollback).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_cold_rollback_to_an_adopted_revision_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::ColdAdopted).await;
+}
+
 /// For every step that fails decisively: every verb of the unwinding fails as well.
 async fn every_failed_undo_is_stuck(kind: Kind) {
     let (calls, _) = clean(kind).await;
@@ -185,6 +195,11 @@ async fn a_failed_undo_over_a_retained_replica_ends_stuck() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_undo_of_a_rollback_ends_stuck() {
     every_failed_undo_is_stuck(Kind::Rollback).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_cold_rollback_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::ColdRollback).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,179 @@
+//! Which way back a rollback takes, and what it takes to start a revision of the past again.
+
+use std::fs;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::barred;
+use super::run::Decided;
+use crate::executor::{World, observe};
+use crate::host::process::Snapshot;
+use crate::host::{SystemHost, engine};
+use crate::journal::Journal;
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SwapId;
+use crate::model::replica::Revision;
+use crate::model::spec::SwapSpec;
+use crate::model::state::{HistoryReport, Past, WayBack};
+use crate::model::wire::{Asked, Refusal, RollbackRequest};
+use crate::service_dir::ServiceDir;
+use crate::swap::history::{Course, History, Told, Wanted};
+use crate::swap::planner::{self, Again, Decision};
+
+/// The file in a swap's folder that holds its specification: for its recovery, and to start its revision again.
+pub(super) const SPEC: &str = "spec.json";
+
+/// The file in a swap's folder that holds what it takes to start an adopted incumbent again. Mode 0600.
+pub(super) const INCUMBENT: &str = "incumbent.json";
+
+/// What the history tells, newest last.
+pub(super) fn report(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> HistoryReport {
+    HistoryReport { service: spec.service.clone(), chapters: history(dir, spec, world).chapters() }
+}
+
+/// Decides what a rollback does.
+pub(super) async fn decide(dir: &ServiceDir, wanted: &RollbackRequest) -> Result<Decided, Refusal> {
+    let asked = wanted.asked.clone();
+    let host = SystemHost::new(&asked);
+    let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
+    let history = history(dir, &asked.spec, &world);
+    let back = Wanted { of: wanted.of.as_ref(), to: wanted.to.as_deref() };
+    let course = history.course(back, world.seen.state.serving_swap.as_ref());
+    let refused = |failure: Failure| match wanted.to {
+        Some(_) => Refusal::input(failure),
+        None => Refusal::environment(failure),
+    };
+    let decision = match course.map_err(refused)? {
+        Course::Unchanged(reason) => Decision::Unchanged(reason),
+        Course::Back(revision, WayBack::Cold(kept_in)) => {
+            return cold(dir, asked, (&revision, &kept_in)).await;
+        }
+        Course::Back(revision, _) => {
+            let Some(warm) = planner::warm_replica(&asked.spec, &world.seen) else {
+                let gone = Failure::new(format!("the warm replica of {revision} is gone"));
+                return Err(Refusal::environment(gone));
+            };
+            planner::plan_warm_rollback(&asked.spec, &world.seen, warm).map_err(barred)?
+        }
+    };
+    Ok(Decided { asked, world, decision, again: None })
+}
+
+/// Looks again with what the revision was once started from, and plans.
+async fn cold(
+    dir: &ServiceDir,
+    mut asked: Asked,
+    (revision, kept_in): (&Revision, &SwapId),
+) -> Result<Decided, Refusal> {
+    let folder = dir.swap(kept_in);
+    let mut again = Again { revision: revision.clone(), argv: None };
+    if revision.is_adopted() {
+        let snapshot = read(&folder.join(INCUMBENT)).map_err(Refusal::environment)?;
+        let host = SystemHost::new(&asked);
+        let mut world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
+        let snapshot =
+            for_free_slot(snapshot, &folder, &asked.spec, &world).map_err(Refusal::environment)?;
+        let engine = asked.spec.replica.engine;
+        world.seen.program = snapshot.runnable().map_err(|error| error.to_failure());
+        world.seen.wanted_names = engine::expected(engine, &snapshot.argv, &revision.model).names;
+        again.argv = Some(snapshot.argv.clone());
+        let decision =
+            planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
+        return Ok(Decided { asked, world, decision, again: Some(snapshot) });
+    }
+    let then: SwapSpec = read(&folder.join(SPEC)).map_err(Refusal::environment)?;
+    (asked.spec.model, asked.spec.model_revision) = (then.model, then.model_revision);
+    asked.spec.replica = then.replica;
+    secrets_are_there(&asked, revision).map_err(barred)?;
+    let host = SystemHost::new(&asked);
+    let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
+    let decision = planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
+    Ok(Decided { asked, world, decision, again: None })
+}
+
+/// The adopted incumbent of a swap, for the slot that is free now.
+fn for_free_slot(
+    snapshot: Snapshot,
+    folder: &Path,
+    spec: &SwapSpec,
+    world: &World,
+) -> Result<Snapshot, Failure> {
+    let name = planner::free_slot(spec, &world.seen)?;
+    let slot = &spec.slots[name];
+    let then = Journal::plan(folder).and_then(|plan| plan.incumbent).map(|side| side.port);
+    let port = then.unwrap_or(slot.port);
+    snapshot.for_slot(spec.replica.engine, port, slot).ok_or_else(|| {
+        Failure::new(format!(
+            "the revision was started by hand on port {port} without --port, and the free slot {name} has port {}",
+            slot.port
+        ))
+        .hint("roll back to another revision first, so that its own slot is free; or swap to its model")
+    })
+}
+
+/// Values of secrets are never kept: they come from the step's environment again.
+fn secrets_are_there(asked: &Asked, revision: &Revision) -> Result<(), Vec<Failure>> {
+    let missing = asked
+        .spec
+        .replica
+        .secret_env
+        .iter()
+        .filter(|name| asked.secrets.0.get(*name).is_none_or(String::is_empty));
+    let failures: Vec<_> = missing
+        .map(|name| {
+            Failure::new(format!("{revision} needs the secret {name}, and the step has no value for it"))
+                .hint(format!(
+                    "set {name} in the step's env, and name it in replica.secret_env of the configuration"
+                ))
+        })
+        .collect();
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+fn history(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> History {
+    let seen = &world.seen;
+    let serving = planner::serving_slot(spec, seen.nginx_port)
+        .ok()
+        .filter(|slot| seen.slots.get(*slot).is_some_and(|occupant| occupant.ready))
+        .and_then(|slot| world.replicas.get(slot));
+    let warm = planner::warm_replica(spec, seen);
+    let told = seen.state.history.iter().map(|past| told(dir, past)).collect();
+    History::new(
+        told,
+        serving.map(|replica| replica.revision.digest.clone()),
+        warm.map(|retained| retained.replica.revision.digest.clone()),
+    )
+}
+
+/// What the folder of a swap still tells.
+fn told(dir: &ServiceDir, past: &Past) -> Told {
+    let folder = dir.swap(&past.swap);
+    let plan = Journal::plan(&folder);
+    let mut keeps = Vec::new();
+    if let Some(plan) = &plan {
+        use crate::model::plan::Strategy::{BlueGreen, ColdRollback};
+        let candidate = &plan.candidate.revision;
+        // A warm rollback's specification is not the one of the revision that it brings back.
+        if matches!(plan.strategy, BlueGreen | ColdRollback)
+            && !candidate.is_adopted()
+            && folder.join(SPEC).exists()
+        {
+            keeps.push(candidate.digest.clone());
+        }
+        let adopted = plan.incumbent.as_ref().filter(|side| side.revision.is_adopted());
+        if let Some(side) = adopted.filter(|_| folder.join(INCUMBENT).exists()) {
+            keeps.push(side.revision.digest.clone());
+        }
+    }
+    Told { past: past.clone(), plan, keeps }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let failed = |cause: String| Failure {
+        causes: vec![cause],
+        ..Failure::new(format!("cannot read {}", path.display()))
+    };
+    let text = fs::read(path).map_err(|error| failed(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
+}

@@ -1,0 +1,129 @@
+//! Plans of the way back: by the replica that is still warm, or by starting a revision of the past again.
+
+use super::{
+    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, make_room, notes, obstacles,
+    other_slot, promote, replica_in, reserve, retire, serving_slot, side, spec_argv, start,
+};
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::plan::{Plan, PlannedStep, Strategy};
+use crate::model::record::Retained;
+use crate::model::replica::Revision;
+use crate::model::spec::SwapSpec;
+use crate::swap::revision;
+
+/// A revision of the past that is to be started again. The spec is the one that it was started from, with today's slots,
+/// bounds and nginx.
+#[derive(Debug, Clone)]
+pub struct Again {
+    /// The revision, as the history has it.
+    pub revision: Revision,
+    /// argv of an adopted one; `None`: what the spec says.
+    pub argv: Option<Vec<String>>,
+}
+
+/// The replica that the swap that serves has left warm in the other slot, if it is still there.
+pub fn warm_replica<'a>(spec: &SwapSpec, seen: &'a Observed) -> Option<&'a Retained> {
+    let to = free_slot(spec, seen).ok()?;
+    seen.state.retained.as_ref().filter(|retained| {
+        let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
+        &retained.replica.slot == to
+            && Some(&retained.swap) == seen.state.serving_swap.as_ref()
+            && found.is_some_and(|found| found.tree.contains(&retained.replica.main))
+    })
+}
+
+/// The slot that nginx does not point at.
+///
+/// # Errors
+/// If it points at none.
+pub fn free_slot<'a>(spec: &'a SwapSpec, seen: &Observed) -> Result<&'a SlotName, Failure> {
+    Ok(other_slot(spec, serving_slot(spec, seen.nginx_port)?))
+}
+
+/// Plans to move traffic back to the replica that is warm.
+///
+/// # Errors
+/// If the way is barred.
+pub fn plan_warm_rollback(
+    spec: &SwapSpec,
+    seen: &Observed,
+    retained: &Retained,
+) -> Result<Decision, Vec<Failure>> {
+    let to = free_slot(spec, seen).map_err(|failure| vec![failure])?;
+    let back =
+        Back { strategy: Strategy::WarmRollback, revision: retained.replica.revision.clone() };
+    back.plan(spec, seen, (to, Vec::new(), Vec::new()))
+}
+
+/// Plans to start a revision of the past again, and to move traffic to it.
+///
+/// # Errors
+/// Every reason why it cannot be done, all at once.
+pub fn plan_cold_rollback(
+    spec: &SwapSpec,
+    seen: &Observed,
+    again: &Again,
+) -> Result<Decision, Vec<Failure>> {
+    let from = serving_slot(spec, seen.nginx_port).map_err(|failure| vec![failure])?;
+    let to = other_slot(spec, from);
+    let failures = obstacles(spec, seen, from, to);
+    if !failures.is_empty() {
+        return Err(failures);
+    }
+    let mut first = make_room(spec, seen, to);
+    first.push(reserve(spec, to));
+    let mut told = notes(seen, from);
+    let revision = match &again.argv {
+        Some(argv) => {
+            first.push(start(argv, to));
+            again.revision.clone()
+        }
+        None => {
+            first.push(start(&spec_argv(spec, to), to));
+            let digest = seen.wanted.digest.clone();
+            if digest != again.revision.digest {
+                told.push(format!(
+                    "values of secret_env have changed since {} was started: it comes back as {digest}",
+                    again.revision
+                ));
+            }
+            Revision { digest, ..again.revision.clone() }
+        }
+    };
+    Back { strategy: Strategy::ColdRollback, revision }.plan(spec, seen, (to, first, told))
+}
+
+/// What comes back, and how.
+struct Back {
+    strategy: Strategy,
+    revision: Revision,
+}
+
+impl Back {
+    /// The plan, with what comes before the candidate can be waited for, and what people should know.
+    fn plan(
+        self,
+        spec: &SwapSpec,
+        seen: &Observed,
+        (to, mut steps, mut notes): (&SlotName, Vec<PlannedStep>, Vec<String>),
+    ) -> Result<Decision, Vec<Failure>> {
+        let from = other_slot(spec, to);
+        let incumbent = replica_in(from, spec, seen);
+        steps.extend([await_ready(spec, to), cut_over(spec, from, to), promote(spec, to)]);
+        // Going back is worth more than the streams that a hasty nginx may cut.
+        notes.extend(cutting_nginx(spec, seen).map(|failure| failure.to_string()));
+        let mut plan = Plan {
+            service: spec.service.clone(),
+            strategy: self.strategy,
+            later: incumbent.iter().flat_map(|bad| [drain(spec, from), retire(bad)]).collect(),
+            incumbent: incumbent.map(|replica| side(spec, from, replica.revision)),
+            candidate: side(spec, to, self.revision),
+            steps,
+            notes,
+            digest: String::new(),
+        };
+        plan.digest = revision::of_plan(spec, &plan);
+        Ok(Decision::Act(Box::new(plan)))
+    }
+}
