@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::cancel::{self, Order, Traffic};
 use super::report::Reporter;
 use super::{Setting, Stopped, Voice};
 use crate::github::inputs::CommandName;
@@ -43,8 +44,8 @@ pub(super) struct Line<'a> {
 /// What a command came to.
 #[derive(Default)]
 pub(super) struct Followed {
-    swap: Option<SwapId>,
-    conclusion: Option<Conclusion>,
+    pub(super) swap: Option<SwapId>,
+    pub(super) conclusion: Option<Conclusion>,
     closing: Option<Closing>,
     unchanged: Option<(String, StatusReport)>,
     plan: Option<Plan>,
@@ -52,7 +53,8 @@ pub(super) struct Followed {
     log: Log,
     /// Lines of a log on the server, said as one part when they are all there.
     lines: Vec<String>,
-    seq: u64,
+    pub(super) seq: u64,
+    pub(super) traffic: Traffic,
     /// Whether the swap that is followed is to be aborted.
     aborting: bool,
 }
@@ -71,19 +73,20 @@ pub(super) async fn follow(
     (voice, reporter): (&mut Voice, &mut Reporter),
 ) -> Result<(), Stopped> {
     let thread = thread(&request.command);
+    let order = Order::of(&request.command);
     let mut request = request;
     let mut stop = Stop::new()?;
     let mut tries = RECONNECTS.iter();
     loop {
         let known = followed.seq;
-        let error = match converse(line, &request, followed, (voice, reporter, &mut stop)).await {
+        let asked = (&request, order.as_ref());
+        let error = match converse(line, asked, (followed, voice, reporter, &mut stop)).await {
             Ok(()) => {
                 let lines = std::mem::take(&mut followed.lines);
                 voice.say((!lines.is_empty()).then(|| render::remote(&lines)));
                 return Ok(());
             }
             Err(Ended::Refused(stopped)) => return Err(stopped),
-            Err(Ended::Interrupted) => return followed.interrupted(voice),
             Err(Ended::Remote(error)) => error,
         };
         if followed.seq > known {
@@ -101,7 +104,10 @@ pub(super) async fn follow(
         ))]);
         tokio::select! {
             () = tokio::time::sleep(*pause) => {}
-            () = stop.asked() => return followed.interrupted(voice),
+            () = stop.asked() => {
+                let ears = (followed, voice, reporter, &mut stop);
+                return cancel::give_up(None, line, order.as_ref(), ears).await;
+            }
         }
         // Until the swap is known to be under way the same is asked again: its id makes it one swap.
         if let Some(swap) = followed.swap.clone() {
@@ -112,45 +118,64 @@ pub(super) async fn follow(
     }
 }
 
-enum Ended {
+/// Why an answer was not heard to its end.
+pub(super) enum Ended {
+    /// The server refused, or a signal ended the command.
     Refused(Stopped),
-    Interrupted,
+    /// The way to the server.
     Remote(RemoteError),
+}
+
+/// How far an answer was listened to.
+enum Heard {
+    All,
+    UntilSignal,
 }
 
 async fn converse(
     line: &Line<'_>,
-    request: &Request,
-    followed: &mut Followed,
-    (voice, reporter, stop): (&mut Voice, &mut Reporter, &mut Stop),
+    (request, order): (&Request, Option<&Order>),
+    (followed, voice, reporter, stop): Ears<'_>,
 ) -> Result<(), Ended> {
-    let session = tokio::select! {
-        session = Session::open(line.target, line.credentials.clone()) => session.map_err(Ended::Remote)?,
-        () = stop.asked() => return Err(Ended::Interrupted),
+    let opened = tokio::select! {
+        session = Session::open(line.target, line.credentials.clone()) => Some(session.map_err(Ended::Remote)?),
+        () = stop.asked() => None,
     };
-    let result = listen(&session, line, request, (followed, voice, reporter, stop)).await;
+    let Some(session) = opened else {
+        let given_up = cancel::give_up(None, line, order, (followed, voice, reporter, stop));
+        return given_up.await.map_err(Ended::Refused);
+    };
+    let ears = (&mut *followed, &mut *voice, &mut *reporter, &mut *stop);
+    let result = match listen(&session, line, request, ears).await {
+        Ok(Heard::All) => Ok(()),
+        Ok(Heard::UntilSignal) => {
+            let ears = (followed, voice, reporter, stop);
+            cancel::give_up(Some(&session), line, order, ears).await.map_err(Ended::Refused)
+        }
+        Err(ended) => Err(ended),
+    };
     session.close().await;
     result
 }
 
-type Ears<'a> = (&'a mut Followed, &'a mut Voice, &'a mut Reporter, &'a mut Stop);
+pub(super) type Ears<'a> = (&'a mut Followed, &'a mut Voice, &'a mut Reporter, &'a mut Stop);
 
 async fn listen(
     session: &Session,
     line: &Line<'_>,
     request: &Request,
     (followed, voice, reporter, stop): Ears<'_>,
-) -> Result<(), Ended> {
+) -> Result<Heard, Ended> {
     let mut frames = tokio::select! {
         frames = ask(session, &line.install, request) => frames.map_err(Ended::Remote)?,
-        () = stop.asked() => return Err(Ended::Interrupted),
+        () = stop.asked() => return Ok(Heard::UntilSignal),
     };
     loop {
         let frame = tokio::select! {
             frame = frames.next() => frame.map_err(Ended::Remote)?,
-            () = stop.asked() => return Err(Ended::Interrupted),
+            () = stop.asked() => return Ok(Heard::UntilSignal),
         };
-        let Some(frame) = frame else { return Ok(()) };
+        let Some(frame) = frame else { return Ok(Heard::All) };
         followed.take(frame, voice, reporter)?;
     }
 }
@@ -195,21 +220,7 @@ impl Followed {
         self.swap.is_some()
     }
 
-    /// A signal ends the following, and nothing on the server.
-    fn interrupted(&self, voice: &mut Voice) -> Result<(), Stopped> {
-        if self.began() {
-            voice.say([render::Line::Warning(
-                "stopped by a signal: the swap goes on on the server; `model-swap status` tells how"
-                    .to_owned(),
-            )]);
-            return Ok(());
-        }
-        let failure = Failure::new("stopped by a signal before the server had answered")
-            .hint("`model-swap status` tells whether a swap was begun");
-        Err(Stopped { failures: vec![failure], exit: Exit::Environment })
-    }
-
-    fn take(
+    pub(super) fn take(
         &mut self,
         frame: Frame,
         voice: &mut Voice,
@@ -237,7 +248,7 @@ impl Followed {
         Ok(())
     }
 
-    fn event(&mut self, event: &Event, voice: &mut Voice, reporter: &mut Reporter) {
+    pub(super) fn event(&mut self, event: &Event, voice: &mut Voice, reporter: &mut Reporter) {
         if event.seq <= self.seq {
             return;
         }
@@ -245,6 +256,7 @@ impl Followed {
         voice.say(self.log.lines(event));
         self.summary.apply(event);
         reporter.hear(event);
+        self.traffic.hear(&event.kind);
         match &event.kind {
             EventKind::Concluded(conclusion) => {
                 self.conclusion = Some(conclusion.clone());
@@ -318,7 +330,7 @@ impl Followed {
 }
 
 /// SIGINT or SIGTERM: as PID 1 of a container, a process without handlers ignores both.
-struct Stop {
+pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -335,6 +347,11 @@ impl Stop {
             interrupt: handler(SignalKind::interrupt())?,
             terminate: handler(SignalKind::terminate())?,
         })
+    }
+
+    /// SIGINT alone.
+    pub(super) async fn interrupted(&mut self) {
+        self.interrupt.recv().await;
     }
 
     async fn asked(&mut self) {

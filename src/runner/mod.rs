@@ -1,5 +1,6 @@
 //! F5: the runner's side, the same for a workflow step and a terminal: inputs → remote → events → render → outputs.
 
+mod cancel;
 mod comment;
 mod follow;
 mod report;

@@ -44,6 +44,11 @@ impl Frozen {
     fn thaw(&self) -> Result<()> {
         send("-CONT", self.0)
     }
+
+    /// It may have been killed meanwhile.
+    fn thaw_if_there(&self) {
+        let _gone = self.thaw();
+    }
 }
 
 /// The events that the server has written of its newest swap.
@@ -231,28 +236,72 @@ async fn a_job_that_is_cancelled_while_its_link_is_down_ends_before_it_is_killed
     Ok(())
 }
 
+/// A candidate that is frozen cannot be stopped in time: traffic counts, and the rest is the server's.
 async fn cancelled_by(signal: &str) -> Result<()> {
     let world = world().await?;
-    let (step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    let github = FakeGitHub::start()?;
+    let load = world.load().await?;
+    let action = world.action("swap", NEW, &[])?.on_github(&github);
+    let (step, candidate) = in_mid_swap(&world, action).await?;
     step.signal(signal)?;
-    let run = step.finish().await?;
-    let run = run.refused(3, &["stopped by a signal: the swap goes on on the server", "status"]);
-    assert!(run.summary.contains("outcome not known"), "{run}");
-    assert!(run.output("swap-id").starts_with("s-"), "{run}");
-    assert!(!run.outputs.contains_key("outcome"), "{run}");
-    candidate.thaw()?;
-    assert_eq!(outcome(&world).await?, "promoted");
-    world.until_serves(NEW).await
+    let run = step.finish().await?.ended(6, "aborted");
+    assert!(run.stdout.contains("traffic is where it was: Qwen/Old serves from slot a"), "{run}");
+    assert!(run.summary.contains("aborted"), "{run}");
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "failure", "{github}");
+    assert_eq!(world.serves().await?, OLD);
+    candidate.thaw_if_there();
+    assert_eq!(outcome(&world).await?, "aborted");
+    until("its end", || Ok(processes(&world, NEW).is_empty().then_some(()))).await?;
+    world.run("status", NEW, &[]).await?.answered(&["nobody is at work", "aborted      Qwen/New"]);
+    load.stop().await.assert_clean();
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_cancelled_job_ends_at_once_and_the_swap_goes_on() -> Result<()> {
+async fn a_cancelled_job_gives_its_swap_up_and_leaves_the_rest_to_the_server() -> Result<()> {
     cancelled_by("-INT").await
 }
 
 #[tokio::test]
-async fn a_terminated_job_ends_at_once_and_the_swap_goes_on() -> Result<()> {
+async fn a_terminated_job_gives_its_swap_up_and_leaves_the_rest_to_the_server() -> Result<()> {
     cancelled_by("-TERM").await
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_before_its_swap_began_begins_none() -> Result<()> {
+    let world = world().await?;
+    let step = Step::start(world.action("swap", NEW, &[])?)?;
+    let agent = until("the agent", || agent(&world)).await?;
+    send("-STOP", agent)?;
+    assert_eq!(swaps(&world), 0, "it was stopped too late for this test");
+    step.signal("-INT")?;
+    until("the order", || {
+        let orders = fs::read_dir(world.server.state_dir().join(NAME).join("aborts"))?;
+        Ok((orders.count() > 0).then_some(()))
+    })
+    .await?;
+    send("-CONT", agent)?;
+    let run = step.finish().await?;
+    assert_eq!(run.code, 6, "{run}");
+    until("the agent's end", || Ok(self::agent(&world)?.is_none().then_some(()))).await?;
+    assert_eq!(world.serves().await?, OLD);
+    assert!(processes(&world, NEW).is_empty(), "{run}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_after_promote_leaves_what_serves() -> Result<()> {
+    let world = World::start().await?;
+    let load = world.load().await?;
+    let mut step = Step::start(world.action("swap", NEW, &[("wait", "retired")])?)?;
+    step.says("promoted: ").await?;
+    step.signal("-INT")?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert!(run.stdout.contains("the outcome stays as it is"), "{run}");
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
 }
 
 #[tokio::test]

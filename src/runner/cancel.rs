@@ -1,0 +1,191 @@
+//! A signal: the swap is given up, and waited for until traffic is where it was. What is left to do goes on without us.
+//!
+//! GitHub sends a container SIGINT, 7.5 s later SIGTERM, and kills it 2.5 s after that (runner, `ProcessInvoker.cs`).
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::follow::{Ears, Ended, Followed, Line};
+use super::report::Reporter;
+use super::{Stopped, Voice};
+use crate::model::event::{Conclusion, Event, EventKind};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SwapId;
+use crate::model::outcome::{Exit, Outcome};
+use crate::model::plan::Side;
+use crate::model::state::Requester;
+use crate::model::wire::{AbortRequest, Asked, Command, Request, WIRE_VERSION};
+use crate::remote::agent::ask;
+use crate::remote::session::Session;
+use crate::render;
+
+/// How long traffic's return is waited for: what is left of GitHub's ten seconds is for the summary and the deployment.
+const BACK_LIMIT: Duration = Duration::from_secs(8);
+
+/// How long the outcome is waited for once traffic is back: a candidate without requests is stopped within moments.
+const OUTCOME_LIMIT: Duration = Duration::from_millis(1000);
+
+/// The order that gives a command's swap up.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    asked: Asked,
+    swap: SwapId,
+    requester: Requester,
+}
+
+impl Order {
+    /// The order for a command; `None` for one that makes no swap.
+    pub(super) fn of(command: &Command) -> Option<Self> {
+        let (asked, swap, requester) = match command {
+            Command::Swap(request) => (&request.asked, &request.swap, &request.requester),
+            Command::Rollback(request) => (&request.asked, &request.swap, &request.requester),
+            _ => return None,
+        };
+        Some(Self { asked: asked.clone(), swap: swap.clone(), requester: requester.clone() })
+    }
+
+    fn request(&self, followed: &Followed) -> Request {
+        let of = Some(followed.swap.as_ref().unwrap_or(&self.swap).clone());
+        let (asked, requester) = (self.asked.clone(), self.requester.clone());
+        let wanted = AbortRequest { asked, of, since: followed.seq, requester };
+        Request { v: WIRE_VERSION, command: Command::Abort(wanted) }
+    }
+}
+
+/// What is known of traffic while a swap is given up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Traffic {
+    /// What serves unless the swap is promoted.
+    incumbent: Option<Side>,
+    /// Where new requests go for good, once the swap is unwound so far.
+    back: Option<String>,
+}
+
+impl Traffic {
+    /// Takes an event in.
+    pub(super) fn hear(&mut self, kind: &EventKind) {
+        match kind {
+            EventKind::Planned { plan } => self.incumbent.clone_from(&plan.incumbent),
+            EventKind::TrafficIsBack { traffic } => self.back = Some(traffic.clone()),
+            _ => {}
+        }
+    }
+}
+
+/// Ends the following on a signal: a swap that may still be given up is, and is waited for until traffic is back.
+///
+/// # Errors
+/// If it is not known what the server does.
+pub(super) async fn give_up(
+    session: Option<&Session>,
+    line: &Line<'_>,
+    order: Option<&Order>,
+    (followed, voice, reporter, stop): Ears<'_>,
+) -> Result<(), Stopped> {
+    let warn = |voice: &mut Voice, text: &str| {
+        voice.say([render::Line::Warning(format!("stopped by a signal: {text}"))]);
+    };
+    let Some(order) = order else { return without_swap(followed, voice) };
+    if followed.conclusion.is_some() {
+        warn(voice, "the outcome stays as it is, and the server does the rest by itself");
+        return Ok(());
+    }
+    warn(voice, "asking the server to abort the swap");
+    let ended = tokio::select! {
+        ended = until_back(session, line, order, (&mut *followed, &mut *voice, &mut *reporter)) => Some(ended),
+        () = tokio::time::sleep(BACK_LIMIT) => None,
+        // Somebody at a terminal does not want to wait. SIGTERM comes from GitHub, in its time.
+        () = stop.interrupted() => None,
+    };
+    if followed.conclusion.is_some() {
+        return Ok(());
+    }
+    if followed.traffic.back.is_some() {
+        let event = given_up(followed, order);
+        followed.event(&event, voice, reporter);
+        return Ok(());
+    }
+    let failure = match ended {
+        Some(Err(Ended::Refused(stopped))) => return Err(stopped),
+        Some(Err(Ended::Remote(error))) => Failure {
+            causes: vec![error.to_failure().to_string()],
+            ..Failure::new("the server could not be asked to abort: the swap goes on on the server")
+        },
+        Some(Ok(())) | None => {
+            Failure::new("the server did not say in time whether the swap is aborted")
+        }
+    };
+    let failure =
+        failure.hint("`model-swap status` tells what serves, `model-swap abort` gives the swap up");
+    Err(Stopped { failures: vec![failure], exit: Exit::Environment })
+}
+
+/// The end of a command that makes no swap.
+fn without_swap(followed: &Followed, voice: &mut Voice) -> Result<(), Stopped> {
+    if followed.began() {
+        let text = "stopped by a signal: the server goes on; `model-swap status` tells how";
+        voice.say([render::Line::Warning(text.to_owned())]);
+        return Ok(());
+    }
+    let failure = Failure::new("stopped by a signal before the server had answered");
+    Err(Stopped { failures: vec![failure], exit: Exit::Environment })
+}
+
+/// Sends the order, and listens until the outcome is known, or until [`OUTCOME_LIMIT`] after traffic is back.
+async fn until_back(
+    session: Option<&Session>,
+    line: &Line<'_>,
+    order: &Order,
+    (followed, voice, reporter): (&mut Followed, &mut Voice, &mut Reporter),
+) -> Result<(), Ended> {
+    let opened = match session {
+        Some(_) => None,
+        None => {
+            let credentials = line.credentials.clone();
+            Some(Session::open(line.target, credentials).await.map_err(Ended::Remote)?)
+        }
+    };
+    let Some(session) = session.or(opened.as_ref()) else { return Ok(()) };
+    let request = order.request(followed);
+    let mut frames = ask(session, &line.install, &request).await.map_err(Ended::Remote)?;
+    let mut limit = None;
+    while followed.conclusion.is_none() {
+        if followed.traffic.back.is_some() {
+            limit.get_or_insert_with(|| Instant::now() + OUTCOME_LIMIT);
+        }
+        let next = match limit {
+            None => frames.next().await,
+            Some(limit) => match timeout_at(limit, frames.next()).await {
+                Ok(next) => next,
+                Err(_) => break,
+            },
+        };
+        let Some(frame) = next.map_err(Ended::Remote)? else { break };
+        followed.take(frame, voice, reporter)?;
+    }
+    Ok(())
+}
+
+/// What is said, shown and reported where the candidate is still being stopped.
+fn given_up(followed: &Followed, order: &Order) -> Event {
+    let incumbent = followed.traffic.incumbent.as_ref();
+    let failure = Failure::new("cancelled; the server stops the new model by itself")
+        .hint("`model-swap status` tells when it is done");
+    let conclusion = Conclusion {
+        outcome: Outcome::Aborted,
+        traffic: followed.traffic.back.clone().unwrap_or_default(),
+        slot: incumbent.map(|side| side.slot.clone()),
+        revision: incumbent.map(|side| side.revision.clone()),
+        previous_revision: None,
+        rollback_until: None,
+        failure: Some(failure),
+    };
+    Event {
+        v: WIRE_VERSION,
+        swap: followed.swap.clone().unwrap_or_else(|| order.swap.clone()),
+        seq: followed.seq + 1,
+        at: jiff::Timestamp::now(),
+        kind: EventKind::Concluded(conclusion),
+    }
+}
