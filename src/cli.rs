@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -50,6 +51,9 @@ pub enum Verb {
         /// When to return: `promoted` or `retired`.
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
+        /// How long to wait while another command works on the service, like 15m.
+        #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+        lock_wait: Duration,
     },
     /// Bring the previous model back: at once while it is still warm, else it is started again.
     Rollback {
@@ -65,6 +69,9 @@ pub enum Verb {
         /// When to return: `promoted` or `retired`.
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
+        /// How long to wait while another command works on the service, like 15m.
+        #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+        lock_wait: Duration,
     },
     /// Give up the swap that is under way: what served before serves again.
     Abort {
@@ -177,12 +184,13 @@ impl Verb {
             Self::Plan { common, force } => {
                 Inputs { when: force.into(), ..common.inputs(CommandName::Plan)? }
             }
-            Self::Swap { common, force, plan_digest, wait } => {
+            Self::Swap { common, force, plan_digest, wait, lock_wait } => {
                 let inputs = common.inputs(CommandName::Swap)?;
-                Inputs { when: force.into(), plan_digest, wait, ..inputs }
+                Inputs { when: force.into(), plan_digest, wait, lock_wait, ..inputs }
             }
-            Self::Rollback { common, swap_id, to, wait } => {
-                Inputs { swap_id, to, wait, ..common.inputs(CommandName::Rollback)? }
+            Self::Rollback { common, swap_id, to, wait, lock_wait } => {
+                let inputs = common.inputs(CommandName::Rollback)?;
+                Inputs { swap_id, to, wait, lock_wait, ..inputs }
             }
             Self::Abort { common } => common.inputs(CommandName::Abort)?,
             Self::Status { common } => common.inputs(CommandName::Status)?,
@@ -218,6 +226,7 @@ impl Common {
             swap_id: None,
             plan_digest: None,
             to: None,
+            lock_wait: Duration::ZERO,
             wait: Wait::Promoted,
             when: When::Changed,
             github_token: None,

@@ -1,5 +1,7 @@
 //! The detached agent: lease → recovery → plan → journal → steps → outcome → what comes after.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -33,6 +35,7 @@ struct Work {
     asked: Asked,
     swap: SwapId,
     requester: Requester,
+    lock_wait: Duration,
     command: Command,
 }
 
@@ -71,12 +74,14 @@ fn work(request: Request) -> Option<Work> {
             asked: wanted.asked,
             swap: wanted.swap,
             requester: wanted.requester,
+            lock_wait: wanted.lock_wait,
             command,
         }),
         Command::Rollback(wanted) => Some(Work {
             asked: wanted.asked,
             swap: wanted.swap,
             requester: wanted.requester,
+            lock_wait: wanted.lock_wait,
             command,
         }),
         Command::Abort(_)
@@ -94,8 +99,12 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
     let attaches =
         |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, Timestamp::now()));
-    let begins = holder(&work, Timestamp::now());
-    let mut lease = match aftermath::take_lease(&dir, begins, attaches).await {
+    let taken = tokio::select! {
+        biased;
+        taken = wait_for_lease(&dir, &work, &attaches, answers) => taken,
+        _ = abort::until_ordered(&dir, &work.swap) => return Err(never_begun(&work.swap)),
+    };
+    let mut lease = match taken {
         Ok(lease) => lease,
         Err(LeaseError::Held { holder: Some(holder) }) if attaches(&holder) => {
             answers.send(&Frame::Accepted { swap: holder.swap.clone() });
@@ -147,6 +156,34 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             work_on(begun, &work, lease, answers).await;
             Ok(())
         }
+    }
+}
+
+/// Takes the lease; waits for another command's for as long as was asked for, and says so.
+async fn wait_for_lease(
+    dir: &ServiceDir,
+    work: &Work,
+    attaches: &impl Fn(&Holder) -> bool,
+    answers: &mut Answers,
+) -> Result<Lease, LeaseError> {
+    let begin = tokio::time::Instant::now();
+    let mut told = None;
+    loop {
+        let taken = aftermath::take_lease(dir, holder(work, Timestamp::now()), attaches).await;
+        let held = match taken {
+            Err(LeaseError::Held { holder }) if begin.elapsed() < work.lock_wait => holder,
+            taken => return taken,
+        };
+        if let Some(holder) = held {
+            if attaches(&holder) {
+                return Err(LeaseError::Held { holder: Some(holder) });
+            }
+            if told.as_ref() != Some(&holder.swap) {
+                told = Some(holder.swap.clone());
+                answers.send(&Frame::Waiting { holder, limit: work.lock_wait });
+            }
+        }
+        tokio::time::sleep(aftermath::RETRY).await;
     }
 }
 

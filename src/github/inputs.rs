@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::model::failure::Hint;
 use crate::model::ids::{InvalidName, ServiceName, SwapId};
@@ -23,7 +24,7 @@ pub struct Declared {
 }
 
 /// Every input of the action, in the order of `action.yml`.
-pub const INPUTS: [Declared; 14] = [
+pub const INPUTS: [Declared; 15] = [
     Declared { name: "command", default: Some("swap") },
     Declared { name: "config", default: Some(DEFAULT_CONFIG) },
     Declared { name: "service", default: None },
@@ -36,6 +37,7 @@ pub const INPUTS: [Declared; 14] = [
     Declared { name: "plan-digest", default: None },
     Declared { name: "to", default: None },
     Declared { name: "wait", default: Some("promoted") },
+    Declared { name: "lock-wait", default: Some("0s") },
     Declared { name: "force", default: Some("false") },
     Declared { name: "github-token", default: Some("${{ github.token }}") },
 ];
@@ -76,6 +78,8 @@ pub struct Inputs {
     pub to: Option<String>,
     /// How far the command is followed.
     pub wait: Wait,
+    /// How long another command's swap is waited for.
+    pub lock_wait: Duration,
     /// Whether an equal revision is swapped all the same.
     pub when: When,
     /// Token for deployments.
@@ -175,6 +179,7 @@ impl Inputs {
             wait: reader
                 .choice("wait", &[("promoted", Wait::Promoted), ("retired", Wait::Retired)])
                 .unwrap_or(Wait::Promoted),
+            lock_wait: reader.duration("lock-wait"),
             when: reader
                 .choice("force", &[("false", When::Changed), ("true", When::Always)])
                 .unwrap_or(When::Changed),
@@ -279,6 +284,20 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    /// None if not given.
+    fn duration(&mut self, name: &str) -> Duration {
+        let Some(value) = self.text(name) else { return Duration::ZERO };
+        humantime::parse_duration(&value).unwrap_or_else(|_| {
+            self.problems.push(InputProblem {
+                input: name.to_owned(),
+                value: Some(value),
+                accepted: "accepted is a duration with its unit, like 90s or 15m".to_owned(),
+                meant: None,
+            });
+            Duration::ZERO
+        })
     }
 
     /// A token travels in a header, where nothing but visible ASCII may stand.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use super::ids::SwapId;
 use super::outcome::Exit;
 use super::plan::{Plan, PlanDigest};
 use super::spec::SwapSpec;
-use super::state::{HistoryReport, Requester, StatusReport};
+use super::state::{HistoryReport, Holder, Requester, StatusReport};
 
 /// Version of the wire. An agent answers this one and the two before it.
 pub const WIRE_VERSION: u32 = 1;
@@ -124,6 +125,9 @@ pub struct SwapRequest {
     /// The only plan that may be carried out; `None`: whatever the plan is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_digest: Option<PlanDigest>,
+    /// How long to wait for another command's swap to have its outcome.
+    #[serde(default)]
+    pub lock_wait: Duration,
     /// Where the stream may end.
     pub wait: Wait,
     /// Who asks.
@@ -142,6 +146,9 @@ pub struct RollbackRequest {
     /// The revision to go back to: a digest of the history or the beginning of one; `None`: what served before.
     #[serde(default)]
     pub to: Option<String>,
+    /// How long to wait for another command's swap to have its outcome.
+    #[serde(default)]
+    pub lock_wait: Duration,
     /// Where the stream may end.
     pub wait: Wait,
     /// Who asks.
@@ -216,6 +223,13 @@ pub enum Frame {
         reason: String,
         /// The service as observed.
         status: Box<StatusReport>,
+    },
+    /// Another command works on the service, and its end is waited for.
+    Waiting {
+        /// Whose.
+        holder: Box<Holder>,
+        /// For how long at most.
+        limit: Duration,
     },
     /// The swap is under way; its events follow.
     Accepted {

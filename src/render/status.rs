@@ -1,5 +1,7 @@
 //! The answer of `status`: what serves, what is warm, who is at work.
 
+use std::time::Duration;
+
 use super::Line;
 use super::text::{inert, moment};
 use crate::model::state::{Holder, Past, SlotReport, StatusReport};
@@ -67,6 +69,12 @@ fn row(slot: &SlotReport) -> [String; 6] {
         slot.in_flight.map_or_else(unknown, |count| count.to_string()),
         slot.revision.as_ref().map_or_else(unknown, |revision| inert(&revision.to_string())),
     ]
+}
+
+/// Another command is waited for, for `limit` at most.
+pub fn waiting(holder: &Holder, limit: Duration) -> Line {
+    let limit = humantime::format_duration(limit);
+    Line::Text(format!("waiting up to {limit} for another command, {}", self::holder(holder)))
 }
 
 fn holder(holder: &Holder) -> String {

@@ -236,6 +236,7 @@ impl Followed {
                 voice.say(status::unchanged(&reason, &status));
                 self.unchanged = Some((reason, *status));
             }
+            Frame::Waiting { holder, limit } => voice.say([status::waiting(&holder, limit)]),
             Frame::Accepted { swap } => self.swap = Some(swap),
             Frame::Event(event) => self.event(&event, voice, reporter),
             Frame::Status { report } => voice.say(status::lines(&report)),

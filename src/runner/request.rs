@@ -24,6 +24,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             swap: new_id()?,
             when: inputs.when,
             plan_digest: inputs.plan_digest.clone(),
+            lock_wait: inputs.lock_wait,
             wait: inputs.wait,
             requester: requester.clone(),
         })
@@ -36,6 +37,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             swap: new_id()?,
             of: inputs.swap_id.clone(),
             to: inputs.to.clone(),
+            lock_wait: inputs.lock_wait,
             wait: inputs.wait,
             requester,
         }),

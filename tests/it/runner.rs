@@ -336,6 +336,35 @@ async fn a_step_that_is_run_again_attaches_to_its_own_swap_and_another_is_refuse
 }
 
 #[tokio::test]
+async fn a_step_that_waits_for_another_is_told_whose_it_is_and_has_its_turn() -> Result<()> {
+    let world = world().await?;
+    let github = FakeGitHub::start()?;
+    let first = world.action("swap", NEW, &[])?.on_github(&github);
+    let (first, candidate) = in_mid_swap(&world, first).await?;
+    let other = |inputs| {
+        let action = world.action("swap", NEW, inputs)?.on_github(&github);
+        Step::start(action.with(&[("GITHUB_RUN_ID", "78")]))
+    };
+    let mut second = other(&[("lock-wait", "10m")])?;
+    second.says("waiting up to 10m for another command, at work since ").await?;
+    second.says("swap s-").await?;
+    second.says("https://github.example.com/acme/llm/actions/runs/77/attempts/1").await?;
+
+    // Who is cancelled while he waits has no turn.
+    let mut third = other(&[("lock-wait", "10m"), ("force", "true")])?;
+    third.says("waiting up to 10m").await?;
+    third.signal("-INT")?;
+    assert_eq!(third.finish().await?.code, 6);
+
+    candidate.thaw()?;
+    first.finish().await?.ended(0, "promoted");
+    let run = second.finish().await?.ended(0, "unchanged");
+    assert_eq!(run.stdout.matches("waiting up to").count(), 1, "{run}");
+    assert_eq!(swaps(&world), 1, "{run}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_killed_agent_is_told_of_and_the_next_swap_clears_up_after_it() -> Result<()> {
     let mut world = world().await?;
     let load = world.load().await?;

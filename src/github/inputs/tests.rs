@@ -27,6 +27,7 @@ fn nothing_given_is_a_swap_by_the_file() {
             to: None,
             plan_digest: None,
             wait: Wait::Promoted,
+            lock_wait: std::time::Duration::ZERO,
             when: When::Changed,
             github_token: None,
         }
@@ -69,7 +70,7 @@ fn all_problems_come_at_once() {
     let expected = [
         (
             "input known_hosts: there is no such input; there are command, config, service, model, host, \
-             ssh-key, known-hosts, environment, swap-id, plan-digest, to, wait, force and github-token",
+             ssh-key, known-hosts, environment, swap-id, plan-digest, to, wait, lock-wait, force and github-token",
             Some("did you mean `known-hosts`?"),
         ),
         (
@@ -82,6 +83,7 @@ fn all_problems_come_at_once() {
             None,
         ),
         ("input wait is \"drained\": accepted are promoted and retired", None),
+        ("input lock-wait is \"15\": accepted is a duration with its unit, like 90s or 15m", None),
         ("input force is \"yes\": accepted are false and true", None),
         ("input github-token: it holds a blank or a character that no token has", None),
     ];
@@ -90,6 +92,7 @@ fn all_problems_come_at_once() {
         ("INPUT_COMMAND", "Rolback"),
         ("INPUT_SERVICE", "Chat GPT"),
         ("INPUT_WAIT", "drained"),
+        ("INPUT_LOCK-WAIT", "15"),
         ("INPUT_FORCE", "yes"),
         ("INPUT_GITHUB-TOKEN", "ghs_a\nb"),
     ]);
