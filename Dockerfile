@@ -15,6 +15,7 @@ RUN cd /build \
 FROM ${BASE}
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates openssh-client \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    && ln -s model-swap /usr/local/bin/model-swap-afterwards
 COPY --from=build /out/model-swap /usr/local/bin/model-swap
 ENTRYPOINT ["/usr/local/bin/model-swap"]

@@ -20,6 +20,9 @@ use model_swap::runner::{self, Setting, Surface, Voice};
 /// How long a blocked name look-up may hold up the end of the process.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(200);
 
+/// The name of the stage after the step; `action.yml` and the image have it too.
+const AFTERWARDS: &str = "model-swap-afterwards";
+
 fn main() -> ExitCode {
     // A container action is called without arguments: its inputs are in the environment.
     let env: BTreeMap<String, String> = std::env::vars_os()
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
     let is_action = std::env::args_os().len() == 1 && env.contains_key("GITHUB_ACTIONS");
     let verb = if is_action { None } else { Some(Cli::parse().command) };
     let ended = match verb {
+        None if is_afterwards() => afterwards(env),
         Some(Verb::Agent { services, part: None }) => {
             on_one_thread(agent::session(Access::Listed(services))).map(|()| ExitCode::SUCCESS)
         }
@@ -103,6 +107,23 @@ fn install(lockdown: &Lockdown, mode: Mode) -> anyhow::Result<ExitCode> {
     }
     writeln!(out, "{next} list each service in {}/<service>.yaml", lockdown::SERVICES)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether this is the stage after the step: started by another name, with the same inputs.
+fn is_afterwards() -> bool {
+    let name = std::env::args_os().next().map(std::path::PathBuf::from);
+    name.is_some_and(|name| name.ends_with(AFTERWARDS))
+}
+
+fn afterwards(env: BTreeMap<String, String>) -> anyhow::Result<ExitCode> {
+    // What is wrong with the inputs the step has said.
+    let Ok(inputs) = Inputs::from_env(&env) else { return Ok(ExitCode::SUCCESS) };
+    let run = WorkflowRun::from_env(&env);
+    let surface = Surface::Workflow;
+    let mut voice = Voice::new(surface);
+    let setting = Setting { surface, inputs, run, env };
+    let exit = on_one_thread(runner::afterwards(setting, &mut voice))?;
+    Ok(ExitCode::from(exit.code()))
 }
 
 fn serve(part: Part) -> anyhow::Result<ExitCode> {

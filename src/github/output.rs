@@ -86,6 +86,14 @@ pub fn write_outputs(path: &Path, outputs: &Outputs) -> Result<(), OutputError> 
     append(path, &text)
 }
 
+/// Appends a variable to the file that `GITHUB_STATE` names. Name and value are one line each.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn append_state(path: &Path, name: &str, value: &str) -> Result<(), OutputError> {
+    append(path, &format!("{name}={value}\n"))
+}
+
 /// Appends Markdown to the file that `GITHUB_STEP_SUMMARY` names, cut to what GitHub takes.
 ///
 /// # Errors

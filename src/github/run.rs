@@ -28,6 +28,8 @@ pub struct WorkflowRun {
     pub deployment_ref: Option<String>,
     /// File that takes the step's outputs.
     pub output: Option<PathBuf>,
+    /// File that takes what the step's later stage shall know.
+    pub state: Option<PathBuf>,
     /// File that takes the job summary.
     pub step_summary: Option<PathBuf>,
 }
@@ -53,6 +55,7 @@ impl WorkflowRun {
             repository: get("GITHUB_REPOSITORY").as_deref().and_then(Repository::parse),
             deployment_ref: deployment_ref(&get),
             output: get("GITHUB_OUTPUT").map(PathBuf::from),
+            state: get("GITHUB_STATE").map(PathBuf::from),
             step_summary: get("GITHUB_STEP_SUMMARY").map(PathBuf::from),
         }
     }

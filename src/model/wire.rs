@@ -90,6 +90,15 @@ impl Command {
         }
     }
 
+    /// The id of the swap that it may begin.
+    pub fn begins(&self) -> Option<&SwapId> {
+        match self {
+            Self::Swap(request) => Some(&request.swap),
+            Self::Rollback(request) => Some(&request.swap),
+            _ => None,
+        }
+    }
+
     /// Which service it is about.
     pub fn asked(&self) -> &Asked {
         match self {

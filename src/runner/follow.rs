@@ -254,6 +254,7 @@ impl Followed {
             return;
         }
         self.seq = event.seq;
+        self.swap.get_or_insert_with(|| event.swap.clone());
         voice.say(self.log.lines(event));
         self.summary.apply(event);
         reporter.hear(event);

@@ -1,5 +1,6 @@
 //! F5: the runner's side, the same for a workflow step and a terminal: inputs → remote → events → render → outputs.
 
+mod afterwards;
 mod cancel;
 mod comment;
 mod follow;
@@ -8,10 +9,12 @@ mod request;
 mod trust;
 mod voice;
 
+pub use afterwards::afterwards;
 pub use voice::{Surface, Voice};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::config::{self, Config, Overrides};
 use crate::github::inputs::{CommandName, Inputs};
@@ -19,6 +22,7 @@ use crate::github::output::{self, Outputs};
 use crate::github::run::WorkflowRun;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
+use crate::model::wire::Request;
 use crate::remote::agent::{Install, own_digest};
 use crate::remote::error::RemoteError;
 use crate::remote::session::Credentials;
@@ -58,7 +62,9 @@ impl Stopped {
 
 /// Runs one command to its end and says how the process should exit.
 pub async fn run(setting: Setting, voice: &mut Voice) -> Exit {
-    match command(&setting, voice).await {
+    let ended = command(&setting, voice).await;
+    afterwards::note_told(&setting, voice);
+    match ended {
         Ok(exit) => exit,
         Err(Stopped { failures, exit }) => {
             refusal(&setting.run, &failures, voice);
@@ -108,6 +114,19 @@ struct Told {
 /// Has the server do it, or answer it.
 async fn ask(setting: &Setting, config: &Config, voice: &mut Voice) -> Result<Told, Stopped> {
     let request = request::of(setting, config)?;
+    if let Some(swap) = request.command.begins() {
+        afterwards::note_swap(setting, swap, voice);
+    }
+    converse(setting, (config, request), None, voice).await
+}
+
+/// Sends a request and says how it is answered, for as long as that takes or up to a limit.
+async fn converse(
+    setting: &Setting,
+    (config, request): (&Config, Request),
+    limit: Option<Duration>,
+    voice: &mut Voice,
+) -> Result<Told, Stopped> {
     let (binary, digest) = own_digest().map_err(|error| Stopped::remote(&error))?;
     let install = Install {
         digest,
@@ -122,7 +141,15 @@ async fn ask(setting: &Setting, config: &Config, voice: &mut Voice) -> Result<To
     let line = follow::Line { target: &config.target, credentials, install };
     let mut reporter = Reporter::new(setting, &config.spec.service);
     let mut followed = Followed::of(setting.inputs.command);
-    let ended = follow::follow(&line, request, &mut followed, (voice, &mut reporter)).await;
+    let following = follow::follow(&line, request, &mut followed, (&mut *voice, &mut reporter));
+    let ended = match limit {
+        None => following.await,
+        Some(limit) => tokio::time::timeout(limit, following).await.unwrap_or_else(|_| {
+            let failure = Failure::new("the swap is still under way: the server goes on by itself")
+                .hint("`model-swap status` tells how");
+            Err(Stopped { failures: vec![failure], exit: Exit::Environment })
+        }),
+    };
     let mut markdown = followed.markdown();
     let exit = match ended {
         Ok(()) => followed.exit(setting),

@@ -49,6 +49,13 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
     Ok(Request { v: WIRE_VERSION, command })
 }
 
+/// The request to be told how a swap goes, or went.
+pub(super) fn follow(setting: &Setting, config: &Config, swap: SwapId) -> Request {
+    let asked = Asked { spec: config.spec.clone(), secrets: Secrets::default() };
+    let command = Command::Follow { asked, swap, since: 0, wait: setting.inputs.wait };
+    Request { v: WIRE_VERSION, command }
+}
+
 /// A command that may start a replica needs every secret. The others may have to ask a running one, with a key that is
 /// among them, and go without those that the step does not have.
 fn secrets(setting: &Setting, config: &Config) -> Result<Secrets, Stopped> {

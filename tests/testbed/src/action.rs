@@ -43,12 +43,14 @@ impl Action {
             ("HOME", &at("home")),
             ("GITHUB_WORKSPACE", &at("")),
             ("GITHUB_OUTPUT", &at("output")),
+            ("GITHUB_STATE", &at("state")),
             ("GITHUB_STEP_SUMMARY", &at("summary")),
         ] {
             env.insert(name.to_owned(), value.to_owned());
         }
         fs::create_dir(at("home"))?;
         fs::write(at("output"), "")?;
+        fs::write(at("state"), "")?;
         fs::write(at("summary"), "")?;
         let action = Self { program: program.to_owned(), folder, env };
         action.with_config(config)
