@@ -201,7 +201,7 @@ async fn wrong_inputs_are_all_said_at_once() -> Result<()> {
     ];
     let run = swap_with(&door.config()?, &inputs).await?;
     let texts = [
-        "input command is \"swpa\": accepted are plan, swap, rollback, abort, status and logs",
+        "input command is \"swpa\": accepted are plan, swap, rollback, abort, status, logs and history",
         "did you mean `swap`?",
         "input known-host",
         "did you mean `known-hosts`?",
