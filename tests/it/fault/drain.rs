@@ -72,6 +72,20 @@ async fn a_replica_is_drained_when_its_last_request_ends_and_then_retired() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_that_nginx_points_at_again_and_that_is_never_idle_is_not_waited_for() {
+    let (scene, attempt) = swapped(KEEP).await;
+    scene.host.world.borrow_mut().on_mut(A).stubborn = 1;
+    let point_back = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        scene.host.world.borrow_mut().loaded = A;
+    };
+    let drain = tokio::time::timeout(Duration::from_secs(60), later(&scene, &attempt, 0));
+    let (drained, ()) = tokio::join!(drain, point_back);
+    let failure = drained.expect("the drain waits for ever").unwrap_err();
+    assert!(failure.message.contains("nginx points at port"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn draining_and_retiring_twice_is_the_same_as_once() {
     let (scene, attempt) = swapped(KEEP).await;
     for step in [0, 1] {
