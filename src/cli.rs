@@ -79,11 +79,29 @@ pub enum Verb {
         #[command(flatten)]
         common: Common,
     },
+    /// Say that a swap has failed after all: its GitHub deployment becomes a failure.
+    Fail {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+        /// The swap.
+        #[arg(long)]
+        swap_id: SwapId,
+        /// Roll it back as well.
+        #[arg(long)]
+        rollback: bool,
+        /// Start this workflow of the repository, by the name of its file.
+        #[arg(long)]
+        rollback_workflow: Option<String>,
+    },
     /// Show what serves, what is warm and who is at work.
     Status {
         /// Options.
         #[command(flatten)]
         common: Common,
+        /// Make GitHub's deployments say what serves.
+        #[arg(long)]
+        reconcile: bool,
     },
     /// Show the log of the replica that was started last.
     Logs {
@@ -172,6 +190,9 @@ pub struct Common {
     /// File with the pinned host keys; without it the user's own.
     #[arg(long)]
     known_hosts: Option<PathBuf>,
+    /// GitHub environment of the deployments; the service's name if not given.
+    #[arg(long)]
+    environment: Option<String>,
 }
 
 impl Verb {
@@ -193,7 +214,13 @@ impl Verb {
                 Inputs { swap_id, to, wait, lock_wait, ..inputs }
             }
             Self::Abort { common } => common.inputs(CommandName::Abort)?,
-            Self::Status { common } => common.inputs(CommandName::Status)?,
+            Self::Fail { common, swap_id, rollback, rollback_workflow } => {
+                let inputs = common.inputs(CommandName::Fail)?;
+                Inputs { swap_id: Some(swap_id), rollback, rollback_workflow, ..inputs }
+            }
+            Self::Status { common, reconcile } => {
+                Inputs { reconcile, ..common.inputs(CommandName::Status)? }
+            }
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
             Self::History { common } => common.inputs(CommandName::History)?,
             Self::Agent { .. } | Self::Server { .. } => return Ok(None),
@@ -222,10 +249,13 @@ impl Common {
             host: self.host,
             ssh_key: read("--ssh-key", self.ssh_key)?.map(Into::into),
             known_hosts: read("--known-hosts", self.known_hosts)?,
-            environment: None,
+            environment: self.environment,
             swap_id: None,
             plan_digest: None,
             to: None,
+            rollback: false,
+            rollback_workflow: None,
+            reconcile: false,
             lock_wait: Duration::ZERO,
             wait: Wait::Promoted,
             when: When::Changed,

@@ -22,7 +22,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
-use crate::model::state::{Holder, Past, Requester};
+use crate::model::state::{Holder, Past, Requester, brought_by};
 use crate::model::wire::{
     AbortRequest, Asked, Command, Frame, Refusal, Request, Secrets, SwapRequest,
 };
@@ -297,8 +297,11 @@ fn open<'a>(
     let events =
         EventLog::open(&folder, &work.swap).map_err(|error| Failure::from_error(&error))?;
     let mut cx = Context::new((host, &work.asked, dir), work.swap.clone(), plan, events);
+    let state = &world.seen.state;
+    let serves = cx.plan.incumbent.as_ref().map(|side| side.revision.digest.as_str());
+    let replaces = brought_by(state.serving_swap.as_ref(), &state.history, serves).cloned();
     cx.replicas = world.replicas;
-    cx.tell(EventKind::Planned { plan: Box::new(cx.plan.clone()) });
+    cx.tell(EventKind::Planned { plan: Box::new(cx.plan.clone()), replaces });
     Ok((cx, journal))
 }
 

@@ -88,7 +88,7 @@ pub enum ApiError {
         /// What the token has to be allowed to write.
         permission: &'static str,
     },
-    /// GitHub refused because of its rate limit.
+    /// GitHub refused because of its rate limit: that of an hour, or a secondary one, which holds for less.
     #[error("GitHub's rate limit refused to {tried} ({status}): {message}")]
     RateLimited {
         /// What was asked.
@@ -97,6 +97,8 @@ pub enum ApiError {
         status: u16,
         /// GitHub's message.
         message: String,
+        /// How long it holds, where GitHub says so.
+        holds: Option<Duration>,
     },
     /// No answer, or none that can be read.
     #[error("no usable answer from {base} when asked to {tried}")]
@@ -144,7 +146,12 @@ impl Hint for ApiError {
             ),
             Self::Answered { status: 500.., .. } => "see https://www.githubstatus.com".to_owned(),
             Self::Answered { .. } => return Vec::new(),
-            Self::RateLimited { .. } => "the token has asked too much of GitHub in this hour: try later".to_owned(),
+            Self::RateLimited { holds: Some(holds), .. } => {
+                format!("try again in {}", humantime::format_duration(*holds))
+            }
+            Self::RateLimited { holds: None, .. } => {
+                "the token has asked too much of GitHub in this hour: try later".to_owned()
+            }
             Self::Unanswered { base, .. } | Self::Timeout { base, .. } => {
                 format!("check that the runner reaches {base}")
             }
@@ -197,7 +204,8 @@ impl Api {
         let mut tries = 1;
         loop {
             let route = format!("{}{route}", self.root);
-            match self.answer(tried, self.crab.get(route, Some(query))).await {
+            let asked = async || self.crab.get(route.as_str(), Some(query)).await;
+            match self.settle(tried, asked).await {
                 Err(error) if error.is_ambiguous() && tries < GET_TRIES => tries += 1,
                 settled => return settled,
             }
@@ -213,7 +221,22 @@ impl Api {
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
         let route = format!("{}{route}", self.root);
-        self.answer(tried, self.crab.post(route, Some(body))).await
+        self.settle(tried, async || self.crab.post(route.as_str(), Some(body)).await).await
+    }
+
+    /// Sends one request, once, that is answered without a body.
+    pub(super) async fn post_silent(
+        &self,
+        tried: &str,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<(), ApiError> {
+        let route = format!("{}{route}", self.root);
+        let asked = async || {
+            let answer = self.crab._post(route.as_str(), Some(body)).await?;
+            octocrab::map_github_error(answer).await.map(drop)
+        };
+        self.settle(tried, asked).await
     }
 
     /// Changes one thing; sent once.
@@ -224,7 +247,7 @@ impl Api {
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
         let route = format!("{}{route}", self.root);
-        self.answer(tried, self.crab.patch(route, Some(body))).await
+        self.settle(tried, async || self.crab.patch(route.as_str(), Some(body)).await).await
     }
 
     /// Holds a whole operation to its bound.
@@ -235,6 +258,23 @@ impl Api {
     ) -> Result<T, ApiError> {
         let limit = self.bounds.operation;
         timeout(limit, operation).await.unwrap_or_else(|_| Err(self.too_long(tried, limit)))
+    }
+
+    /// Sends a request; once more, if a rate limit refused it that is over within the operation's bound.
+    async fn settle<T>(
+        &self,
+        tried: &str,
+        request: impl AsyncFn() -> octocrab::Result<T>,
+    ) -> Result<T, ApiError> {
+        match self.answer(tried, request()).await {
+            Err(ApiError::RateLimited { holds: Some(holds), .. })
+                if holds < self.bounds.operation =>
+            {
+                tokio::time::sleep(holds).await;
+                self.answer(tried, request()).await
+            }
+            settled => settled,
+        }
     }
 
     async fn answer<T>(
@@ -265,7 +305,10 @@ impl Api {
         let header = |name: &str| error.headers.as_ref().and_then(|headers| headers.get(name));
         let used_up = header("x-ratelimit-remaining").is_some_and(|left| left == "0");
         if status == 429 || (status == 403 && (used_up || header("retry-after").is_some())) {
-            ApiError::RateLimited { tried, status, message }
+            let number = |name| header(name)?.to_str().ok()?.parse::<u64>().ok();
+            let until = || number("x-ratelimit-reset").filter(|_| used_up);
+            let holds = number("retry-after").or_else(|| until().map(seconds_until));
+            ApiError::RateLimited { tried, status, message, holds: holds.map(Duration::from_secs) }
         } else {
             ApiError::Answered { tried, status, message, permission: self.permission }
         }
@@ -274,6 +317,12 @@ impl Api {
     fn too_long(&self, tried: &str, limit: Duration) -> ApiError {
         ApiError::Timeout { base: self.base.clone(), tried: tried.to_owned(), limit }
     }
+}
+
+/// From now to a moment in seconds since 1970; 0 if it is past.
+fn seconds_until(moment: u64) -> u64 {
+    let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default();
+    moment.saturating_sub(now)
 }
 
 /// One entry of `errors`: a text, or an object with `message` or with `field` and `code`.

@@ -9,17 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, ApiSpec, one_line};
-use crate::model::event::Conclusion;
+use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status};
 use crate::model::ids::SwapId;
-use crate::model::outcome::Outcome;
-use crate::model::plan::{Plan, Strategy};
+use crate::model::plan::Plan;
 use crate::model::replica::Revision;
 
 /// What a deployment of ours is for; tells them from other deployments to the same environment.
 pub const TASK: &str = "deploy:model";
-
-/// The longest description that GitHub takes, in characters.
-pub const DESCRIPTION_LIMIT: usize = 140;
 
 /// How often a deployment is posted: once, and once more if the first is known not to be there.
 const CREATE_TRIES: usize = 2;
@@ -48,6 +44,8 @@ pub struct NewDeployment {
     pub swap: SwapId,
     /// Branch, tag or commit.
     pub reference: String,
+    /// What is named instead where the repository does not have the reference.
+    pub otherwise: Option<String>,
     /// GitHub's environment.
     pub environment: String,
     /// One line on the deployment's page.
@@ -58,45 +56,16 @@ pub struct NewDeployment {
     pub previous: Option<Revision>,
 }
 
-/// What a status says. Those that GitHub has and a swap does not need are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// The swap is under way.
-    InProgress,
-    /// What was asked for serves.
-    Success,
-    /// What was asked for does not serve; what served before does.
-    Failure,
-    /// A person is needed.
-    Error,
-    /// Nothing was deployed.
-    Inactive,
-}
-
-/// What the swap was for: going back is a success only where it was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// To bring a candidate.
-    Swap,
-    /// To bring back what served before.
-    Rollback,
-}
-
-/// A status of a deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// The state.
-    pub state: State,
-    /// Where traffic is; cut to [`DESCRIPTION_LIMIT`] when it is sent.
-    pub description: String,
-    /// Link to the run.
-    pub log_url: Option<String>,
-}
-
 impl NewDeployment {
-    /// The deployment of a plan that is about to be carried out.
+    /// The deployment of a plan that is about to be carried out by a run for `reference`.
+    ///
+    /// A rollback's is of the commit that the revision came from: the run's own is of what is taken out of service.
     pub fn of_plan(plan: &Plan, swap: SwapId, reference: String, environment: String) -> Self {
+        let came_from = plan.candidate.revision.git_sha.clone();
+        let (reference, otherwise) = match came_from.filter(|_| plan.strategy.is_rollback()) {
+            Some(commit) => (commit, Some(reference)),
+            None => (reference, None),
+        };
         let candidate = &plan.candidate.revision;
         let previous = plan.incumbent.as_ref().map(|side| side.revision.clone());
         let description = match &previous {
@@ -105,13 +74,21 @@ impl NewDeployment {
             }
             None => format!("{}: {}", plan.service, candidate.model),
         };
-        Self { swap, reference, environment, description, revision: candidate.clone(), previous }
+        Self {
+            swap,
+            reference,
+            otherwise,
+            environment,
+            description,
+            revision: candidate.clone(),
+            previous,
+        }
     }
 
-    fn body(&self) -> Value {
+    fn body(&self, reference: &str) -> Value {
         let previous = self.previous.as_ref();
         json!({
-            "ref": self.reference,
+            "ref": reference,
             "task": TASK,
             // The default would merge the default branch, or wait for every check of the commit.
             "auto_merge": false,
@@ -126,76 +103,6 @@ impl NewDeployment {
                 "previous_git_sha": previous.and_then(|revision| revision.git_sha.as_ref()),
             },
         })
-    }
-}
-
-impl State {
-    /// The last state of a deployment whose swap ended so.
-    ///
-    /// A swap that is known beforehand to change nothing gets no deployment; one that finds out later closes its own.
-    pub fn of(purpose: Purpose, outcome: Outcome) -> Self {
-        match (purpose, outcome) {
-            (_, Outcome::Promoted) | (Purpose::Rollback, Outcome::RolledBack) => Self::Success,
-            (Purpose::Swap, Outcome::RolledBack) | (_, Outcome::Failed | Outcome::Aborted) => {
-                Self::Failure
-            }
-            (_, Outcome::Stuck) => Self::Error,
-            (_, Outcome::Unchanged) => Self::Inactive,
-        }
-    }
-}
-
-impl Status {
-    /// A swap began: says what serves until it is done.
-    pub fn started(plan: &Plan, log_url: Option<String>) -> Self {
-        let candidate = &plan.candidate;
-        let description = match (&plan.incumbent, plan.strategy) {
-            (Some(now), Strategy::BlueGreen | Strategy::ColdRollback) => format!(
-                "{} on slot {} serves until {} on slot {} is ready",
-                now.revision.model, now.slot, candidate.revision.model, candidate.slot
-            ),
-            (Some(now), Strategy::WarmRollback) => format!(
-                "{} on slot {} serves; traffic goes back to {} on slot {}",
-                now.revision.model, now.slot, candidate.revision.model, candidate.slot
-            ),
-            (None, _) => {
-                format!(
-                    "nothing serves until {} on slot {} is ready",
-                    candidate.revision.model, candidate.slot
-                )
-            }
-        };
-        Self { state: State::InProgress, description, log_url }
-    }
-
-    /// A swap ended: says where traffic is, then why.
-    pub fn concluded(purpose: Purpose, conclusion: &Conclusion, log_url: Option<String>) -> Self {
-        let description = match &conclusion.failure {
-            Some(failure) => {
-                format!("{}; {}: {}", conclusion.traffic, conclusion.outcome, failure.message)
-            }
-            None => conclusion.traffic.clone(),
-        };
-        Self { state: State::of(purpose, conclusion.outcome), description, log_url }
-    }
-
-    /// The job lost sight of the swap, which goes on. A later run of the job that finds it says how it ended.
-    pub fn lost(log_url: Option<String>) -> Self {
-        let description =
-            "the server goes on by itself; `model-swap status` tells what serves".to_owned();
-        Self { state: State::Error, description, log_url }
-    }
-
-    fn line(&self) -> String {
-        one_line(&self.description, DESCRIPTION_LIMIT)
-    }
-
-    fn body(&self) -> Value {
-        let mut body = json!({ "state": self.state, "description": self.line() });
-        if let Some(url) = &self.log_url {
-            body["log_url"] = json!(url);
-        }
-        body
     }
 }
 
@@ -221,12 +128,29 @@ impl Deployments {
     pub async fn create(&self, new: &NewDeployment) -> Result<DeploymentId, ApiError> {
         let tried =
             format!("create a deployment to {} in {}", new.environment, self.api.repository);
+        let created = async {
+            match (self.create_at(new, &new.reference, &tried).await, &new.otherwise) {
+                // A commit of another repository, or one that is gone.
+                (Err(ApiError::Answered { status: 422, .. }), Some(otherwise)) => {
+                    self.create_at(new, otherwise, &tried).await
+                }
+                (settled, _) => settled,
+            }
+        };
+        self.api.operation(&tried, created).await
+    }
+
+    async fn create_at(
+        &self,
+        new: &NewDeployment,
+        reference: &str,
+        tried: &str,
+    ) -> Result<DeploymentId, ApiError> {
         let post = async || {
-            let made: Made = self.api.post(&tried, "/deployments", &new.body()).await?;
+            let made: Made = self.api.post(tried, "/deployments", &new.body(reference)).await?;
             Ok(made.id)
         };
-        let created = self.post_once(CREATE_TRIES, post, async || self.look(new).await);
-        self.api.operation(&tried, created).await
+        self.post_once(CREATE_TRIES, post, async || self.look(new).await).await
     }
 
     /// The deployment of a swap that an earlier attempt may have begun; creates it if there is none.
@@ -291,11 +215,65 @@ impl Deployments {
 
     /// The newest deployments of our task to the environment, searched for the swap's id.
     async fn look(&self, new: &NewDeployment) -> Result<Option<DeploymentId>, ApiError> {
-        let tried =
-            format!("list the deployments to {} in {}", new.environment, self.api.repository);
-        let query = Query { environment: &new.environment, task: TASK, per_page: PAGE };
+        let there = self.list(&new.environment).await?;
+        Ok(there.into_iter().find(|(swap, _)| *swap == new.swap).map(|(_, id)| id))
+    }
+
+    /// The newest deployments of our task to an environment, with the swap of each, newest first.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn list(&self, environment: &str) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
+        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
+        let query = Query { environment, task: TASK, per_page: PAGE };
         let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
-        Ok(there.iter().find(|listed| listed.is_of(&new.swap)).map(|listed| listed.id))
+        Ok(there.iter().filter_map(|listed| Some((listed.swap()?, listed.id))).collect())
+    }
+
+    /// The state of a deployment's newest status, in GitHub's words; `pending` without one, as GitHub shows it.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
+        let tried = format!("read the state of deployment {id} in {}", self.api.repository);
+        let route = format!("/deployments/{id}/statuses");
+        let there: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", 1)]).await?;
+        let newest =
+            there.into_iter().next().and_then(|posted| posted.state.as_str().map(str::to_owned));
+        Ok(newest.unwrap_or_else(|| "pending".to_owned()))
+    }
+
+    /// The deployment of a swap, if there is one, and its state in GitHub's words.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn find(
+        &self,
+        environment: &str,
+        swap: &SwapId,
+    ) -> Result<Option<(DeploymentId, String)>, ApiError> {
+        let there = self.list(environment).await?;
+        match there.into_iter().find(|(of, _)| of == swap) {
+            Some((_, id)) => Ok(Some((id, self.state(id).await?))),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes the deployment of a swap that does not serve any more out of GitHub's list of what does. One that GitHub does
+    /// not count as active stays as it is.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn supersede(
+        &self,
+        environment: &str,
+        swap: &SwapId,
+        status: &Status,
+    ) -> Result<(), ApiError> {
+        match self.find(environment, swap).await? {
+            Some((id, state)) if state == ACTIVE => self.add_status(id, status).await,
+            _ => Ok(()),
+        }
     }
 }
 
@@ -320,13 +298,13 @@ struct Listed {
 }
 
 impl Listed {
-    fn is_of(&self, swap: &SwapId) -> bool {
+    fn swap(&self) -> Option<SwapId> {
         // The schema allows the payload as an object and as a text that holds one.
         let object = match &self.payload {
             Value::String(text) => serde_json::from_str(text).unwrap_or(Value::Null),
             other => other.clone(),
         };
-        object.get("swap_id").and_then(Value::as_str) == Some(swap.as_str())
+        object.get("swap_id")?.as_str()?.parse().ok()
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Declared {
 }
 
 /// Every input of the action, in the order of `action.yml`.
-pub const INPUTS: [Declared; 15] = [
+pub const INPUTS: [Declared; 18] = [
     Declared { name: "command", default: Some("swap") },
     Declared { name: "config", default: Some(DEFAULT_CONFIG) },
     Declared { name: "service", default: None },
@@ -36,6 +36,9 @@ pub const INPUTS: [Declared; 15] = [
     Declared { name: "swap-id", default: None },
     Declared { name: "plan-digest", default: None },
     Declared { name: "to", default: None },
+    Declared { name: "rollback", default: Some("false") },
+    Declared { name: "rollback-workflow", default: None },
+    Declared { name: "reconcile", default: Some("false") },
     Declared { name: "wait", default: Some("promoted") },
     Declared { name: "lock-wait", default: Some("0s") },
     Declared { name: "force", default: Some("false") },
@@ -70,12 +73,18 @@ pub struct Inputs {
     pub known_hosts: Option<String>,
     /// GitHub's environment for the deployment; see [`Inputs::environment_for`].
     pub environment: Option<String>,
-    /// The swap that a rollback undoes.
+    /// The swap that a rollback undoes, or that has failed.
     pub swap_id: Option<SwapId>,
     /// The only plan that a swap may carry out.
     pub plan_digest: Option<PlanDigest>,
     /// The revision that a rollback goes back to, or the beginning of its digest.
     pub to: Option<String>,
+    /// Whether a swap that has failed is rolled back at once.
+    pub rollback: bool,
+    /// The workflow that is started when a swap has failed: its file's name, or its number.
+    pub rollback_workflow: Option<String>,
+    /// Whether GitHub's deployments are made to say what serves.
+    pub reconcile: bool,
     /// How far the command is followed.
     pub wait: Wait,
     /// How long another command's swap is waited for.
@@ -97,6 +106,8 @@ pub enum CommandName {
     Rollback,
     /// Give the swap up that is under way.
     Abort,
+    /// Say that a swap has failed after all, by what was found out since it was promoted.
+    Fail,
     /// What serves?
     Status,
     /// The candidate's log.
@@ -121,11 +132,12 @@ pub struct InputProblem {
 
 impl CommandName {
     /// Every command.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Plan,
         Self::Swap,
         Self::Rollback,
         Self::Abort,
+        Self::Fail,
         Self::Status,
         Self::Logs,
         Self::History,
@@ -133,7 +145,7 @@ impl CommandName {
 
     /// Whether it only asks, and changes nothing.
     pub fn only_asks(self) -> bool {
-        !matches!(self, Self::Swap | Self::Rollback | Self::Abort)
+        !matches!(self, Self::Swap | Self::Rollback | Self::Abort | Self::Fail)
     }
 
     /// The command as a user writes it.
@@ -143,6 +155,7 @@ impl CommandName {
             Self::Swap => "swap",
             Self::Rollback => "rollback",
             Self::Abort => "abort",
+            Self::Fail => "fail",
             Self::Status => "status",
             Self::Logs => "logs",
             Self::History => "history",
@@ -176,6 +189,9 @@ impl Inputs {
             swap_id: reader.name("swap-id"),
             plan_digest: reader.name("plan-digest"),
             to: reader.text("to"),
+            rollback: reader.yes("rollback"),
+            rollback_workflow: reader.workflow("rollback-workflow"),
+            reconcile: reader.yes("reconcile"),
             wait: reader
                 .choice("wait", &[("promoted", Wait::Promoted), ("retired", Wait::Retired)])
                 .unwrap_or(Wait::Promoted),
@@ -201,23 +217,37 @@ impl Inputs {
     pub fn contradictions(&self) -> Vec<InputProblem> {
         let id = self.swap_id.as_ref().map(ToString::to_string);
         let digest = self.plan_digest.as_ref().map(ToString::to_string);
-        let tied = [
-            ("swap-id", id, CommandName::Rollback),
-            ("to", self.to.clone(), CommandName::Rollback),
-            ("plan-digest", digest, CommandName::Swap),
+        let yes = |asked: bool| asked.then(|| "true".to_owned());
+        let tied: [(_, _, &[CommandName]); 6] = [
+            ("swap-id", id, &[CommandName::Rollback, CommandName::Fail]),
+            ("to", self.to.clone(), &[CommandName::Rollback]),
+            ("plan-digest", digest, &[CommandName::Swap]),
+            ("rollback", yes(self.rollback), &[CommandName::Fail]),
+            ("rollback-workflow", self.rollback_workflow.clone(), &[CommandName::Fail]),
+            ("reconcile", yes(self.reconcile), &[CommandName::Status]),
         ];
-        tied.into_iter()
-            .filter(|(_, value, owner)| value.is_some() && self.command != *owner)
-            .map(|(input, value, owner)| InputProblem {
-                input: input.to_owned(),
-                value,
-                accepted: format!(
-                    "only the command {owner} takes it, and the command is {}",
-                    self.command
-                ),
-                meant: None,
+        let stray = tied
+            .into_iter()
+            .filter(|(_, value, owners)| value.is_some() && !owners.contains(&self.command));
+        let mut problems: Vec<_> = stray
+            .map(|(input, value, owners)| {
+                let owners = listed(&owners.iter().map(|owner| owner.as_str()).collect::<Vec<_>>());
+                let accepted =
+                    format!("it belongs to {owners} alone, and the command is {}", self.command);
+                InputProblem { input: input.to_owned(), value, accepted, meant: None }
             })
-            .collect()
+            .collect();
+        if self.command == CommandName::Fail && self.swap_id.is_none() {
+            problems.push(InputProblem {
+                input: "swap-id".to_owned(),
+                value: None,
+                accepted:
+                    "the command fail needs it: the output swap-id of the swap that has failed"
+                        .to_owned(),
+                meant: None,
+            });
+        }
+        problems
     }
 }
 
@@ -268,6 +298,33 @@ impl<'a> Reader<'a> {
             });
         }
         found
+    }
+
+    /// False if not given.
+    fn yes(&mut self, name: &str) -> bool {
+        self.choice(name, &[("false", false), ("true", true)]).unwrap_or(false)
+    }
+
+    /// GitHub knows a workflow by the name of its file, without the folder, or by its number.
+    fn workflow(&mut self, name: &str) -> Option<String> {
+        let value = self.text(name)?;
+        let stem = value.strip_suffix(".yml").or_else(|| value.strip_suffix(".yaml"));
+        let plain = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        if stem.is_some_and(plain) || value.bytes().all(|b| b.is_ascii_digit()) {
+            return Some(value);
+        }
+        self.problems.push(InputProblem {
+            input: name.to_owned(),
+            value: Some(value),
+            accepted: "accepted is the name of a file in .github/workflows, without the folder, \
+                       like on-failure.yml"
+                .to_owned(),
+            meant: None,
+        });
+        None
     }
 
     fn name<T: std::str::FromStr<Err = InvalidName>>(&mut self, name: &str) -> Option<T> {

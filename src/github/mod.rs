@@ -8,3 +8,5 @@ pub mod inputs;
 pub mod output;
 pub mod pull_request;
 pub mod run;
+pub mod status;
+pub mod workflow;

@@ -32,6 +32,9 @@ pub enum EventKind {
     Planned {
         /// The plan.
         plan: Box<Plan>,
+        /// The swap or rollback whose result serves until then, where it was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaces: Option<SwapId>,
     },
     /// A step began.
     StepStarted {

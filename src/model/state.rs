@@ -35,6 +35,23 @@ impl ServiceState {
     }
 }
 
+/// The swap or rollback that brought what serves now, by its revision's digest: the swap whose result serves, or the newest
+/// rollback to that revision. `None` if nginx sends requests to something else than either left.
+pub fn brought_by<'a>(
+    serving_swap: Option<&SwapId>,
+    history: &'a [Past],
+    serves: Option<&str>,
+) -> Option<&'a SwapId> {
+    let brought = |past: &&Past| match past.outcome {
+        Outcome::Promoted => Some(&past.swap) == serving_swap,
+        // Of a swap that failed after its cutover as well, whose revision serves only where it was swapped to itself.
+        Outcome::RolledBack => serving_swap.is_none(),
+        _ => false,
+    };
+    let is_it = |past: &&Past| Some(past.revision.digest.as_str()) == serves && brought(past);
+    history.iter().rev().find(is_it).map(|past| &past.swap)
+}
+
 /// How many swaps the history keeps.
 pub const HISTORY: usize = 50;
 
@@ -116,6 +133,19 @@ pub struct StatusReport {
     pub rollback_until: Option<Timestamp>,
     /// The latest swaps, newest last.
     pub history: Vec<Past>,
+}
+
+impl StatusReport {
+    /// The slot that traffic goes to.
+    pub fn serving(&self) -> Option<&SlotReport> {
+        self.slots.iter().find(|slot| slot.port == self.nginx_port)
+    }
+
+    /// The swap or rollback that brought what serves now.
+    pub fn brought_by(&self) -> Option<&SwapId> {
+        let serves = self.serving().and_then(|slot| Some(slot.revision.as_ref()?.digest.as_str()));
+        brought_by(self.serving_swap.as_ref(), &self.history, serves)
+    }
 }
 
 /// The answer of `history`.

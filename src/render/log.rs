@@ -36,7 +36,7 @@ impl Log {
         let elapsed = duration(millis_between(began, event.at));
         let line = |text: String| vec![Line::Text(format!("{elapsed:>8}  {text}"))];
         match &event.kind {
-            EventKind::Planned { plan } => {
+            EventKind::Planned { plan, .. } => {
                 self.plan = Some(plan.as_ref().clone());
                 plan::lines(plan)
             }

@@ -62,7 +62,7 @@ pub(super) fn events(kinds: Vec<(i64, EventKind)>) -> Vec<Event> {
 }
 
 pub(super) fn planned() -> EventKind {
-    EventKind::Planned { plan: Box::new(plan()) }
+    EventKind::Planned { plan: Box::new(plan()), replaces: None }
 }
 
 pub(super) fn failure() -> Failure {

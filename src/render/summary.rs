@@ -54,7 +54,7 @@ impl Summary {
         self.swap.get_or_insert_with(|| event.swap.clone());
         self.began.get_or_insert(event.at);
         match &event.kind {
-            EventKind::Planned { plan } => {
+            EventKind::Planned { plan, .. } => {
                 self.rows = plan.all_steps().map(|_| Row::default()).collect();
                 self.plan = Some(plan.as_ref().clone());
             }

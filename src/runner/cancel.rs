@@ -66,7 +66,7 @@ impl Traffic {
     /// Takes an event in.
     pub(super) fn hear(&mut self, kind: &EventKind) {
         match kind {
-            EventKind::Planned { plan } => self.incumbent.clone_from(&plan.incumbent),
+            EventKind::Planned { plan, .. } => self.incumbent.clone_from(&plan.incumbent),
             EventKind::TrafficIsBack { traffic } => self.back = Some(traffic.clone()),
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! Says on the pull request what its plan is. What GitHub answers, or does not, changes nothing but a warning.
 
+use super::api::{self, Missing};
 use super::{Setting, Voice, warning};
-use crate::github::api::{ApiSpec, Bounds};
 use crate::github::comment::{Comments, Mark};
 use crate::github::pull_request::PullRequest;
 use crate::model::failure::Hint;
@@ -16,17 +16,13 @@ pub(super) async fn keep(
     markdown: &str,
     voice: &mut Voice,
 ) {
-    let Some(repository) = setting.run.repository.clone() else { return };
-    let Some(token) = setting.inputs.github_token.clone() else {
-        let missing = "no comment is written: the input github-token is empty";
-        return voice.say([Line::Warning(missing.to_owned())]);
-    };
-    let spec = ApiSpec {
-        base: setting.run.api_url.clone(),
-        token,
-        permission: "pull-requests",
-        repository,
-        bounds: Bounds::default(),
+    let spec = match api::spec(setting, "pull-requests") {
+        Ok(spec) => spec,
+        Err(Missing::Repository) => return,
+        Err(Missing::Token) => {
+            let missing = "no comment is written: the input github-token is empty";
+            return voice.say([Line::Warning(missing.to_owned())]);
+        }
     };
     let environment = setting.inputs.environment_for(service);
     let mark = Mark { service: service.clone(), environment, digest };

@@ -49,6 +49,8 @@ pub(super) struct Followed {
     closing: Option<Closing>,
     unchanged: Option<(String, StatusReport)>,
     plan: Option<Plan>,
+    /// The answer to `status`.
+    pub(super) status: Option<StatusReport>,
     summary: Summary,
     log: Log,
     /// Lines of a log on the server, said as one part when they are all there.
@@ -239,7 +241,10 @@ impl Followed {
             Frame::Waiting { holder, limit } => voice.say([status::waiting(&holder, limit)]),
             Frame::Accepted { swap } => self.swap = Some(swap),
             Frame::Event(event) => self.event(&event, voice, reporter),
-            Frame::Status { report } => voice.say(status::lines(&report)),
+            Frame::Status { report } => {
+                voice.say(status::lines(&report));
+                self.status = Some(*report);
+            }
             Frame::History { report } => voice.say(history::lines(&report)),
             Frame::Line { text } => self.lines.push(text),
             Frame::Refused(Refusal { failures, fault }) => {
@@ -286,7 +291,7 @@ impl Followed {
         match (setting.inputs.command, kept) {
             (_, true) => Exit::Stuck,
             (CommandName::Abort, false) => Exit::of_abort(outcome),
-            (CommandName::Rollback, false) => Exit::of_rollback(outcome),
+            (CommandName::Rollback | CommandName::Fail, false) => Exit::of_rollback(outcome),
             (_, false) => Exit::of_swap(outcome),
         }
     }
@@ -303,7 +308,7 @@ impl Followed {
     /// The step's outputs, but for the deployment.
     pub(super) fn outputs(&self) -> Outputs {
         if let Some((_, status)) = &self.unchanged {
-            let serving = status.slots.iter().find(|slot| slot.port == status.nginx_port);
+            let serving = status.serving();
             return Outputs {
                 outcome: Some(Outcome::Unchanged),
                 swap_id: status.serving_swap.clone(),

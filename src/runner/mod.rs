@@ -1,9 +1,12 @@
 //! F5: the runner's side, the same for a workflow step and a terminal: inputs → remote → events → render → outputs.
 
 mod afterwards;
+mod api;
 mod cancel;
 mod comment;
+mod fail;
 mod follow;
+mod reconcile;
 mod report;
 mod request;
 mod trust;
@@ -22,6 +25,7 @@ use crate::github::output::{self, Outputs};
 use crate::github::run::WorkflowRun;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
+use crate::model::state::StatusReport;
 use crate::model::wire::Request;
 use crate::remote::agent::{Install, own_digest};
 use crate::remote::error::RemoteError;
@@ -32,6 +36,7 @@ use follow::Followed;
 use report::Reporter;
 
 /// Everything a command needs to know of where it runs.
+#[derive(Debug, Clone)]
 pub struct Setting {
     /// Who is spoken to.
     pub surface: Surface,
@@ -41,6 +46,15 @@ pub struct Setting {
     pub run: WorkflowRun,
     /// The environment, for secrets by name.
     pub env: BTreeMap<String, String>,
+}
+
+impl Setting {
+    /// The same for another command, as one that is made of several asks.
+    fn asking(&self, command: CommandName) -> Self {
+        let mut setting = self.clone();
+        setting.inputs.command = command;
+        setting
+    }
 }
 
 /// Why a command went no further.
@@ -89,8 +103,14 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
     let config = load(setting)?;
     let told = match trust::alone(setting, &config.target, pull_request.as_ref()) {
         Some(why) => plan_alone(setting, &config, &why, voice),
-        None => ask(setting, &config, voice).await,
+        None => match setting.inputs.command {
+            CommandName::Fail => fail::fail(setting, &config, voice).await,
+            _ => ask(setting, &config, voice).await,
+        },
     };
+    if let (Ok(Told { status: Some(report), .. }), true) = (&told, setting.inputs.reconcile) {
+        reconcile::reconcile(setting, report, voice).await?;
+    }
     if let Some(pull_request) = pull_request.filter(|_| setting.inputs.command == CommandName::Plan)
     {
         // A plan that has become impossible must not leave the last one standing.
@@ -109,6 +129,13 @@ struct Told {
     exit: Exit,
     markdown: String,
     plan_digest: Option<String>,
+    status: Option<StatusReport>,
+}
+
+impl Told {
+    fn of(exit: Exit) -> Self {
+        Self { exit, markdown: String::new(), plan_digest: None, status: None }
+    }
 }
 
 /// Has the server do it, or answer it.
@@ -172,7 +199,8 @@ async fn converse(
     if deployment_id.is_some() {
         put_out(setting, &Outputs { deployment_id, ..Outputs::default() }, voice);
     }
-    Ok(Told { exit, markdown, plan_digest: outputs.plan_digest })
+    let plan_digest = outputs.plan_digest;
+    Ok(Told { markdown, plan_digest, status: followed.status.take(), ..Told::of(exit) })
 }
 
 /// `plan` without the server: what the configuration alone says.
@@ -190,7 +218,7 @@ fn plan_alone(
     let plan_digest = Some(outline.digest);
     let outputs = Outputs { plan_digest: plan_digest.clone(), ..Outputs::default() };
     put_out(setting, &outputs, voice);
-    Ok(Told { exit: Exit::Done, markdown, plan_digest })
+    Ok(Told { markdown, plan_digest, ..Told::of(Exit::Done) })
 }
 
 fn load(setting: &Setting) -> Result<Config, Stopped> {
@@ -225,7 +253,9 @@ fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
         CommandName::Plan => {
             &Outputs { plan_digest: outputs.plan_digest.clone(), ..Outputs::default() }
         }
-        CommandName::Swap | CommandName::Rollback | CommandName::Abort => outputs,
+        CommandName::Swap | CommandName::Rollback | CommandName::Abort | CommandName::Fail => {
+            outputs
+        }
     };
     if let Some(path) = &setting.run.output
         && let Err(error) = output::write_outputs(path, outputs)

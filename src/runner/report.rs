@@ -3,10 +3,12 @@
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
+use super::api::{self, Missing};
 use super::{Setting, Voice};
-use crate::github::api::{ApiError, ApiSpec, Bounds};
-use crate::github::deployment::{DeploymentId, Deployments, NewDeployment, Purpose, Status};
+use crate::github::api::{ApiError, ApiSpec};
+use crate::github::deployment::{DeploymentId, Deployments, NewDeployment};
 use crate::github::inputs::CommandName;
+use crate::github::status::{Purpose, State, Status};
 use crate::model::event::{Event, EventKind};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::ServiceName;
@@ -40,14 +42,17 @@ impl Reporter {
         let quiet = |missing| Self { news: None, told: None, missing };
         let purpose = match setting.inputs.command {
             CommandName::Swap => Purpose::Swap,
-            CommandName::Rollback => Purpose::Rollback,
+            CommandName::Rollback | CommandName::Fail => Purpose::Rollback,
             // The one that asked for the swap reports an abort.
             _ => return quiet(None),
         };
         let run = &setting.run;
-        let Some(repository) = run.repository.clone() else { return quiet(None) };
-        let Some(token) = setting.inputs.github_token.clone() else {
-            return quiet(Some("no deployment is reported: the input github-token is empty"));
+        let spec = match api::spec(setting, "deployments") {
+            Ok(spec) => spec,
+            Err(Missing::Repository) => return quiet(None),
+            Err(Missing::Token) => {
+                return quiet(Some("no deployment is reported: the input github-token is empty"));
+            }
         };
         let Some(reference) = run.deployment_ref.clone().or_else(|| run.requester.sha.clone())
         else {
@@ -60,13 +65,6 @@ impl Reporter {
             environment: setting.inputs.environment_for(service),
             purpose,
             log_url: run.requester.url.clone(),
-        };
-        let spec = ApiSpec {
-            base: run.api_url.clone(),
-            token,
-            permission: "deployments",
-            repository,
-            bounds: Bounds::default(),
         };
         let (news, heard) = unbounded_channel();
         Self {
@@ -110,9 +108,11 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
     };
     let mut deployment = None;
     let mut concluded = false;
+    let mut replaces = None;
     while let Some(event) = heard.recv().await {
         let status = match &event.kind {
-            EventKind::Planned { plan } => {
+            EventKind::Planned { plan, replaces: before } => {
+                replaces.clone_from(before);
                 let (reference, environment) = (frame.reference.clone(), frame.environment.clone());
                 let new = NewDeployment::of_plan(plan, event.swap.clone(), reference, environment);
                 match api.find_or_create(&new).await {
@@ -130,6 +130,15 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
         let Some(id) = deployment else { continue };
         if let Err(error) = api.add_status(id, &status).await {
             note(error);
+        }
+        // What still serves is never called inactive: only the end of a swap that has moved traffic for good says more.
+        if let (EventKind::Concluded(end), Some(before)) = (&event.kind, &replaces)
+            && status.state == State::Success
+        {
+            let status = Status::superseded(frame.purpose, &event.swap, &end.traffic);
+            if let Err(error) = api.supersede(&frame.environment, before, &status).await {
+                note(error);
+            }
         }
     }
     if let (Some(id), false) = (deployment, concluded)

@@ -42,7 +42,8 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             requester,
         }),
         CommandName::Abort => Command::Abort(AbortRequest { asked, of: None, since: 0, requester }),
-        CommandName::Status => Command::Status(asked),
+        // Before anything else it asks what serves.
+        CommandName::Fail | CommandName::Status => Command::Status(asked),
         CommandName::Logs => Command::Logs(asked),
         CommandName::History => Command::History(asked),
     };

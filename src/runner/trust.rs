@@ -35,10 +35,13 @@ pub(super) fn alone(
     if setting.inputs.command != CommandName::Plan {
         return None;
     }
-    let keyless = setting.surface == Surface::Workflow
+    let keyless = || is_keyless(setting, target).then(|| "the input ssh-key is empty".to_owned());
+    pull_request.and_then(PullRequest::distrust).or_else(keyless)
+}
+
+/// Whether a step has no key to a server that needs one.
+pub(super) fn is_keyless(setting: &Setting, target: &Target) -> bool {
+    setting.surface == Surface::Workflow
         && setting.inputs.ssh_key.is_none()
-        && target.host != HostAddr::Local;
-    pull_request
-        .and_then(PullRequest::distrust)
-        .or_else(|| keyless.then(|| "the input ssh-key is empty".to_owned()))
+        && target.host != HostAddr::Local
 }

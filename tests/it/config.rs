@@ -201,7 +201,7 @@ async fn wrong_inputs_are_all_said_at_once() -> Result<()> {
     ];
     let run = swap_with(&door.config()?, &inputs).await?;
     let texts = [
-        "input command is \"swpa\": accepted are plan, swap, rollback, abort, status, logs and history",
+        "input command is \"swpa\": accepted are plan, swap, rollback, abort, fail, status, logs and history",
         "did you mean `swap`?",
         "input known-host",
         "did you mean `known-hosts`?",
@@ -215,10 +215,10 @@ async fn wrong_inputs_are_all_said_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_swap_id_with_another_command_than_rollback_is_refused() -> Result<()> {
+async fn a_swap_id_with_a_command_that_does_not_take_it_is_refused() -> Result<()> {
     let door = Door::closed()?;
     let run = swap_with(&door.config()?, &[("swap-id", "s-1")]).await?;
-    door.assert_refused(run, &["input swap-id is \"s-1\": only the command rollback takes it"]);
+    door.assert_refused(run, &["input swap-id is \"s-1\": it belongs to rollback and fail alone"]);
     Ok(())
 }
 

@@ -65,13 +65,24 @@ fn states(deployment: &Deployment) -> Vec<&str> {
     deployment.statuses.iter().map(|status| status.state.as_str()).collect()
 }
 
+/// The states of the deployment of an earlier run's swap, and the last word on it.
+fn over(github: &FakeGitHub, run: &Run) -> (Vec<String>, String) {
+    let swap = run.output("swap-id");
+    let mut all = github.deployments().into_iter();
+    let deployment = all.find(|deployment| deployment.payload["swap_id"] == swap);
+    let statuses = deployment.unwrap_or_else(|| panic!("none of {swap}\n{github}")).statuses;
+    let last = statuses.last().map(|status| status.description.clone()).unwrap_or_default();
+    (statuses.into_iter().map(|status| status.state).collect(), last)
+}
+
+fn over_states(github: &FakeGitHub, run: &Run) -> Vec<String> {
+    over(github, run).0
+}
+
 /// Asserts what holds for every deployment of ours.
 fn assert_told(deployment: &Deployment, run: &Run, last: &str, traffic: &str) {
     assert_eq!(states(deployment), ["in_progress", last], "{deployment}\n{run}");
-    assert_eq!(
-        (&*deployment.environment, &*deployment.task, &*deployment.git_ref),
-        ("chat", "deploy:model", "main")
-    );
+    assert_eq!((&*deployment.environment, &*deployment.task), ("chat", "deploy:model"));
     for status in &deployment.statuses {
         assert_eq!(status.log_url, RUN);
         assert!(status.description.chars().count() <= 140, "{}", status.description);
@@ -95,7 +106,7 @@ async fn each_swap_and_each_rollback_is_one_deployment_that_says_where_traffic_i
     assert_told(told, &first, "success", &format!("{NEW} serves from slot b, port {b}"));
     assert_eq!(told.payload["revision"], first.output("revision"));
     assert_eq!(told.payload["previous_revision"], first.output("previous-revision"));
-    assert_eq!(told.payload["git_sha"], *first_sha);
+    assert_eq!((told.payload["git_sha"].as_str(), &*told.git_ref), (Some(&*first_sha), "main"));
     assert_eq!(told.payload["previous_git_sha"], Value::Null, "nobody knows what {OLD} came from");
     for name in ["swap-id", "revision", "previous-revision", "slot", "rollback-until"] {
         assert!(!first.output(name).is_empty(), "{name}\n{first}");
@@ -111,6 +122,9 @@ async fn each_swap_and_each_rollback_is_one_deployment_that_says_where_traffic_i
     assert_eq!(told.payload["previous_revision"], first.output("revision"));
     assert_eq!(told.payload["git_sha"], *second_sha);
     assert_eq!(told.payload["previous_git_sha"], *first_sha);
+    let (states, by) = over(&github, &first);
+    assert_eq!(states, ["in_progress", "success", "inactive"], "{github}");
+    assert!(by.starts_with(&format!("superseded by {}", second.output("swap-id"))), "{by}");
 
     let same = Step::run(action(&world, &github, "swap", NEWER)?).await?.ended(0, "unchanged");
     assert_eq!(same.output("revision"), second.output("revision"));
@@ -124,8 +138,18 @@ async fn each_swap_and_each_rollback_is_one_deployment_that_says_where_traffic_i
     assert_told(&told, &back, "success", &format!("{NEW} serves from slot b, port {b}"));
     assert_eq!(told.payload["revision"], first.output("revision"));
     assert_eq!(told.payload["previous_revision"], second.output("revision"));
+    assert_eq!(told.git_ref, first_sha, "of what it brings back");
+    let (states, by) = over(&github, &second);
+    assert_eq!(states, ["in_progress", "success", "failure"], "{github}");
+    assert!(by.starts_with(&format!("rolled back by {}", back.output("swap-id"))), "{by}");
     assert_eq!(github.deployments().len(), 3, "{github}");
     assert_well_formed(&back);
+
+    // What a rollback brought is superseded like any other.
+    let third =
+        Step::run(action(&world, &github, "swap", "Qwen/Third")?).await?.ended(0, "promoted");
+    assert_eq!(over_states(&github, &back), ["in_progress", "success", "inactive"], "{github}");
+    assert_eq!(over_states(&github, &third), ["in_progress", "success"], "{github}");
 
     assert!(
         github.requests().iter().all(|request| request.path.starts_with("/api/v3/repos/acme/llm/"))

@@ -22,5 +22,6 @@ mod support;
 mod swap;
 mod tidy;
 mod unchanged;
+mod verdict;
 mod wire;
 mod workflows;

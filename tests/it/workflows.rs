@@ -58,7 +58,7 @@ fn commands(workflow: &Value, value: &str) -> Result<Vec<String>> {
 #[test]
 fn workflows_that_are_given_away_use_only_what_there_is() -> Result<()> {
     let workflows = given_away()?;
-    assert!(workflows.len() >= 4, "where are they? {workflows:?}");
+    assert!(workflows.len() >= 6, "where are they? {workflows:?}");
     let known = CommandName::ALL.map(CommandName::as_str);
     for (name, workflow) in &workflows {
         let steps = our_steps(workflow);
@@ -115,9 +115,14 @@ fn outputs_that_workflows_read_are_there() -> Result<()> {
 #[test]
 fn workflows_that_swap_are_never_cancelled_by_the_next() -> Result<()> {
     for (name, workflow) in given_away()? {
-        let concurrency = &workflow["concurrency"];
+        let jobs = workflow["jobs"].as_mapping().into_iter().flat_map(|jobs| jobs.values());
+        let levels = std::iter::once(&workflow).chain(jobs);
+        let mut concurrencies = levels.map(|level| &level["concurrency"]);
+        let concurrency = concurrencies.find(|found| found.is_mapping()).context(name.clone())?;
         let group = concurrency["group"].as_str().unwrap_or_default();
-        assert!(group.contains("swap-chat"), "{name}: group {group:?}");
+        let asks = our_steps(&workflow).iter().all(|step| step["with"]["command"] == *"status");
+        let expected = if asks { "reconcile-chat" } else { "swap-chat" };
+        assert!(group.contains(expected), "{name}: group {group:?}");
         let cancels = &concurrency["cancel-in-progress"];
         let of_pull_requests = "${{ github.event_name == 'pull_request' }}";
         assert!(*cancels == false || *cancels == *of_pull_requests, "{name}: {cancels:?}");
@@ -138,5 +143,54 @@ fn examples_are_least_privileged_and_pinned() -> Result<()> {
             assert_eq!(step["uses"].as_str(), Some(&*format!("{ACTION}{ANY_COMMIT}")), "{name}");
         }
     }
+    Ok(())
+}
+
+fn example(file: &str) -> Result<Value> {
+    let all = given_away()?.into_iter();
+    let found = all.filter(|(name, _)| name.ends_with(file)).map(|(_, workflow)| workflow).next();
+    found.with_context(|| format!("no example {file}"))
+}
+
+/// A rollback that names no swap undoes whatever serves: an event must never start one.
+#[test]
+fn a_rollback_that_an_event_starts_names_its_swap() -> Result<()> {
+    let workflow = example("on-failure.yml")?;
+    let job = &workflow["jobs"]["rollback"];
+    let condition = job["if"].as_str().context("if")?;
+    for part in [
+        "github.event.deployment_status.state == 'failure'",
+        "github.event.deployment.task == 'deploy:model'",
+        "github.event.deployment.payload.swap_id != ''",
+        "inputs.swap-id != ''",
+    ] {
+        assert!(condition.contains(part), "{part} is not asked for in {condition}");
+    }
+    let swap = our_steps(&workflow)[0]["with"]["swap-id"].as_str().context("swap-id")?;
+    assert_eq!(swap, "${{ inputs.swap-id || github.event.deployment.payload.swap_id }}");
+    Ok(())
+}
+
+/// `fail` with `rollback-workflow` starts it with these two inputs, and GitHub refuses a start with any that is not declared.
+#[test]
+fn the_workflow_that_a_failure_starts_takes_what_it_is_given() -> Result<()> {
+    let workflow = example("on-failure.yml")?;
+    let inputs = workflow["on"]["workflow_dispatch"]["inputs"].as_mapping().context("inputs")?;
+    let names: Vec<_> = inputs.keys().filter_map(Value::as_str).collect();
+    assert_eq!(names, ["swap-id", "environment"]);
+    Ok(())
+}
+
+/// Who evaluates says on GitHub that the swap has failed, without the server's key.
+#[test]
+fn an_evaluation_marks_what_it_has_evaluated() -> Result<()> {
+    let workflow = example("upgrade.yml")?;
+    let job = &workflow["jobs"]["evaluate"];
+    let steps = job["steps"].as_sequence().context("steps")?;
+    let fail = steps.iter().find(|step| step["with"]["command"] == *"fail").context("no fail")?;
+    assert_eq!(fail["if"], *"${{ failure() }}");
+    assert_eq!(fail["with"]["swap-id"], *"${{ needs.swap.outputs.swap-id }}");
+    assert!(fail["with"]["ssh-key"].is_null() && job["environment"].is_null());
+    assert_eq!(job["permissions"]["deployments"], *"write");
     Ok(())
 }

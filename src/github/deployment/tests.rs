@@ -10,7 +10,10 @@ use axum::response::{IntoResponse, Response};
 use super::*;
 use crate::github::api::Bounds;
 use crate::github::run::Repository;
+use crate::github::status::{Purpose, State};
+use crate::model::event::Conclusion;
 use crate::model::failure::{Failure, Hint};
+use crate::model::outcome::Outcome;
 use crate::model::secret::Secret;
 
 const DEPLOYMENTS: &str = "/api/v3/repos/acme/serving/deployments";
@@ -137,6 +140,7 @@ fn new() -> NewDeployment {
     NewDeployment {
         swap: "s-1".parse().unwrap(),
         reference: "main".to_owned(),
+        otherwise: None,
         environment: "chat é".to_owned(),
         description: "chat: Qwen/A -> Qwen/B".to_owned(),
         revision: revision("Qwen/B", "r-b", Some("c0ffee")),
@@ -190,6 +194,7 @@ async fn a_deployment_and_its_status_are_posted_once() {
                 json!({
                     "state": "success",
                     "description": "Qwen/B on slot b serves",
+                    "auto_inactive": false,
                     "log_url": "https://github.com/acme/serving/actions/runs/42",
                 })
             ),
@@ -244,6 +249,26 @@ async fn a_refusal_is_told_with_its_reason_and_not_repeated() {
         }
         assert_eq!(requests(&fake), [POST]);
     }
+}
+
+#[tokio::test]
+async fn a_commit_that_is_not_there_is_replaced_by_the_runs_own_reference() {
+    let gone = || json!({"message": "No ref found for: c0ffee"});
+    let new = NewDeployment {
+        reference: "c0ffee".to_owned(),
+        otherwise: Some("main".to_owned()),
+        ..new()
+    };
+    let (fake, deployments) = github(&[Next::Refuse(422, gone())]).await;
+    deployments.create(&new).await.unwrap();
+    let references = || {
+        let github = fake.lock().unwrap();
+        github.requests.iter().map(|(_, body)| body["ref"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(references(), ["c0ffee", "main"]);
+    let (fake, deployments) = github(&[Next::Refuse(422, gone()), Next::Refuse(422, gone())]).await;
+    assert!(deployments.create(&new).await.is_err());
+    assert_eq!(requests(&fake), [POST, POST]);
 }
 
 #[tokio::test]
@@ -387,5 +412,8 @@ fn a_status_says_where_traffic_is_and_is_cut_between_characters() {
     let expected =
         format!("Qwen/A on slot a serves; failed: the engine said {}…", "é".repeat(140 - 50));
     assert_eq!(expected.chars().count(), 140);
-    assert_eq!(status.body(), json!({"state": "failure", "description": expected}));
+    assert_eq!(
+        status.body(),
+        json!({"state": "failure", "description": expected, "auto_inactive": false})
+    );
 }

@@ -25,6 +25,9 @@ fn nothing_given_is_a_swap_by_the_file() {
             environment: None,
             swap_id: None,
             to: None,
+            rollback: false,
+            rollback_workflow: None,
+            reconcile: false,
             plan_digest: None,
             wait: Wait::Promoted,
             lock_wait: std::time::Duration::ZERO,
@@ -70,11 +73,11 @@ fn all_problems_come_at_once() {
     let expected = [
         (
             "input known_hosts: there is no such input; there are command, config, service, model, host, \
-             ssh-key, known-hosts, environment, swap-id, plan-digest, to, wait, lock-wait, force and github-token",
+             ssh-key, known-hosts, environment, swap-id, plan-digest, to, rollback, rollback-workflow, reconcile, wait, lock-wait, force and github-token",
             Some("did you mean `known-hosts`?"),
         ),
         (
-            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, status, logs and history",
+            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, fail, status, logs and history",
             Some("did you mean `rollback`?"),
         ),
         (
@@ -104,12 +107,34 @@ fn all_problems_come_at_once() {
 }
 
 #[test]
-fn a_swap_id_belongs_to_a_rollback() {
-    let found = problems(&[("INPUT_SWAP-ID", "s-1")]);
+fn what_belongs_to_one_command_is_refused_beside_another() {
+    let alone = |pairs: &[(&str, &str)]| problems(pairs)[0].0.clone();
     assert_eq!(
-        found[0].0,
-        "input swap-id is \"s-1\": only the command rollback takes it, and the command is swap"
+        alone(&[("INPUT_SWAP-ID", "s-1")]),
+        "input swap-id is \"s-1\": it belongs to rollback and fail alone, and the command is swap"
     );
+    for (name, value) in
+        [("ROLLBACK", "true"), ("ROLLBACK-WORKFLOW", "x.yml"), ("RECONCILE", "true")]
+    {
+        let found = alone(&[(&format!("INPUT_{name}"), value), ("INPUT_COMMAND", "rollback")]);
+        assert!(found.contains("alone, and the command is rollback"), "{found}");
+    }
+}
+
+#[test]
+fn a_failure_names_its_swap_and_what_follows_from_it() {
+    let swap = ("INPUT_SWAP-ID", "s-1");
+    let fail = ("INPUT_COMMAND", "fail");
+    let workflow = "INPUT_ROLLBACK-WORKFLOW";
+    let inputs =
+        read(&[fail, swap, ("INPUT_ROLLBACK", "true"), (workflow, "on-failure.yml")]).unwrap();
+    assert!(inputs.rollback && inputs.rollback_workflow.as_deref() == Some("on-failure.yml"));
+    assert!(read(&[fail, swap, (workflow, "12345")]).is_ok());
+    assert!(problems(&[fail])[0].0.contains("the command fail needs it"));
+    for wrong in [".github/workflows/x.yml", "x", "../x.yml", ".yml", "x y.yml", "x.yml?ref=y"] {
+        let found = problems(&[fail, swap, (workflow, wrong)]);
+        assert!(found[0].0.contains("without the folder"), "{wrong}: {found:?}");
+    }
 }
 
 #[test]
@@ -120,7 +145,7 @@ fn a_plan_digest_belongs_to_a_swap_and_has_a_form() {
     let found = problems(&[digest, ("INPUT_COMMAND", "plan")]);
     assert_eq!(
         found[0].0,
-        "input plan-digest is \"p-4f1c02a9b3d7\": only the command swap takes it, and the command is plan"
+        "input plan-digest is \"p-4f1c02a9b3d7\": it belongs to swap alone, and the command is plan"
     );
     for wrong in ["p-4f1c", "r-4f1c02a9b3d7", "p-4F1C02A9B3D7", "latest", "o-4f1c02a9b3d7; x"] {
         let found = problems(&[("INPUT_PLAN-DIGEST", wrong)]);

@@ -118,7 +118,8 @@ fn going_back_is_an_error_only_where_it_was_not_asked_for() {
     let swap = events(vec![(0, planned()), (1, back())]);
     assert_eq!(shown(&swap), format!("{PLAN}ERROR rolled-back: Qwen/A serves\n"));
     let plan = Plan { strategy: Strategy::WarmRollback, ..sample::plan() };
-    let rollback = events(vec![(0, EventKind::Planned { plan: Box::new(plan) }), (1, back())]);
+    let rollback =
+        events(vec![(0, EventKind::Planned { plan: Box::new(plan), replaces: None }), (1, back())]);
     assert!(shown(&rollback).ends_with("    1.0s  rolled-back: Qwen/A serves\n"));
 }
 

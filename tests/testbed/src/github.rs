@@ -142,6 +142,17 @@ impl FakeGitHub {
         self.world().state.deployments.clone()
     }
 
+    /// Somebody else deploys to an environment of `acme/llm`, with success.
+    pub fn deploy(&self, environment: &str, payload: &Value) {
+        let new = serde_json::json!({
+            "ref": "main", "task": "deploy:model", "environment": environment, "payload": payload,
+        });
+        let state = &mut self.world().state;
+        let id = state.create("acme/llm".to_owned(), &new)["id"].as_u64().unwrap_or_default();
+        let success = serde_json::json!({ "state": "success", "auto_inactive": false });
+        state.add_status("acme/llm", id, &success);
+    }
+
     /// All comments, oldest first.
     pub fn comments(&self) -> Vec<Comment> {
         self.world().state.comments.all.clone()

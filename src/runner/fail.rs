@@ -1,0 +1,124 @@
+//! `fail`: what was promoted has failed since, by whatever found that out. Its deployment says so, and by choice the swap is
+//! rolled back: here, or by another workflow.
+//!
+//! Only a swap whose result serves can fail, and only once: a candidate that was never promoted, a swap that is superseded
+//! or rolled back, and an event that comes again move nothing.
+
+use super::api::{self, Missing};
+use super::{Setting, Stopped, Told, Voice, ask, put_out, summarise, trust, warning};
+use crate::config::Config;
+use crate::github::api::ApiError;
+use crate::github::deployment::{DeploymentId, Deployments};
+use crate::github::inputs::CommandName;
+use crate::github::output::Outputs;
+use crate::github::status::{ACTIVE, Status};
+use crate::github::workflow::Workflows;
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SwapId;
+use crate::model::outcome::{Exit, Outcome};
+use crate::render::{Line, summary};
+
+/// What became of the swap's deployment.
+struct Verdict {
+    deployment: Option<DeploymentId>,
+    /// What is said of it, one line.
+    said: String,
+}
+
+/// Marks the deployment of the swap that the inputs name; rolls it back if that is asked for.
+pub(super) async fn fail(
+    setting: &Setting,
+    config: &Config,
+    voice: &mut Voice,
+) -> Result<Told, Stopped> {
+    let Some(swap) = &setting.inputs.swap_id else {
+        let missing = Failure::new("the command fail needs the swap that has failed");
+        return Err(Stopped::input(vec![missing]));
+    };
+    let reaches = !trust::is_keyless(setting, &config.target);
+    if setting.inputs.rollback && !reaches {
+        let failure = Failure::new("rollback is true, and the input ssh-key is empty")
+            .hint("give the step ssh-key and known-hosts, as the one that swaps has them");
+        return Err(Stopped::input(vec![failure]));
+    }
+    if reaches && let Some(reason) = why_not(setting, config, swap, voice).await? {
+        return Ok(settled(setting, (swap, Verdict { deployment: None, said: reason }), voice));
+    }
+    let verdict = judge(setting, config, swap).await;
+    if !setting.inputs.rollback {
+        return verdict.map(|verdict| settled(setting, (swap, verdict), voice));
+    }
+    // Whether GitHub can be told or not: what has failed shall not serve.
+    match verdict {
+        Ok(verdict) => voice.say([Line::Text(verdict.said)]),
+        Err(Stopped { failures, .. }) => voice.say(failures.iter().map(warning)),
+    }
+    ask(&setting.asking(CommandName::Rollback), config, voice).await
+}
+
+/// Why the server says that the swap cannot fail any more, if so.
+async fn why_not(
+    setting: &Setting,
+    config: &Config,
+    swap: &SwapId,
+    voice: &mut Voice,
+) -> Result<Option<String>, Stopped> {
+    let told = ask(&setting.asking(CommandName::Status), config, voice).await?;
+    let Some(report) = told.status else { return Ok(None) };
+    let brought = report.brought_by();
+    // A rollback has nothing behind it to go back to: it cannot fail in this sense.
+    if brought == Some(swap) && report.serving_swap.as_ref() == Some(swap) {
+        return Ok(None);
+    }
+    let instead = brought.filter(|other| *other != swap);
+    let instead =
+        instead.map_or("no swap's result".to_owned(), |other| format!("the result of {other}"));
+    Ok(Some(format!("swap {swap} is not what serves now: {instead} does")))
+}
+
+/// Has another workflow roll the swap back, if one is named, and marks the deployment: in this order, so that a step that
+/// is run again after a failure does both.
+async fn judge(setting: &Setting, config: &Config, swap: &SwapId) -> Result<Verdict, Stopped> {
+    let environment = setting.inputs.environment_for(&config.spec.service);
+    let missing = |missing: Missing| Stopped::input(vec![missing.failure()]);
+    let told =
+        |error: ApiError| Stopped { failures: vec![error.to_failure()], exit: Exit::Environment };
+    let spec = api::spec(setting, "deployments").map_err(missing)?;
+    let deployments = Deployments::new(spec).map_err(told)?;
+    let Some((id, state)) = deployments.find(&environment, swap).await.map_err(told)? else {
+        let failure =
+            Failure::new(format!("there is no deployment of swap {swap} to {environment}"))
+                .hint("give the input environment as the step that swapped had it");
+        return Err(Stopped::input(vec![failure]));
+    };
+    if state != ACTIVE {
+        let said = format!("deployment {id} of swap {swap} is {state} already, and stays so");
+        return Ok(Verdict { deployment: Some(id), said });
+    }
+    let mut said = format!("deployment {id} of swap {swap} is a failure now");
+    if let Some(workflow) = &setting.inputs.rollback_workflow {
+        let reference = setting.run.deployment_ref.clone().unwrap_or_default();
+        let spec = api::spec(setting, "actions").map_err(missing)?;
+        let workflows = Workflows::new(spec).map_err(told)?;
+        workflows.dispatch(workflow, &reference, (swap, &environment)).await.map_err(told)?;
+        said += &format!("; workflow {workflow} is started on {reference}");
+    }
+    let status = Status::failed(swap, setting.run.requester.url.clone());
+    deployments.add_status(id, &status).await.map_err(told)?;
+    Ok(Verdict { deployment: Some(id), said })
+}
+
+/// Says what became of it, where no traffic moves.
+fn settled(setting: &Setting, (swap, verdict): (&SwapId, Verdict), voice: &mut Voice) -> Told {
+    voice.say([Line::Text(verdict.said.clone())]);
+    let markdown = summary::of_unchanged(&verdict.said);
+    summarise(&setting.run, &markdown, voice);
+    let outputs = Outputs {
+        outcome: Some(Outcome::Unchanged),
+        swap_id: Some(swap.clone()),
+        deployment_id: verdict.deployment,
+        ..Outputs::default()
+    };
+    put_out(setting, &outputs, voice);
+    Told { markdown, ..Told::of(Exit::Done) }
+}

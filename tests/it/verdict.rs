@@ -1,0 +1,168 @@
+//! What is found out of a swap after its end: that it has failed, or what its deployment should say.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use testbed::github::{Deployment, FakeGitHub, Fault, Operation, Times};
+
+use crate::step::Step;
+use crate::support::{Action, NEW, OLD, Run, World, binary};
+
+const NEWER: &str = "Qwen/Newer";
+
+/// Says that a swap has failed, from a step that has the server's key or from one that has not.
+fn fail(world: &World, github: &FakeGitHub, swap: &str, key: Key) -> Result<Action> {
+    let action = match key {
+        Key::Given => world.action("fail", NEW, &[])?,
+        Key::Missing => {
+            Action::new(&binary(), &world.config(NEW))?.with_inputs(&[("command", "fail")])
+        }
+    };
+    Ok(action.on_github(github).with_inputs(&[("swap-id", swap)]))
+}
+
+#[derive(Clone, Copy)]
+enum Key {
+    Given,
+    Missing,
+}
+
+async fn swap(world: &World, github: &FakeGitHub, model: &str) -> Result<Run> {
+    Step::run(world.action("swap", model, &[])?.on_github(github)).await
+}
+
+fn deployment(github: &FakeGitHub, swap: &str) -> Result<Deployment> {
+    let mut all = github.deployments().into_iter();
+    all.find(|deployment| deployment.payload["swap_id"] == swap).context(format!("{github}"))
+}
+
+fn states(github: &FakeGitHub, swap: &str) -> Result<Vec<String>> {
+    let statuses = deployment(github, swap)?.statuses;
+    Ok(statuses.into_iter().map(|status| status.state).collect())
+}
+
+/// How many requests have changed something at GitHub.
+fn changes(github: &FakeGitHub) -> usize {
+    github.requests().iter().filter(|request| request.method != "GET").count()
+}
+
+#[tokio::test]
+async fn what_fails_after_its_promotion_is_marked_once_and_rolled_back_where_that_is_asked_for()
+-> Result<()> {
+    let mut world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
+    let first = promoted.output("swap-id");
+
+    let marked = Step::run(fail(&world, &github, first, Key::Missing)?).await?;
+    let marked = marked.ended(0, "unchanged").answered(&["is a failure now"]);
+    assert_eq!(states(&github, first)?, ["in_progress", "success", "failure"]);
+    assert_eq!(marked.output("deployment-id"), promoted.output("deployment-id"));
+    assert_eq!(world.serves().await?, NEW, "marking moves nothing");
+
+    // The same event again, and with it whatever else it would have started.
+    let before = changes(&github);
+    let again = fail(&world, &github, first, Key::Missing)?;
+    let again = again.with_inputs(&[("rollback-workflow", "on-failure.yml")]);
+    Step::run(again).await?.ended(0, "unchanged").answered(&["is failure already"]);
+    assert_eq!(changes(&github), before, "{:?}", github.requests());
+
+    let back = fail(&world, &github, first, Key::Given)?.with_inputs(&[("rollback", "true")]);
+    let back = Step::run(back).await?.ended(0, "rolled-back");
+    assert_eq!(world.serves().await?, OLD);
+    assert_eq!(states(&github, back.output("swap-id"))?, ["in_progress", "success"]);
+    assert_eq!(states(&github, first)?, ["in_progress", "success", "failure"]);
+
+    // Neither the swap that serves no more nor the rollback itself can fail, whoever says so and however often.
+    let before = changes(&github);
+    for gone in [first, back.output("swap-id")] {
+        let late = fail(&world, &github, gone, Key::Given)?.with_inputs(&[("rollback", "true")]);
+        let late = Step::run(late).await?.ended(0, "unchanged");
+        late.answered(&["is not what serves now"]);
+    }
+    world.settings.flags = "--stub-load-time 30s --stub-die-after 50ms".to_owned();
+    let failed = swap(&world, &github, NEWER).await?.ended(4, "failed");
+    let made = changes(&github) - before;
+    let never = fail(&world, &github, failed.output("swap-id"), Key::Given)?;
+    let never = never.with_inputs(&[("rollback", "true")]);
+    Step::run(never).await?.ended(0, "unchanged").answered(&["is not what serves now"]);
+    let keyless = fail(&world, &github, failed.output("swap-id"), Key::Missing)?;
+    Step::run(keyless).await?.ended(0, "unchanged").answered(&["is failure already"]);
+    assert_eq!(changes(&github) - before, made, "{:?}", github.requests());
+    assert_eq!(world.serves().await?, OLD);
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_workflow_is_started_for_a_swap_that_has_failed_and_a_step_that_could_not_is_run_again()
+-> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
+    let swap = promoted.output("swap-id");
+    let failed = || -> Result<Action> {
+        let inputs = [("rollback-workflow", "on-failure.yml")];
+        Ok(fail(&world, &github, swap, Key::Given)?.with_inputs(&inputs))
+    };
+    github.fail(Fault::Status(403), &[Operation::DispatchWorkflow], Times::Next(1));
+    let refused = Step::run(failed()?).await?;
+    refused.refused(3, &["start the workflow on-failure.yml", "permissions: actions: write"]);
+    assert_eq!(states(&github, swap)?, ["in_progress", "success"], "half of it is done");
+
+    let marked = Step::run(failed()?).await?.ended(0, "unchanged");
+    marked.answered(&["is a failure now; workflow on-failure.yml is started on main"]);
+    let dispatched = github.requests().into_iter().rev().find(|r| r.path.ends_with("/dispatches"));
+    let dispatched = dispatched.context("no dispatch")?;
+    let inputs = json!({ "swap-id": swap, "environment": "chat" });
+    assert_eq!(dispatched.body, Some(json!({ "ref": "main", "inputs": inputs })));
+    assert!(dispatched.path.ends_with("/actions/workflows/on-failure.yml/dispatches"));
+    assert_eq!(states(&github, swap)?, ["in_progress", "success", "failure"]);
+
+    let elsewhere = failed()?.with_inputs(&[("environment", "production")]);
+    let said = format!("there is no deployment of swap {swap} to production");
+    Step::run(elsewhere).await?.refused(2, &[&said, "input environment"]);
+    let keyless = fail(&world, &github, swap, Key::Missing)?.with_inputs(&[("rollback", "true")]);
+    Step::run(keyless).await?.refused(2, &["rollback is true, and the input ssh-key is empty"]);
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_github_calls_active_is_made_what_serves() -> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    // Another service's, and the same service's on another server.
+    github.deploy("chat", &json!({ "swap_id": "s-20260101-000000-elsewhere" }));
+    let first = swap(&world, &github, NEW).await?.ended(0, "promoted");
+    github.fail(Fault::Status(500), &[Operation::CreateStatus], Times::Always);
+    let second = swap(&world, &github, NEWER).await?.ended(0, "promoted");
+    github.heal();
+    let [first, second] = [&first, &second].map(|run| run.output("swap-id").to_owned());
+    assert_eq!(states(&github, &first)?, ["in_progress", "success"], "nobody could be told");
+    assert!(states(&github, &second)?.is_empty());
+
+    let reconcile = || -> Result<Action> {
+        let inputs = [("reconcile", "true")];
+        Ok(world.action("status", NEWER, &inputs)?.on_github(&github))
+    };
+    // A question alone changes nothing.
+    let before = changes(&github);
+    Step::run(world.action("status", NEWER, &[])?.on_github(&github)).await?.answered(&[NEWER]);
+    assert_eq!(changes(&github), before);
+    let run = Step::run(reconcile()?).await?;
+    run.answered(&[&format!("of {first} was success"), &format!("of {second} was pending")]);
+    assert_eq!(states(&github, &first)?, ["in_progress", "success", "inactive"]);
+    assert_eq!(states(&github, &second)?, ["success"]);
+    let said = deployment(&github, &second)?.statuses.pop().context("a status")?.description;
+    assert_eq!(said, format!("{NEWER} serves from slot a"));
+    assert_eq!(states(&github, "s-20260101-000000-elsewhere")?, ["success"]);
+
+    let before = changes(&github);
+    Step::run(reconcile()?).await?.answered(&["agree with what serves"]);
+    assert_eq!(changes(&github), before, "{:?}", github.requests());
+    github.fail(Fault::Status(404), &[Operation::ListDeployments], Times::Next(1));
+    let refused = Step::run(reconcile()?).await?;
+    refused.refused(3, &["GitHub answered 404", "permissions: deployments: write"]);
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
