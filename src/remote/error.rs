@@ -206,7 +206,7 @@ impl Hint for RemoteError {
             Self::Key(error) => return error.hints(),
             Self::KnownHosts(error) => return error.hints(),
             Self::HostKey { known_as, fault, offered } => return pin(known_as, *fault, offered),
-            Self::Sudo { name, .. } => return root(name),
+            Self::Sudo { name, said } => return root(name, said),
             Self::NoAgent { .. } => return no_agent(),
             Self::Denied { fingerprint, .. } => denied(fingerprint.as_deref()),
             Self::Jump(_) => "write [user@]host[:port], several with commas".to_owned(),
@@ -299,13 +299,28 @@ fn denied(fingerprint: Option<&str>) -> String {
     }
 }
 
-fn root(name: &str) -> Vec<String> {
+/// `said` is sudo's own: its words in any language but English say no more than that it refused.
+fn root(name: &str, said: &str) -> Vec<String> {
     let user = name.split_once('@').map_or("USER", |(user, _)| user);
-    vec![
+    let rule = format!("`{user} ALL=(root) NOPASSWD: ALL`");
+    let first = if said.contains("must have a tty") {
         format!(
-            "either let the user become root without a password, with this line in /etc/sudoers.d/model-swap: \
-             `{user} ALL=(root) NOPASSWD: ALL` (bringing a program and running it as root is no less than that)"
-        ),
+            "sudo's option requiretty forbids it to programs: add the line `Defaults:{user} !requiretty` to \
+             /etc/sudoers.d/model-swap"
+        )
+    } else if said.contains("not found") || said.contains("No such file") {
+        format!(
+            "either install sudo (Debian: apt-get install sudo) with the line {rule} in /etc/sudoers.d/model-swap, or \
+             log in as root"
+        )
+    } else {
+        format!(
+            "either let the user become root without a password, with this line in /etc/sudoers.d/model-swap: {rule} \
+             (bringing a program and running it as root is no less than that)"
+        )
+    };
+    vec![
+        first,
         "or let the user own nginx's configuration, nginx and the engine: then nothing is done as root".to_owned(),
     ]
 }

@@ -20,6 +20,7 @@ mod ssh;
 mod step;
 mod support;
 mod swap;
+mod systemd_host;
 mod tidy;
 mod unchanged;
 mod verdict;

@@ -1,5 +1,7 @@
 //! A world for one test: a throwaway GPU server, an old model that somebody started by hand, and the real binary.
 
+pub(crate) mod guest;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,12 +75,12 @@ impl World {
 
     /// The root of the model that a fresh request through nginx meets.
     pub(crate) async fn serves(&self) -> Result<String> {
-        service::serves(&self.server).await
+        service::serves(self.server.nginx_addr()).await
     }
 
     /// Waits until fresh requests meet a model: for about 100 ms after a reload nginx's old workers accept as well.
     pub(crate) async fn until_serves(&self, model: &str) -> Result<()> {
-        service::until_serves(&self.server, model).await
+        service::until_serves(self.server.nginx_addr(), model).await
     }
 
     /// Whether the old model listens on its port, and nobody else does.

@@ -3,6 +3,7 @@
 pub mod action;
 pub mod built;
 pub mod github;
+pub mod guest;
 pub mod interrupt;
 pub mod load;
 pub mod relay;

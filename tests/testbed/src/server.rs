@@ -7,8 +7,8 @@
 mod incumbent;
 mod nginx;
 mod ports;
-mod processes;
-mod programs;
+pub(crate) mod processes;
+pub(crate) mod programs;
 mod sshd;
 #[cfg(test)]
 mod tests;

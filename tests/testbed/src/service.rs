@@ -1,6 +1,8 @@
 //! The service of tests, demo and bench: a stub engine behind the nginx of a throwaway server, and its configuration.
 
 use std::fmt::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -49,49 +51,97 @@ impl Default for Settings {
     }
 }
 
+/// A server as a configuration describes it.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// `host`.
+    pub host: String,
+    /// `ssh.port`, where it is another than usual.
+    pub ssh_port: Option<u16>,
+    /// Port of each slot, and its GPUs as in a list.
+    pub slots: [(u16, String); 2],
+    /// The engine's program there.
+    pub engine: String,
+    /// The replica's environment, as YAML pairs.
+    pub env: String,
+    /// `state_dir`, where it is another than the agent's own.
+    pub state_dir: Option<PathBuf>,
+    /// `nginx.config`.
+    pub nginx_config: PathBuf,
+    /// `nginx.command`, where it is another than usual.
+    pub nginx_command: Option<Vec<String>>,
+    /// `nginx.probe.url`.
+    pub probe: String,
+}
+
+impl Site {
+    /// A throwaway server, with all that it writes in its scratch folder.
+    ///
+    /// # Errors
+    /// If the stub engine cannot be built.
+    pub fn of(server: &GpuServer) -> Result<Self> {
+        let (a, b) = server.slot_ports();
+        let (mark, scratch) = server.mark();
+        Ok(Self {
+            host: server.ssh_host().to_owned(),
+            ssh_port: Some(server.ssh_port()),
+            slots: [a, b].map(|port| (port, String::new())),
+            engine: built::program("stub-engine")?.display().to_string(),
+            env: format!("{mark}: {scratch:?}"),
+            state_dir: Some(server.state_dir()),
+            nginx_config: server.nginx_config(),
+            nginx_command: Some(server.nginx_command().to_vec()),
+            probe: format!("http://{}/v1/models", server.nginx_addr()),
+        })
+    }
+}
+
 impl Settings {
     /// `model-swap.yaml` for a model on a server.
     ///
     /// # Errors
     /// If the stub engine cannot be built.
     pub fn config(&self, server: &GpuServer, model: &str) -> Result<String> {
-        let (a, b) = server.slot_ports();
+        self.config_on(&Site::of(server)?, model)
+    }
+
+    /// `model-swap.yaml` for a model on a server that is described.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn config_on(&self, site: &Site, model: &str) -> Result<String> {
+        let [(a, gpus_a), (b, gpus_b)] = &site.slots;
         let Self { ready, drain, retain, pinned_workers, flags, env, ssh_port } = self;
-        let command = engine("{model}", "{port}")?.join(" ");
-        let (mark, scratch) = server.mark();
+        let command = argv(&site.engine, "{model}", "{port}").join(" ");
+        let env = [site.env.as_str(), env].map(str::trim).join(", ");
         let mut text = format!(
             "service: {NAME}
 host: {host}
 model: {model}
 slots:
-  a: {{ port: {a}, gpus: [] }}
-  b: {{ port: {b}, gpus: [] }}
+  a: {{ port: {a}, gpus: [{gpus_a}] }}
+  b: {{ port: {b}, gpus: [{gpus_b}] }}
 replica:
   command: {command} {flags}
-  env: {{ {mark}: {scratch:?}, {env} }}
+  env: {{ {env} }}
 ready: {{ timeout: {ready} }}
 drain: {drain}
 retain: {retain}
-ssh: {{ port: {ssh} }}
-state_dir: {state}
 ",
-            host = server.ssh_host(),
-            ssh = ssh_port.unwrap_or(server.ssh_port()),
-            state = server.state_dir().display(),
+            host = site.host,
+            env = env.trim_matches([',', ' ']),
         );
-        write!(
-            text,
-            "nginx:
-  config: {config}
-  upstream: llm
-  command: {command:?}
-  pinned_workers: {pinned_workers}
-  probe: {{ url: \"http://{addr}/v1/models\" }}
-",
-            config = server.nginx_config().display(),
-            command = server.nginx_command(),
-            addr = server.nginx_addr(),
-        )?;
+        if let Some(port) = ssh_port.or(site.ssh_port) {
+            writeln!(text, "ssh: {{ port: {port} }}")?;
+        }
+        if let Some(folder) = &site.state_dir {
+            writeln!(text, "state_dir: {}", folder.display())?;
+        }
+        writeln!(text, "nginx:\n  config: {}\n  upstream: llm", site.nginx_config.display())?;
+        if let Some(command) = &site.nginx_command {
+            writeln!(text, "  command: {command:?}")?;
+        }
+        writeln!(text, "  pinned_workers: {pinned_workers}\n  probe: {{ url: {:?} }}", site.probe)?;
         Ok(text)
     }
 }
@@ -102,27 +152,20 @@ state_dir: {state}
 /// If it cannot be built.
 pub fn engine(model: &str, port: impl fmt::Display) -> Result<Vec<String>> {
     let program = built::program("stub-engine")?.display().to_string();
-    let port = port.to_string();
-    let words = [
-        &program,
-        "serve",
-        model,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        &port,
-        "--served-model-name",
-        NAME,
-    ];
-    Ok(words.map(str::to_owned).to_vec())
+    Ok(argv(&program, model, &port.to_string()))
+}
+
+pub(crate) fn argv(program: &str, model: &str, port: &str) -> Vec<String> {
+    let words = [program, "serve", model, "--host", "127.0.0.1", "--port", port];
+    words.into_iter().chain(["--served-model-name", NAME]).map(str::to_owned).collect()
 }
 
 /// The root of the model that a fresh request through nginx meets.
 ///
 /// # Errors
 /// If nothing, or no engine, answers.
-pub async fn serves(server: &GpuServer) -> Result<String> {
-    let answer = http::get(server.nginx_addr(), "/v1/models").await?;
+pub async fn serves(nginx: SocketAddr) -> Result<String> {
+    let answer = http::get(nginx, "/v1/models").await?;
     let body: serde_json::Value =
         serde_json::from_slice(&answer.body).context("no JSON from /v1/models")?;
     Ok(body["data"][0]["root"].as_str().unwrap_or_default().to_owned())
@@ -132,9 +175,9 @@ pub async fn serves(server: &GpuServer) -> Result<String> {
 ///
 /// # Errors
 /// If that takes longer than [`PATIENCE`].
-pub async fn until_serves(server: &GpuServer, model: &str) -> Result<()> {
+pub async fn until_serves(nginx: SocketAddr, model: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while serves(server).await.ok().as_deref() != Some(model) {
+    while serves(nginx).await.ok().as_deref() != Some(model) {
         ensure!(Instant::now() < deadline, "{model} does not serve");
         tokio::time::sleep(LOOK_AGAIN).await;
     }

@@ -88,7 +88,7 @@ pub(super) fn end_all(owner: &Owner) -> anyhow::Result<()> {
 }
 
 /// Looks until `met` says so; fails when it fails or [`PATIENCE`] has passed.
-pub(super) fn until(
+pub(crate) fn until(
     what: &str,
     mut met: impl FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
@@ -111,14 +111,14 @@ pub(super) fn all() -> impl Iterator<Item = u32> {
 }
 
 /// The living children of a process, in ascending order.
-pub(super) fn children(parent: u32) -> Vec<u32> {
+pub(crate) fn children(parent: u32) -> Vec<u32> {
     let mut found: Vec<u32> = all().filter(|&pid| parent_of(pid) == Some(parent)).collect();
     found.sort_unstable();
     found
 }
 
 /// Parent of a process; `None` for one that has ended, reaped or not.
-pub(super) fn parent_of(pid: u32) -> Option<u32> {
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // "pid (comm) state ppid …" (proc_pid_stat(5)); the name may hold anything, parentheses included.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
@@ -127,7 +127,7 @@ pub(super) fn parent_of(pid: u32) -> Option<u32> {
 }
 
 /// Arguments of a process, separated by spaces.
-pub(super) fn command_line(pid: u32) -> String {
+pub(crate) fn command_line(pid: u32) -> String {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&words).replace('\0', " ").trim_end().to_owned()
 }

@@ -7,15 +7,17 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 /// Debian's package for each program that is not there by itself.
-const PACKAGES: [(&str, &str); 4] = [
+const PACKAGES: [(&str, &str); 6] = [
     ("bash", "bash"),
+    ("ip", "iproute2"),
     ("nginx", "nginx"),
     ("sshd", "openssh-server"),
     ("ssh-keygen", "openssh-client"),
+    ("systemd-nspawn", "systemd-container"),
 ];
 
 /// Absolute path of `name`, from `PATH` and the folders of system programs, which an ordinary user's `PATH` lacks.
-pub(super) fn find(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(name: &str) -> anyhow::Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders =
         env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
@@ -36,12 +38,12 @@ pub(super) fn missing(name: &str) -> String {
 }
 
 /// Runs a short program to its end and returns its standard output; a failure carries its standard error.
-pub(super) fn run(program: &Path, args: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn run(program: &Path, args: &[&str]) -> anyhow::Result<String> {
     check(Command::new(program).args(args))
 }
 
 /// As [`run`], for a command that needs more than arguments.
-pub(super) fn check(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn check(command: &mut Command) -> anyhow::Result<String> {
     let shown = format!("{command:?}");
     let output =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;

@@ -144,7 +144,7 @@ impl Trial {
         let known_hosts = server.known_hosts().replace(&ports[0], &ports[1]);
         let (a, _) = server.slot_ports();
         let old = server.start_by_hand(&engine(OLD, a)?, &[])?.pid;
-        service::until_serves(&server, OLD).await?;
+        service::until_serves(server.nginx_addr(), OLD).await?;
         let flags = format!("--stub-load-time {}ms", engine_start.as_millis());
         Ok(Self { program: program.to_owned(), flags, relay, known_hosts, old, server })
     }
@@ -176,7 +176,7 @@ impl Trial {
             }
         };
         // The script is done while old workers still send requests to the model that it has killed.
-        service::until_serves(&self.server, serves).await?;
+        service::until_serves(self.server.nginx_addr(), serves).await?;
         self.server.stop()?;
         Ok(took)
     }

@@ -63,7 +63,7 @@ async fn demo() -> Result<()> {
     let swap = scene.action("swap", "1002")?;
     let swapped = step::run(&swap).await?.came_to("promoted")?;
     // For a moment after a reload, nginx's old workers may still accept and ask the model from before.
-    service::until_serves(&scene.server, NEW).await?;
+    service::until_serves(scene.server.nginx_addr(), NEW).await?;
 
     heading("3. What GitHub shows of the swap")?;
     scene.show(&swapped)?;
@@ -72,7 +72,7 @@ async fn demo() -> Result<()> {
     let rollback = scene.action("rollback", "1003")?;
     let rollback = rollback.with_inputs(&[("swap-id", swapped.output("swap-id")?)]);
     let rolled_back = step::run(&rollback).await?.came_to("rolled-back")?;
-    service::until_serves(&scene.server, OLD).await?;
+    service::until_serves(scene.server.nginx_addr(), OLD).await?;
 
     heading("5. What GitHub shows now")?;
     scene.show(&rolled_back)?;
@@ -104,7 +104,7 @@ impl Scene {
         let mut argv = engine(OLD, a)?;
         argv.extend(OLD_FLAGS.map(str::to_owned));
         let old = server.start_by_hand(&argv, &[])?;
-        service::until_serves(server, OLD).await?;
+        service::until_serves(server.nginx_addr(), OLD).await?;
         say(format!(
             "sshd listens on port {}, nginx on {} with its upstream on slot a (port {a}); slot b is port {b}.",
             server.ssh_port(),

@@ -1,0 +1,112 @@
+//! The control groups of a guest: systemd in it wants a tree of its own, and whatever runs in the tree is the guest's.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::server::processes::until;
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// One group in every hierarchy that systemd uses. They go with this value, and whatever runs in them.
+pub(super) struct Groups(Vec<PathBuf>);
+
+impl Groups {
+    pub(super) fn make() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}{}", prefix(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let groups = Self(hierarchies().into_iter().map(|at| at.join(&name)).collect());
+        for group in &groups.0 {
+            fs::create_dir(group).with_context(|| format!("{} cannot be made", group.display()))?;
+        }
+        Ok(groups)
+    }
+
+    pub(super) fn paths(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// Kills what runs in them and returns when it is gone.
+    pub(super) fn end_all(&self) -> Result<()> {
+        until("the guest's processes end", || {
+            let members: Vec<_> = self.0.iter().flat_map(|group| members(group)).collect();
+            for pid in &members {
+                self.kill(*pid)?;
+            }
+            Ok(members.is_empty())
+        })
+    }
+
+    fn kill(&self, pid: Pid) -> Result<()> {
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+        // Asked again while the handle pins the process: the number alone may meanwhile be a stranger's.
+        if self.0.iter().any(|group| members(group).contains(&pid)) {
+            match pidfd_send_signal(&handle, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error).context("a process of the guest cannot be killed"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let gone = self.end_all().and_then(|()| {
+            until("the guest's control groups can go", || {
+                Ok(self.0.iter().all(|group| remove(group).is_ok()))
+            })
+        });
+        if let Err(error) = gone {
+            // A test that fails already must not abort on top, yet what is left behind has to be seen.
+            let _ = writeln!(std::io::stderr(), "guest: {error:#}");
+        }
+    }
+}
+
+/// Groups of guests of this process that are still there.
+pub(super) fn left() -> Vec<PathBuf> {
+    let entries = hierarchies().into_iter().flat_map(fs::read_dir).flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix())))
+        .collect()
+}
+
+fn prefix() -> String {
+    format!("testbed-{}-", std::process::id())
+}
+
+/// Version 2 alone, or beside version 1 in one of its two layouts (systemd's `CGROUP_DELEGATION`).
+fn hierarchies() -> Vec<PathBuf> {
+    let mount = Path::new(MOUNT);
+    if mount.join("cgroup.controllers").exists() {
+        return vec![mount.to_owned()];
+    }
+    let both = ["systemd", "unified"].map(|name| mount.join(name));
+    both.into_iter().filter(|path| path.is_dir()).collect()
+}
+
+/// Processes of a group and of all below it.
+fn members(group: &Path) -> Vec<Pid> {
+    let own = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let pids = own.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?));
+    pids.chain(below(group).iter().flat_map(|group| members(group))).collect()
+}
+
+fn remove(group: &Path) -> std::io::Result<()> {
+    below(group).iter().try_for_each(|group| remove(group))?;
+    match fs::remove_dir(group) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn below(group: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).collect()
+}
