@@ -6,7 +6,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo test workflows bench audit setup
+.PHONY: demo test workflows bench fuzz audit setup
 
 # A throwaway GPU server on loopback, a swap and a rollback under load.
 demo: setup
@@ -37,6 +37,12 @@ workflows:
 bench: setup
 	cargo build --locked --workspace --release
 	$(BUILT)/release/bench
+
+# Looks for input that breaks what reads configuration, nginx's files, the wire, journals and metrics: SECONDS for each.
+SECONDS ?= 600
+fuzz:
+	@scripts/setup --fuzz
+	scripts/fuzz $(SECONDS)
 
 # Licences, advisories, banned crates and sources of every dependency (deny.toml). Needs the network.
 audit: setup

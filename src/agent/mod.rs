@@ -129,7 +129,11 @@ async fn observe_at_rest(
     observe(host, dir, asked, None).await
 }
 
-fn parse(line: &str) -> Result<Request, Refusal> {
+/// The request in the first line of a session.
+///
+/// # Errors
+/// If it is none, or of a version of the wire that is not spoken here.
+pub fn parse(line: &str) -> Result<Request, Refusal> {
     #[derive(serde::Deserialize)]
     struct Versioned {
         v: u32,

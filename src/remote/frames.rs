@@ -77,7 +77,7 @@ impl Frames {
 }
 
 /// The frame; `None` for what is none, or of a kind that this program does not know.
-fn read_frame(line: &str) -> Result<Option<Frame>, (String, serde_json::Error)> {
+pub fn read_frame(line: &str) -> Result<Option<Frame>, (String, serde_json::Error)> {
     /// What every frame has.
     #[derive(serde::Deserialize, serde::Serialize)]
     struct Tag {

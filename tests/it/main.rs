@@ -10,6 +10,7 @@ mod drain;
 mod drift;
 mod fault;
 mod forced;
+mod fuzz;
 mod github;
 mod nginx;
 mod plan;

@@ -3,7 +3,7 @@
 /// The sum of a gauge over all its labels; `None` if the page has no such metric, or a value is not a count.
 ///
 /// `name{label="value",…} value [timestamp]`, one sample a line (Prometheus exposition format 0.0.4).
-pub(super) fn count(page: &str, name: &str) -> Option<u64> {
+pub fn count(page: &str, name: &str) -> Option<u64> {
     let samples = page.lines().filter_map(|line| {
         let rest = line.trim_start().strip_prefix(name)?;
         match rest.strip_prefix('{') {

@@ -14,7 +14,7 @@ use crate::model::failure::Hint;
 use crate::model::ids::Port;
 use crate::model::spec::Engine;
 
-mod metrics;
+pub mod metrics;
 mod vllm;
 
 /// A busy engine answers `/health` and `/metrics` late: probes of one or two seconds are known to fail under load.
