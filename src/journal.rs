@@ -118,6 +118,17 @@ impl Journal {
         }
     }
 
+    /// What the journal of this folder says so far; nothing of it is changed.
+    ///
+    /// # Errors
+    /// If it cannot be read or was written by a newer version.
+    pub fn read(folder: &Path) -> Result<Vec<Record>, JournalError> {
+        let path = folder.join(FILE);
+        let io = |source| JournalError::Io { act: "read", path: path.clone(), source };
+        let text = fs::read(&path).map_err(io)?;
+        parse(&path, &text[..whole(&text)])
+    }
+
     /// Whether the swap of this folder has a whole record: without one it has done nothing.
     pub fn has_begun(folder: &Path) -> bool {
         fs::read(folder.join(FILE)).is_ok_and(|text| text.contains(&b'\n'))
@@ -131,7 +142,7 @@ impl Journal {
         let path = folder.join(FILE);
         let io = |source| JournalError::Io { act: "read", path: path.clone(), source };
         let text = fs::read(&path).map_err(io)?;
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let whole = whole(&text);
         let records = parse(&path, &text[..whole])?;
         let status = transition::replay(&records)
             .map_err(|source| JournalError::Illegal { path: path.clone(), source })?;
@@ -170,6 +181,11 @@ impl Journal {
         self.records.push(record);
         Ok(())
     }
+}
+
+/// Bytes up to the end of the last whole line.
+fn whole(text: &[u8]) -> usize {
+    text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1)
 }
 
 fn parse(path: &Path, text: &[u8]) -> Result<Vec<Record>, JournalError> {

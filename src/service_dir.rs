@@ -183,6 +183,11 @@ impl ServiceDir {
         self.root().join("swaps").join(swap.as_str())
     }
 
+    /// Where the output of the replica that a swap starts goes, unless its keeper takes it.
+    pub fn replica_log(&self, swap: &SwapId) -> PathBuf {
+        self.swap(swap).join("replica.log")
+    }
+
     /// Makes the folder of a new swap.
     ///
     /// # Errors

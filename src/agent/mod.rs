@@ -20,8 +20,9 @@ use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-use crate::executor::{World, observe, prove_route};
+use crate::executor::{self, World, observe, prove_route};
 use crate::host::{Host, SystemHost};
+use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::spec::{Slot, SwapSpec};
@@ -94,7 +95,7 @@ async fn serve(
             answers.send(&Frame::History { report });
             Ok(())
         }
-        Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers),
+        Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers).await,
         Command::Follow { swap, since, wait, .. } => {
             follow::follow(&dir, swap, (*since, *wait), answers).await;
             Ok(())
@@ -181,19 +182,19 @@ async fn plan(
     Ok(())
 }
 
-fn logs(host: &SystemHost, dir: &ServiceDir, answers: &mut Answers) -> Result<(), Refusal> {
-    let newest = dir
-        .swaps()
-        .into_iter()
-        .map(|swap| dir.swap(&swap).join("replica.log"))
-        .find(|log| log.exists());
-    let Some(log) = newest else {
+async fn logs(host: &SystemHost, dir: &ServiceDir, answers: &mut Answers) -> Result<(), Refusal> {
+    let newest = dir.swaps().into_iter().find_map(|swap| {
+        let folder = dir.swap(&swap);
+        let (plan, records) = (Journal::plan(&folder)?, Journal::read(&folder).ok()?);
+        executor::started(&plan, &swap, &records, dir.replica_log(&swap))
+    });
+    let Some(replica) = newest else {
         return Err(Refusal::input(Failure::new(format!(
             "no replica of service {} was started by model-swap yet",
             dir.service()
         ))));
     };
-    for text in host.log_tail(&log, LOG_LINES) {
+    for text in host.log_tail(&replica, LOG_LINES).await {
         answers.send(&Frame::Line { text });
     }
     Ok(())

@@ -67,7 +67,7 @@ async fn cold(
     (revision, kept_in): (&Revision, &SwapId),
 ) -> Result<Decided, Refusal> {
     let folder = dir.swap(kept_in);
-    let mut again = Again { revision: revision.clone(), argv: None };
+    let mut again = Again { revision: revision.clone(), argv: None, keeper: None };
     if revision.is_adopted() {
         let snapshot = read(&folder.join(INCUMBENT)).map_err(Refusal::environment)?;
         let host = SystemHost::new(&asked);

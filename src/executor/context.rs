@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::abort;
@@ -14,7 +15,7 @@ use crate::model::ids::{ProcessId, SlotName, SwapId};
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Side};
 use crate::model::record::{Done, Record, RecordKind, Retained};
-use crate::model::replica::Replica;
+use crate::model::replica::{Keeper, Replica};
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::Asked;
 use crate::service_dir::{HostLock, ServiceDir};
@@ -179,28 +180,14 @@ impl<'a, H: Host> Context<'a, H> {
 
     /// The replica that this plan makes serve.
     pub(super) fn candidate(&self, records: &[Record]) -> Option<Replica> {
-        let side = &self.plan.candidate;
-        let started = records.iter().rev().find_map(|record| match &record.kind {
-            RecordKind::Succeeded { done: Done::Started { main }, .. } => Some(*main),
-            _ => None,
-        });
-        let Some(main) = started else {
-            // A replica that is already there: retained by an earlier swap.
-            return self.replicas.get(&side.slot).cloned();
-        };
-        Some(Replica {
-            slot: side.slot.clone(),
-            port: side.port,
-            main,
-            revision: side.revision.clone(),
-            swap: Some(self.swap.clone()),
-            log: Some(self.replica_log()),
-        })
+        // Else a replica that is already there: retained by an earlier swap.
+        started(&self.plan, &self.swap, records, self.replica_log())
+            .or_else(|| self.replicas.get(&self.plan.candidate.slot).cloned())
     }
 
     /// Where the output of the replica that this swap starts goes.
-    pub(super) fn replica_log(&self) -> std::path::PathBuf {
-        self.dir.swap(&self.swap).join("replica.log")
+    pub(super) fn replica_log(&self) -> PathBuf {
+        self.dir.replica_log(&self.swap)
     }
 
     /// What is known of a replica that lost its traffic; a bare record if it lost it behind our back.
@@ -262,4 +249,26 @@ pub(super) fn old_workers(records: &[Record]) -> Vec<ProcessId> {
         _ => None,
     });
     workers.unwrap_or_default()
+}
+
+/// The replica that a swap started, by its journal.
+pub fn started(plan: &Plan, swap: &SwapId, records: &[Record], log: PathBuf) -> Option<Replica> {
+    let side = &plan.candidate;
+    let replica = |main, keeper: &Keeper, invocation: &Option<String>| Replica {
+        slot: side.slot.clone(),
+        port: side.port,
+        main,
+        revision: side.revision.clone(),
+        swap: Some(swap.clone()),
+        log: keeper.is_process().then_some(log),
+        keeper: keeper.clone(),
+        invocation: invocation.clone(),
+    };
+    let started = records.iter().rev().find_map(|record| match &record.kind {
+        RecordKind::Succeeded { done: Done::Started { main, keeper, invocation }, .. } => {
+            Some((*main, keeper, invocation))
+        }
+        _ => None,
+    });
+    started.map(|(main, keeper, invocation)| replica(main, keeper, invocation))
 }

@@ -5,8 +5,8 @@ mod observe;
 mod route;
 mod steps;
 
-pub use context::Context;
 use context::Cutover;
+pub use context::{Context, started};
 pub use observe::{World, observe};
 pub use route::prove_route;
 
@@ -142,7 +142,7 @@ async fn unwind<H: Host>(
             Ok(undone) => {
                 let traffic = match &undo {
                     // The undo that was interrupted may have brought it back.
-                    Undo::Upstream(_) if again => Traffic::Returned,
+                    Undo::Upstream { .. } if again => Traffic::Returned,
                     _ => undone.traffic(),
                 };
                 let kind = RecordKind::UndoFinished { step: index, traffic };

@@ -3,7 +3,6 @@
 //! [`Host`] is the thin world that steps act on: a few verbs of the domain. [`SystemHost`] is the real one; the only other
 //! one is a simulation for the fault loops of the tests.
 
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,19 +10,21 @@ use jiff::Timestamp;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::Found;
+use crate::model::replica::{Found, Keeper, Replica, Systemd};
 
 pub mod durable;
 pub mod engine;
 pub mod exec;
 pub mod nginx;
 pub mod process;
+pub mod runtime;
 mod system;
 pub mod watch;
 
 use engine::{Answer, Models};
 use nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
 use process::{Inherited, Launch, StopOrder, Stopped};
+use runtime::{Boot, Started};
 pub use system::SystemHost;
 
 /// The thin world. One failure type: what steps journal and people read.
@@ -35,8 +36,8 @@ pub trait Host {
     /// Waits.
     async fn pause(&self, time: Duration);
 
-    /// Whether systemd is PID 1.
-    fn systemd(&self) -> bool;
+    /// What of systemd there is for replicas.
+    fn systemd(&self) -> Systemd;
 
     /// The process tree that listens on a port.
     ///
@@ -71,22 +72,40 @@ pub trait Host {
     /// If not, naming it and where it was looked for.
     fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure>;
 
-    /// Starts a replica in a session of its own.
+    /// Starts a replica under its keeper. Neither a boot nor its end starts it again.
     ///
     /// # Errors
     /// If it cannot be started; naming the program.
-    async fn start(&self, launch: &Launch) -> Result<ProcessId, Failure>;
+    async fn start(&self, launch: &Launch) -> Result<Started, Failure>;
 
     /// Returns once the process is gone.
     async fn exited(&self, process: ProcessId);
 
-    /// The order to stop whatever carries the marker; `None` if nothing does.
+    /// The order to stop whatever carries the marker under a keeper; `None` if nothing does.
     ///
     /// # Errors
     /// If that cannot be seen.
-    fn marked(&self, marker: &str) -> Result<Option<StopOrder>, Failure>;
+    async fn marked(&self, keeper: &Keeper, marker: &str) -> Result<Option<StopOrder>, Failure>;
 
-    /// Stops a tree and proves that it is gone.
+    /// Whether a boot starts what a keeper keeps.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    async fn booted(&self, keeper: &Keeper) -> Result<bool, Failure>;
+
+    /// Decides whether a boot starts what a keeper keeps. Nothing where nobody keeps it.
+    ///
+    /// # Errors
+    /// If the keeper refuses.
+    async fn on_boot(&self, keeper: &Keeper, boot: Boot) -> Result<(), Failure>;
+
+    /// From now on its keeper starts a replica again whenever it ends by itself.
+    ///
+    /// # Errors
+    /// If the keeper refuses.
+    async fn promoted(&self, keeper: &Keeper) -> Result<(), Failure>;
+
+    /// Stops a replica for good, by its keeper's means, and proves that it is gone: no boot starts it again either.
     ///
     /// # Errors
     /// If something of it is left.
@@ -98,11 +117,11 @@ pub trait Host {
     /// The process that a wrapper started again after its program was stopped.
     async fn restarted(&self, wrapper: ProcessId, argv: &[String]) -> Option<ProcessId>;
 
-    /// The last lines of a log.
-    fn log_tail(&self, log: &Path, lines: usize) -> Vec<String>;
+    /// The last lines of what a replica said.
+    async fn log_tail(&self, replica: &Replica, lines: usize) -> Vec<String>;
 
-    /// How far loading has come, from the engine's log.
-    fn loading(&self, log: Option<&Path>) -> Option<String>;
+    /// How far loading has come, by what the replica said.
+    async fn loading(&self, replica: &Replica) -> Option<String>;
 
     /// Asks the replica on a port whether it is ready, and what it serves.
     async fn ask(&self, port: Port) -> Answer;

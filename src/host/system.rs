@@ -7,13 +7,14 @@ use jiff::Timestamp;
 
 use super::engine::{self, Answer, Models};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
-use super::process::{self, Inherited, Launch, Launcher, ProcessError, StopOrder, Stopped};
+use super::process::{self, Inherited, Launch, ProcessError, StopOrder, Stopped};
+use super::runtime::{self, Boot, Started};
 use super::{Ending, Host};
 use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::Found;
+use crate::model::replica::{Found, Keeper, Replica, Systemd};
 use crate::model::spec::SwapSpec;
 use crate::model::wire::{Asked, Secrets};
 
@@ -66,9 +67,12 @@ impl Host for SystemHost {
         tokio::time::sleep(time).await;
     }
 
-    fn systemd(&self) -> bool {
+    fn systemd(&self) -> Systemd {
         // sd_booted(3)
-        Path::new("/run/systemd/system").is_dir()
+        match Path::new("/run/systemd/system").is_dir() {
+            true => Systemd::Denied,
+            false => Systemd::Absent,
+        }
     }
 
     async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {
@@ -104,9 +108,8 @@ impl Host for SystemHost {
         Ok(())
     }
 
-    async fn start(&self, launch: &Launch) -> Result<ProcessId, Failure> {
-        // Dropping the child leaves it running; the runtime reaps it.
-        Ok(process::start(launch, &Launcher::default()).await?.main)
+    async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
+        runtime::start(launch, self.stop_grace()).await
     }
 
     async fn exited(&self, process: ProcessId) {
@@ -116,15 +119,24 @@ impl Host for SystemHost {
         }
     }
 
-    fn marked(&self, marker: &str) -> Result<Option<StopOrder>, Failure> {
-        Ok(StopOrder::marked(marker, self.stop_grace())?)
+    async fn marked(&self, keeper: &Keeper, marker: &str) -> Result<Option<StopOrder>, Failure> {
+        runtime::marked(keeper, marker, self.stop_grace()).await
+    }
+
+    async fn booted(&self, keeper: &Keeper) -> Result<bool, Failure> {
+        runtime::booted(keeper).await
+    }
+
+    async fn on_boot(&self, keeper: &Keeper, boot: Boot) -> Result<(), Failure> {
+        runtime::on_boot(keeper, boot).await
+    }
+
+    async fn promoted(&self, keeper: &Keeper) -> Result<(), Failure> {
+        runtime::promoted(keeper).await
     }
 
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
-        Ok(match how {
-            Ending::Graceful => process::stop(order).await?,
-            Ending::Cut => process::cut(order).await?,
-        })
+        runtime::stop(order, how).await
     }
 
     fn stop_grace(&self) -> Duration {
@@ -135,8 +147,8 @@ impl Host for SystemHost {
         process::restarted_by(wrapper, argv).await.ok().flatten()
     }
 
-    fn log_tail(&self, log: &Path, lines: usize) -> Vec<String> {
-        let mut tail = process::log_tail(log, lines);
+    async fn log_tail(&self, replica: &Replica, lines: usize) -> Vec<String> {
+        let mut tail = runtime::log_tail(replica, lines).await.unwrap_or_default();
         for line in &mut tail {
             for secret in self.secrets.0.values().filter(|secret| secret.len() >= SHORTEST_SECRET) {
                 *line = line.replace(secret.as_str(), "***");
@@ -145,8 +157,9 @@ impl Host for SystemHost {
         tail
     }
 
-    fn loading(&self, log: Option<&Path>) -> Option<String> {
-        engine::progress(self.spec.replica.engine, &process::log_tail(log?, PROGRESS_LINES))
+    async fn loading(&self, replica: &Replica) -> Option<String> {
+        let said = runtime::log_tail(replica, PROGRESS_LINES).await.ok()?;
+        engine::progress(self.spec.replica.engine, &said)
     }
 
     async fn ask(&self, port: Port) -> Answer {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{InvalidName, Port, ServiceName, SlotName};
-use super::replica::Revision;
+use super::replica::{Keeper, Revision};
 use super::step::Step;
 
 /// What a plan is made for.
@@ -40,6 +40,9 @@ pub struct Side {
     pub port: Port,
     /// What runs, or will run, there.
     pub revision: Revision,
+    /// What supervises it, or will.
+    #[serde(default)]
+    pub keeper: Keeper,
 }
 
 /// Steps in order, and what people should know before they start.

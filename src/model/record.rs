@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::ids::{ProcessId, SlotName, SwapId};
 use super::outcome::Outcome;
 use super::plan::Plan;
-use super::replica::Replica;
+use super::replica::{Keeper, Replica};
 use super::state::ServiceState;
 
 /// Version of the journal's format.
@@ -107,13 +107,23 @@ pub enum Undo {
         /// The slot.
         slot: SlotName,
     },
-    /// Stop whatever carries the marker in its environment.
+    /// Stop whatever carries the marker, for good.
     Stop {
-        /// Value of `MODEL_SWAP_REPLICA`.
+        /// Value of `MODEL_SWAP_REPLICA` in its environment.
         marker: String,
+        /// What supervises it.
+        #[serde(default)]
+        keeper: Keeper,
     },
     /// Put the `server` lines back.
-    Upstream(UpstreamImage),
+    Upstream {
+        /// The lines.
+        #[serde(flatten)]
+        image: UpstreamImage,
+        /// The keeper of the candidate, if it was not to be started on boot before.
+        #[serde(default)]
+        unbooted: Option<Keeper>,
+    },
     /// Put the service state back.
     State(ServiceState),
 }
@@ -141,6 +151,12 @@ pub enum Done {
     Started {
         /// The root of its process tree.
         main: ProcessId,
+        /// What supervises it.
+        #[serde(default)]
+        keeper: Keeper,
+        /// What its keeper calls this run of it.
+        #[serde(default)]
+        invocation: Option<String>,
     },
     /// Traffic was moved.
     CutOver {
@@ -162,4 +178,36 @@ pub struct Retained {
     pub until: Timestamp,
     /// nginx workers that may still send it requests.
     pub old_workers: Vec<ProcessId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Records as the first version wrote them.
+    const FIRST: [&str; 4] = [
+        r#"{"v":1,"at":"2026-11-24T09:00:00Z","kind":{"record":"started","step":1,"undo":{"undo":"stop","marker":"chat/s-1/b"}}}"#,
+        r#"{"v":1,"at":"2026-11-24T09:00:00Z","kind":{"record":"succeeded","step":1,"done":{"done":"started","main":{"pid":7,"start":9}}}}"#,
+        r#"{"v":1,"at":"2026-11-24T09:00:00Z","kind":{"record":"started","step":3,"undo":{"undo":"upstream","file":"/etc/nginx/llm.conf","before":["server a:1"],"after":["server a:2"]}}}"#,
+        r#"{"v":1,"at":"2026-11-24T09:00:00Z","kind":{"record":"started","step":4,"undo":{"undo":"state","v":1,"serving":{"slot":"a","port":8001,"main":{"pid":7,"start":9},"revision":{"digest":"r-1","model":"m","git_sha":null},"swap":null,"log":null},"serving_swap":null,"retained":null,"history":[]}}}"#,
+    ];
+
+    #[test]
+    fn what_the_first_version_wrote_is_read_as_plain_processes() {
+        let records: Vec<Record> =
+            FIRST.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let undo = |at: usize| match &records[at].kind {
+            RecordKind::Started { undo, .. } => undo.clone(),
+            other => panic!("{other:?}"),
+        };
+        let stop = Undo::Stop { marker: "chat/s-1/b".to_owned(), keeper: Keeper::Nobody };
+        assert_eq!(undo(0), stop);
+        let main = ProcessId { pid: 7, start: 9 };
+        let done = Done::Started { main, keeper: Keeper::Nobody, invocation: None };
+        assert_eq!(records[1].kind, RecordKind::Succeeded { step: 1, done });
+        let Undo::Upstream { image, unbooted: None } = undo(2) else { panic!("{:?}", undo(2)) };
+        assert_eq!((image.before, image.after.len()), (vec!["server a:1".to_owned()], 1));
+        let Undo::State(state) = undo(3) else { panic!("{:?}", undo(3)) };
+        assert_eq!(state.serving.unwrap().keeper, Keeper::Nobody);
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Port, ProcessId, SlotName, SwapId};
+use super::ids::{Port, ProcessId, ServiceName, SlotName, SwapId};
 
 /// Immutable what: everything that makes two replicas give the same answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +44,21 @@ pub struct Replica {
     pub revision: Revision,
     /// The swap that started it; `None` for an adopted one.
     pub swap: Option<SwapId>,
-    /// Where its output goes, if this project started it.
+    /// The file that its output goes to, if it has one of its own.
     pub log: Option<PathBuf>,
+    /// What supervises it; in records of the first versions nobody does.
+    #[serde(default)]
+    pub keeper: Keeper,
+    /// What its keeper calls this run of it: systemd's invocation id.
+    #[serde(default)]
+    pub invocation: Option<String>,
+}
+
+impl Replica {
+    /// Whether it is what was found: the same process, or what its keeper has started again in its place.
+    pub fn is(&self, found: &Found) -> bool {
+        found.tree.contains(&self.main) || (self.keeper.restarts() && found.keeper == self.keeper)
+    }
 }
 
 /// A process tree found by the port that it listens on.
@@ -69,14 +82,15 @@ pub struct Found {
     pub keeper: Keeper,
 }
 
-/// What would notice that a found process ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What supervises a replica: what would notice that its process ended, and by whose means it is stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keeper {
-    /// Nobody: started by hand.
+    /// Nobody: a plain process.
+    #[default]
     Nobody,
     /// A systemd unit whose main process it is.
-    Unit(String),
+    Unit(Unit),
     /// A container, by its id.
     Container(String),
     /// A parent that may start it again: a shell script or a supervisor. Pid and argv, redacted.
@@ -86,4 +100,67 @@ pub enum Keeper {
         /// Its argv, redacted, joined by blanks.
         command: String,
     },
+}
+
+impl Keeper {
+    /// Whether what it keeps is a plain process to us.
+    pub fn is_process(&self) -> bool {
+        !self.restarts()
+    }
+
+    /// Whether it starts what it keeps again under its own name, after a death or a reboot.
+    pub fn restarts(&self) -> bool {
+        match self {
+            Self::Nobody | Self::Wrapper { .. } => false,
+            Self::Unit(_) | Self::Container(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Keeper {
+    /// With its article: `the systemd unit vllm.service`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("nobody"),
+            Self::Unit(unit) => write!(f, "the systemd unit {}", unit.name),
+            Self::Container(id) => write!(f, "the container {id}"),
+            Self::Wrapper { process, command } => write!(f, "process {process} ({command})"),
+        }
+    }
+}
+
+/// A systemd service unit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unit {
+    /// Its full name, with `.service`.
+    pub name: String,
+    /// The user whose own manager runs it; `None`: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
+}
+
+/// Names of units that are written here, and removed again, begin so.
+const UNIT_PREFIX: &str = "model-swap-";
+
+impl Unit {
+    /// The unit of the replicas that are started in a slot.
+    pub fn of_slot(service: &ServiceName, slot: &SlotName) -> Self {
+        Self { name: format!("{UNIT_PREFIX}{service}-{slot}.service"), user: None }
+    }
+
+    /// Whether it is written here, and removed when its replica is retired; others are only stopped and disabled.
+    pub fn is_own(&self) -> bool {
+        self.user.is_none() && self.name.starts_with(UNIT_PREFIX)
+    }
+}
+
+/// What of systemd there is for replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Systemd {
+    /// It is not PID 1.
+    Absent,
+    /// It is PID 1, and the agent, which is not root, may not tell it what to do.
+    Denied,
+    /// It is PID 1, and the agent is root.
+    Usable,
 }

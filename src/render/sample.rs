@@ -7,7 +7,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
-use crate::model::replica::Revision;
+use crate::model::replica::{Keeper, Revision};
 use crate::model::step::Step;
 use crate::model::wire::WIRE_VERSION;
 
@@ -33,8 +33,14 @@ pub(super) fn plan() -> Plan {
             slot: slot("a"),
             port: Port(8001),
             revision: revision("Qwen/A", "adopted-a"),
+            keeper: Keeper::Nobody,
         }),
-        candidate: Side { slot: slot("b"), port: Port(8002), revision: revision("Qwen/B", "r-b") },
+        candidate: Side {
+            slot: slot("b"),
+            port: Port(8002),
+            revision: revision("Qwen/B", "r-b"),
+            keeper: Keeper::Nobody,
+        },
         steps: vec![
             step(Step::AwaitReady { slot: slot("b") }, "at most 20m"),
             step(Step::CutOver { from: slot("a"), to: slot("b") }, "upstream llm: 8001 -> 8002"),

@@ -34,9 +34,9 @@ pub(super) async fn act<H: Host>(
     let ready = async {
         tokio::select! {
             biased;
-            () = cx.host.exited(replica.main) => Err(died(cx, &replica)),
+            () = cx.host.exited(replica.main) => Err(died(cx, &replica).await),
             ready = until_ready(cx, &replica) => ready,
-            () = cx.host.pause(limit) => Err(late(cx, &replica)),
+            () = cx.host.pause(limit) => Err(late(cx, &replica).await),
         }
     };
     cx.unless_aborted(ready).await
@@ -66,7 +66,7 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
                 });
             }
             // Nobody listens while vLLM loads (0.33 launcher.py): refused and alive means loading.
-            Answer::Refused => cx.host.loading(replica.log.as_deref()).unwrap_or_default(),
+            Answer::Refused => cx.host.loading(replica).await.unwrap_or_default(),
             Answer::Unwell(detail) => detail,
             // Healthy, and checked by the swap that started it.
             Answer::Locked if replica.swap.as_ref() != Some(&cx.swap) => {
@@ -125,9 +125,8 @@ fn alone<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<(), Failure>
     .hint("stop that process, or give the slot another port"))
 }
 
-fn died<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
-    let log =
-        replica.log.as_deref().map(|log| cx.host.log_tail(log, LOG_LINES)).unwrap_or_default();
+async fn died<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
+    let log = cx.host.log_tail(replica, LOG_LINES).await;
     Failure::new(format!(
         "the replica in slot {} (process {}) ended before it was ready",
         replica.slot, replica.main
@@ -136,9 +135,8 @@ fn died<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
     .log(log)
 }
 
-fn late<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
-    let log =
-        replica.log.as_deref().map(|log| cx.host.log_tail(log, LOG_LINES)).unwrap_or_default();
+async fn late<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
+    let log = cx.host.log_tail(replica, LOG_LINES).await;
     Failure::new(format!(
         "the replica in slot {} was not ready within {}",
         replica.slot,

@@ -9,10 +9,12 @@ use crate::executor::route::{identity, prove_route};
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::Expectation;
+use crate::host::runtime::Boot;
 use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::{Done, Undo, UpstreamImage};
+use crate::model::replica::Keeper;
 use crate::swap::nginx_conf::port_of;
 
 /// nginx lets both generations accept for 100 ms; a worker that takes longer is the drain's business.
@@ -37,7 +39,9 @@ pub(super) async fn prepare<H: Host>(
             .hint("nothing was overwritten; run the swap again from what is there"));
         }
     }
-    Ok(Undo::Upstream(image))
+    let keeper = &cx.plan.candidate.keeper;
+    let unbooted = (!cx.host.booted(keeper).await?).then(|| keeper.clone());
+    Ok(Undo::Upstream { image, unbooted })
 }
 
 pub(super) async fn act<H: Host>(
@@ -46,7 +50,7 @@ pub(super) async fn act<H: Host>(
     to: &SlotName,
     undo: &Undo,
 ) -> Result<Acted, Failure> {
-    let Undo::Upstream(image) = undo else {
+    let Undo::Upstream { image, unbooted } = undo else {
         return Err(Failure::new("cut_over has no image of the upstream"));
     };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
@@ -59,6 +63,10 @@ pub(super) async fn act<H: Host>(
     let identity = identity(cx.host, new, old).await;
     // Another service's reload in between would make its new workers look like ours.
     let _lock = cx.unless_aborted(cx.lock_host()).await?;
+    // Before nginx's file names the candidate: whenever the power fails, a boot starts what it points at.
+    if let Some(keeper) = unbooted {
+        cx.host.on_boot(keeper, Boot::Starts).await?;
+    }
     let reloaded = cx.host.load(image).await?;
     let mut old_workers = reloaded.old_workers.clone();
     cx.note(Cutover::Loaded(old_workers.clone()));
@@ -83,10 +91,52 @@ async fn one_generation<H: Host>(cx: &Context<'_, H>, old: &[ProcessId], port: P
 
 pub(super) async fn undo<H: Host>(
     cx: &Context<'_, H>,
-    from: &SlotName,
-    to: &SlotName,
+    (from, to): (&SlotName, &SlotName),
     image: &UpstreamImage,
+    unbooted: Option<&Keeper>,
 ) -> Result<Undone, Failure> {
+    let returned = give_back(cx, (from, to), image).await?;
+    // Only now: until nginx's file names the incumbent again, a boot needs the candidate.
+    if let Some(keeper) = unbooted
+        && let Err(failure) = cx.host.on_boot(keeper, Boot::Leaves).await
+    {
+        // Whoever stops the candidate tries again, and must not fail.
+        cx.tell(EventKind::Warning { text: failure.to_string() });
+    }
+    let Some(Returned { proof, old_workers }) = returned else {
+        return Ok(Undone::Quietly(
+            "the upstream is as it was; nginx never loaded another".to_owned(),
+        ));
+    };
+    // Requests that the candidate got in the meantime end there before anybody stops it.
+    let new = cx.slot(to).port;
+    if let Some(main) = cx.host.find(new).await?.map(|found| found.main) {
+        let limit = cx.host.now() + cx.spec().drain.timeout;
+        // Workers from before the cutover never knew the candidate; a stream may pin them for hours.
+        let old_workers = &cx.since_cutover(&old_workers);
+        let watched = Watched { port: new, main, old_workers, since: cx.host.now() };
+        if let Idle::No(left) = drain::until_idle(cx, &watched, limit).await {
+            // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
+            let failure = left.failure(to);
+            cx.tell(EventKind::Warning { text: failure.message });
+        }
+    }
+    Ok(Undone::TrafficReturned(proof))
+}
+
+/// How traffic came back.
+struct Returned {
+    proof: String,
+    /// nginx workers from before the reload.
+    old_workers: Vec<ProcessId>,
+}
+
+/// Brings traffic back, and proves it. `None` if nginx never loaded the cutover.
+async fn give_back<H: Host>(
+    cx: &Context<'_, H>,
+    (from, to): (&SlotName, &SlotName),
+    image: &UpstreamImage,
+) -> Result<Option<Returned>, Failure> {
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
     let lock = cx.lock_host().await?;
     // nginx has refused to load the change and would refuse its undo as well: what it has loaded must do, and does.
@@ -98,15 +148,11 @@ pub(super) async fn undo<H: Host>(
             prove_route(cx.host, cx.spec(), &view, new).await?;
         }
         cx.tell_traffic_is_back();
-        return Ok(Undone::Quietly(
-            "the upstream is as it was; nginx never loaded another".to_owned(),
-        ));
+        return Ok(None);
     }
     let Some(reloaded) = cx.host.restore(image).await? else {
         cx.tell_traffic_is_back();
-        return Ok(Undone::Quietly(
-            "the upstream is as it was; nginx never loaded another".to_owned(),
-        ));
+        return Ok(None);
     };
     // Where nobody served before, nothing can answer a proof.
     let proof = match cx.plan.incumbent {
@@ -119,17 +165,5 @@ pub(super) async fn undo<H: Host>(
     };
     drop(lock);
     cx.tell_traffic_is_back();
-    // Requests that the candidate got in the meantime end there before anybody stops it.
-    if let Some(main) = cx.host.find(new).await?.map(|found| found.main) {
-        let limit = cx.host.now() + cx.spec().drain.timeout;
-        // Workers from before the cutover never knew the candidate; a stream may pin them for hours.
-        let old_workers = &cx.since_cutover(&reloaded.old_workers);
-        let watched = Watched { port: new, main, old_workers, since: cx.host.now() };
-        if let Idle::No(left) = drain::until_idle(cx, &watched, limit).await {
-            // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
-            let failure = left.failure(to);
-            cx.tell(EventKind::Warning { text: failure.message });
-        }
-    }
-    Ok(Undone::TrafficReturned(proof))
+    Ok(Some(Returned { proof, old_workers: reloaded.old_workers }))
 }

@@ -71,7 +71,7 @@ impl Undone {
 pub(super) async fn prepare<H: Host>(cx: &Context<'_, H>, step: &Step) -> Result<Undo, Failure> {
     match step {
         Step::ReserveSlot { slot } => Ok(Undo::Release { slot: slot.clone() }),
-        Step::StartReplica { slot } => Ok(Undo::Stop { marker: cx.marker(slot) }),
+        Step::StartReplica { slot } => Ok(start_replica::prepare(cx, slot)),
         Step::CutOver { from, to } => cut_over::prepare(cx, from, to).await,
         Step::Promote { .. } => promote::prepare(cx),
         Step::AwaitReady { .. } | Step::Drain { .. } | Step::Retire { .. } => Ok(Undo::Nothing),
@@ -90,7 +90,7 @@ pub(super) async fn act<H: Host>(
         Step::StartReplica { slot } => start_replica::act(cx, slot).await,
         Step::AwaitReady { slot } => await_ready::act(cx, slot, records).await,
         Step::CutOver { from, to } => cut_over::act(cx, from, to, undo).await,
-        Step::Promote { .. } => promote::act(cx, records),
+        Step::Promote { .. } => promote::act(cx, records).await,
         Step::Drain { slot } => drain::act(cx, slot).await,
         Step::Retire { slot } => retire::act(cx, slot).await,
     }
@@ -104,11 +104,11 @@ pub(super) async fn undo<H: Host>(
 ) -> Result<Undone, Failure> {
     match (step, undo) {
         (Step::ReserveSlot { .. }, Undo::Release { slot }) => reserve_slot::undo(cx, slot),
-        (Step::StartReplica { slot }, Undo::Stop { marker }) => {
-            start_replica::undo(cx, slot, marker).await
+        (Step::StartReplica { slot }, Undo::Stop { marker, keeper }) => {
+            start_replica::undo(cx, slot, (keeper, marker)).await
         }
-        (Step::CutOver { from, to }, Undo::Upstream(image)) => {
-            cut_over::undo(cx, from, to, image).await
+        (Step::CutOver { from, to }, Undo::Upstream { image, unbooted }) => {
+            cut_over::undo(cx, (from, to), image, unbooted.as_ref()).await
         }
         (Step::Promote { .. }, Undo::State(state)) => promote::undo(cx, state),
         _ => Ok(Undone::Quietly("nothing to undo".to_owned())),

@@ -15,7 +15,10 @@ pub(super) fn prepare<H: Host>(cx: &Context<'_, H>) -> Result<Undo, Failure> {
     Ok(Undo::State(cx.dir.load()?))
 }
 
-pub(super) fn act<H: Host>(cx: &Context<'_, H>, records: &[Record]) -> Result<Acted, Failure> {
+pub(super) async fn act<H: Host>(
+    cx: &Context<'_, H>,
+    records: &[Record],
+) -> Result<Acted, Failure> {
     let now = cx.host.now();
     let mut state = cx.dir.load()?;
     let Some(candidate) = cx.candidate(records) else {
@@ -43,6 +46,7 @@ pub(super) fn act<H: Host>(cx: &Context<'_, H>, records: &[Record]) -> Result<Ac
         ),
         _ => format!("{} serves", candidate.revision),
     };
+    cx.host.promoted(&candidate.keeper).await?;
     let revision = candidate.revision.clone();
     state.serving = Some(candidate);
     state.serving_swap = serving_swap;

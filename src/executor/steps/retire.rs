@@ -17,8 +17,7 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     };
     let replica = &retained.replica;
     refuse_what_serves(cx, slot, replica.port).await?;
-    let found =
-        cx.host.find(replica.port).await?.filter(|found| found.tree.contains(&replica.main));
+    let found = cx.host.find(replica.port).await?.filter(|found| replica.is(found));
     // A client that goes past nginx may have come since the drain: nobody is signalled with requests in flight.
     let cut = cx.spec().drain.on_timeout == OnTimeout::Cut;
     // After promote it was waited for without the lease; one look must do while others wait for it.
@@ -36,7 +35,8 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
         None => (replica.main, cx.host.tree(replica.main)?, Keeper::Nobody, Vec::new()),
     };
     let marker = replica.swap.as_ref().map(|swap| cx.marker_of(swap, slot));
-    let order = StopOrder { main, tree, marker, grace: cx.host.stop_grace() };
+    let grace = cx.host.stop_grace();
+    let order = StopOrder { main, tree, marker, grace, keeper: replica.keeper.clone() };
     let detail = ended(&cx.host.stop(&order, how).await?);
     cx.dir.release(cx.slot(slot))?;
     let mut state = cx.dir.load()?;

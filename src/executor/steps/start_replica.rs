@@ -7,10 +7,12 @@ use super::{Acted, Undone, ended};
 use crate::config::command;
 use crate::executor::context::Context;
 use crate::host::process::{Inherited, Launch, Snapshot};
+use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
-use crate::model::record::Done;
+use crate::model::record::{Done, Undo};
+use crate::model::replica::Keeper;
 use crate::model::spec::OnTimeout;
 use crate::model::wire::MARKER;
 
@@ -21,11 +23,17 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
         Some(snapshot) => again(cx, slot, (snapshot, &inherited)),
         None => specified(cx, slot, inherited),
     };
-    let main = cx.host.start(&launch).await?;
-    Ok(Acted {
-        done: Done::Started { main },
-        detail: format!("process {main}, output in {}", launch.log.display()),
-    })
+    let Started { main, keeper, invocation } = cx.host.start(&launch).await?;
+    let detail = if keeper.is_process() {
+        format!("process {main}, output in {}", launch.log.display())
+    } else {
+        format!("process {main}, kept by {keeper}")
+    };
+    Ok(Acted { done: Done::Started { main, keeper, invocation }, detail })
+}
+
+pub(super) fn prepare<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Undo {
+    Undo::Stop { marker: cx.marker(slot), keeper: cx.plan.candidate.keeper.clone() }
 }
 
 /// As the specification says.
@@ -50,6 +58,7 @@ fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited
         cwd: inherited.cwd,
         identity: inherited.identity,
         log: cx.replica_log(),
+        keeper: cx.plan.candidate.keeper.clone(),
     }
 }
 
@@ -70,15 +79,16 @@ fn again<H: Host>(
         cwd: snapshot.cwd.clone(),
         identity: snapshot.identity.clone(),
         log: cx.replica_log(),
+        keeper: cx.plan.candidate.keeper.clone(),
     }
 }
 
 pub(super) async fn undo<H: Host>(
     cx: &Context<'_, H>,
     slot: &SlotName,
-    marker: &str,
+    (keeper, marker): (&Keeper, &str),
 ) -> Result<Undone, Failure> {
-    let Some(order) = cx.host.marked(marker)? else {
+    let Some(order) = cx.host.marked(keeper, marker).await? else {
         return Ok(Undone::Quietly("no process of it is left".to_owned()));
     };
     let port = cx.slot(slot).port;

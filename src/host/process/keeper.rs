@@ -10,7 +10,7 @@ use super::program::Program;
 use super::table::Table;
 use crate::host::exec;
 use crate::model::ids::ProcessId;
-use crate::model::replica::Keeper;
+use crate::model::replica::{Keeper, Unit};
 use crate::swap::redact::redact;
 
 /// systemd answers within milliseconds; a manager that is this slow is in trouble of its own.
@@ -95,37 +95,38 @@ fn published(argv: &[String]) -> Option<String> {
 /// The service that owns the control group, and the pid of its main process.
 ///
 /// The control group alone proves nothing: what is started by hand over an sshd without PAM is in `ssh.service`.
-async fn unit(paths: &[String]) -> Result<Option<(String, i32)>, ProcessError> {
+async fn unit(paths: &[String]) -> Result<Option<(Unit, i32)>, ProcessError> {
     if !Path::new("/run/systemd/system").exists() {
         return Ok(None);
     }
-    let Some((unit, manager)) = paths.iter().find_map(|path| service(path)) else {
+    let Some(unit) = paths.iter().find_map(|path| service(path)) else {
         return Ok(None);
     };
     let mut argv = vec!["systemctl".to_owned()];
-    if let Some(uid) = manager {
+    if let Some(uid) = unit.user {
         argv.push("--user".to_owned());
         // From root, the user's own manager is reached as that user.
-        if uid != rustix::process::getuid().as_raw().to_string() {
+        if uid != rustix::process::getuid().as_raw() {
             argv.push(format!("--machine={uid}@.host"));
         }
     }
-    argv.extend(["show", "--property=MainPID", "--value", &unit].map(str::to_owned));
+    argv.extend(["show", "--property=MainPID", "--value", &unit.name].map(str::to_owned));
     let output = exec::run(&argv, SYSTEMCTL_LIMIT)
         .await
-        .map_err(|source| ProcessError::Systemctl { unit: unit.clone(), source })?;
+        .map_err(|source| ProcessError::Systemctl { unit: unit.name.clone(), source })?;
     // 0 and an unknown unit both mean: no main process.
     let main = output.stdout.trim().parse().ok().filter(|pid| *pid > 0);
     Ok(main.map(|pid| (unit, pid)))
 }
 
-/// The service at the leaf of a control group path, and the user id of the manager that runs it, if not the system's.
-fn service(path: &str) -> Option<(String, Option<String>)> {
+/// The service at the leaf of a control group path, with the user whose manager runs it, if not the system's.
+fn service(path: &str) -> Option<Unit> {
     let unit = path.rsplit('/').next().filter(|leaf| leaf.ends_with(".service"))?;
     let manager =
         path.split('/').find_map(|segment| segment.strip_prefix("user@")?.strip_suffix(".service"));
     // The leaf may be the user's manager itself.
-    (!unit.starts_with("user@")).then(|| (unit.to_owned(), manager.map(str::to_owned)))
+    let user = manager.and_then(|uid| uid.parse().ok());
+    (!unit.starts_with("user@")).then(|| Unit { name: unit.to_owned(), user })
 }
 
 #[cfg(test)]

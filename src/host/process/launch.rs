@@ -25,6 +25,7 @@ use tokio::process::{Child, Command};
 use super::ProcessError;
 use super::inherit::Identity;
 use crate::model::ids::ProcessId;
+use crate::model::replica::Keeper;
 
 /// The launcher needs milliseconds; only a file system that hangs makes it slow.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
@@ -40,8 +41,12 @@ pub struct Launch {
     pub cwd: PathBuf,
     /// As whom it runs.
     pub identity: Identity,
-    /// The file that its output is appended to; created with mode 0600, in a folder that exists.
+    /// The file that its output is appended to, where nothing else takes it; created with mode 0600, in a folder that
+    /// exists.
     pub log: PathBuf,
+    /// What supervises it.
+    #[serde(default)]
+    pub keeper: Keeper,
 }
 
 impl fmt::Debug for Launch {

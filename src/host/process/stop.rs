@@ -14,6 +14,7 @@ use super::ProcessError;
 use super::program::Program;
 use super::table::{Table, alive, find_marked};
 use crate::model::ids::ProcessId;
+use crate::model::replica::Keeper;
 use crate::swap::redact::redact;
 
 /// How often a tree that ends is looked at again: a process may start another one at any time, and that is no event.
@@ -36,10 +37,12 @@ pub struct StopOrder {
     pub marker: Option<String>,
     /// From SIGTERM to SIGKILL: what the engine needs to end by itself.
     pub grace: Duration,
+    /// What supervises it.
+    pub keeper: Keeper,
 }
 
 impl StopOrder {
-    /// The order to stop whatever carries the marker; `None` if nothing does.
+    /// The order to stop the processes that carry the marker; `None` if there are none.
     ///
     /// # Errors
     /// If the processes can't be listed.
@@ -48,7 +51,13 @@ impl StopOrder {
         let table = Table::read()?;
         // The oldest, but a replica's main process leads a session.
         let main = tree.iter().copied().min_by_key(|id| (!table.leads(*id), id.start, id.pid));
-        Ok(main.map(|main| Self { main, tree, marker: Some(marker.to_owned()), grace }))
+        Ok(main.map(|main| Self {
+            main,
+            tree,
+            marker: Some(marker.to_owned()),
+            grace,
+            keeper: Keeper::Nobody,
+        }))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::config::command;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
-use crate::model::replica::{Found, Keeper, Replica, Revision};
+use crate::model::replica::{Found, Keeper, Replica, Revision, Systemd, Unit};
 use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec};
 use crate::model::state::ServiceState;
 use crate::model::step::Step;
@@ -33,8 +33,8 @@ pub struct Observed {
     pub slots: BTreeMap<SlotName, Occupant>,
     /// What the spec asks for.
     pub wanted: Revision,
-    /// Whether systemd is PID 1.
-    pub systemd: bool,
+    /// What of systemd there is for replicas.
+    pub systemd: Systemd,
     /// Why `argv[0]` of the command cannot be run, if so.
     pub program: Result<(), Failure>,
     /// The public names that the spec's replica will answer to, where they can be told.
@@ -74,15 +74,34 @@ pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Opti
     let known = recorded
         .into_iter()
         .flatten()
-        .find(|replica| &replica.slot == slot && found.tree.contains(&replica.main));
-    Some(known.cloned().unwrap_or_else(|| Replica {
+        .find(|replica| &replica.slot == slot && replica.is(found) && !is_other(replica, found))
+        .map(|replica| as_found(replica, found));
+    Some(known.unwrap_or_else(|| Replica {
         slot: slot.clone(),
         port: spec.slots[slot].port,
         main: found.main,
         revision: revision::adopted(&found.argv, occupant.model.clone()),
         swap: None,
         log: None,
+        keeper: found.keeper.clone(),
+        invocation: None,
     }))
+}
+
+/// A person may have put another model into the unit that was adopted.
+fn is_other(replica: &Replica, found: &Found) -> bool {
+    let digest = &replica.revision.digest;
+    replica.revision.is_adopted()
+        && !found.tree.contains(&replica.main)
+        && &revision::adopted(&found.argv, None).digest != digest
+}
+
+/// A recorded replica, which its keeper may have started again since.
+fn as_found(replica: &Replica, found: &Found) -> Replica {
+    if found.tree.contains(&replica.main) {
+        return replica.clone();
+    }
+    Replica { main: found.main, invocation: None, ..replica.clone() }
 }
 
 /// The slot that nginx points at.
@@ -141,11 +160,12 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     steps.push(cut_over(spec, from, to));
     steps.push(promote(spec, to));
     let later = incumbent.iter().flat_map(|old| [drain(spec, from), retire(old)]).collect();
-    let candidate = side(spec, to, seen.wanted.clone());
+    let keeper = warm.map_or_else(|| new_keeper(spec, seen, to), |warm| warm.keeper);
+    let candidate = side(spec, to, (seen.wanted.clone(), keeper));
     let mut plan = Plan {
         service: spec.service.clone(),
         strategy: Strategy::BlueGreen,
-        incumbent: incumbent.map(|replica| side(spec, from, replica.revision)),
+        incumbent: incumbent.map(|replica| side_of(spec, replica)),
         candidate,
         steps,
         later,
@@ -187,7 +207,7 @@ fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -
     }
     for slot in [from, to] {
         let found = seen.slots.get(slot).and_then(|o| o.found.as_ref());
-        if let Some(kept) = found.and_then(|found| kept_by(slot, found)) {
+        if let Some(kept) = found.and_then(|found| kept_by(slot, found, seen.systemd)) {
             failures.push(kept);
         }
     }
@@ -208,11 +228,12 @@ fn is_retained(replica: &Replica, seen: &Observed) -> bool {
 }
 
 /// A keeper that only its own means can stop, which this version does not use.
-fn kept_by(slot: &SlotName, found: &Found) -> Option<Failure> {
-    let keeper = match &found.keeper {
-        Keeper::Unit(unit) => format!("the systemd unit {unit}"),
-        Keeper::Container(id) => format!("the container {id}"),
-        Keeper::Nobody | Keeper::Wrapper { .. } => return None,
+fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> {
+    let keeper = match (&found.keeper, systemd) {
+        (Keeper::Nobody | Keeper::Wrapper { .. }, _) | (Keeper::Unit(_), Systemd::Usable) => {
+            return None;
+        }
+        (keeper @ (Keeper::Unit(_) | Keeper::Container(_)), _) => keeper,
     };
     Some(
         Failure::new(format!(
@@ -272,7 +293,7 @@ fn notes(seen: &Observed, from: &SlotName) -> Vec<String> {
             names(&seen.wanted_names.iter().collect::<Vec<_>>())
         ));
     }
-    if seen.systemd {
+    if seen.systemd == Systemd::Denied {
         notes.push(
             "replicas run as plain processes in this version: after a reboot nothing starts them again".to_owned(),
         );
@@ -285,8 +306,25 @@ fn other_slot<'a>(spec: &'a SwapSpec, slot: &SlotName) -> &'a SlotName {
     spec.slots.keys().find(|name| *name != slot).unwrap_or_else(|| unreachable!("two slots"))
 }
 
-fn side(spec: &SwapSpec, slot: &SlotName, revision: Revision) -> Side {
-    Side { slot: slot.clone(), port: spec.slots[slot].port, revision }
+fn side(spec: &SwapSpec, slot: &SlotName, (revision, keeper): (Revision, Keeper)) -> Side {
+    Side { slot: slot.clone(), port: spec.slots[slot].port, revision, keeper }
+}
+
+/// The side of a replica that is there.
+fn side_of(spec: &SwapSpec, replica: Replica) -> Side {
+    side(spec, &replica.slot, (replica.revision, replica.keeper))
+}
+
+/// What will supervise a replica that is started in a slot.
+fn new_keeper(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Keeper {
+    match (spec.replica.runtime, seen.systemd) {
+        (Runtime::Process, _) | (Runtime::Auto, Systemd::Absent | Systemd::Denied) => {
+            Keeper::Nobody
+        }
+        (Runtime::Systemd, _) | (Runtime::Auto, Systemd::Usable) => {
+            Keeper::Unit(Unit::of_slot(&spec.service, slot))
+        }
+    }
 }
 
 fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {

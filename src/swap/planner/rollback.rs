@@ -1,14 +1,15 @@
 //! Plans of the way back: by the replica that is still warm, or by starting a revision of the past again.
 
 use super::{
-    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, make_room, notes, obstacles,
-    other_slot, promote, replica_in, reserve, retire, serving_slot, side, spec_argv, start,
+    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, make_room, new_keeper, notes,
+    obstacles, other_slot, promote, replica_in, reserve, retire, serving_slot, side, side_of,
+    spec_argv, start,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::plan::{Plan, PlannedStep, Strategy};
 use crate::model::record::Retained;
-use crate::model::replica::Revision;
+use crate::model::replica::{Keeper, Replica, Revision};
 use crate::model::spec::SwapSpec;
 use crate::swap::revision;
 
@@ -20,6 +21,8 @@ pub struct Again {
     pub revision: Revision,
     /// argv of an adopted one; `None`: what the spec says.
     pub argv: Option<Vec<String>>,
+    /// What once kept an adopted one, and can start it in this slot by its own means.
+    pub keeper: Option<Keeper>,
 }
 
 /// The replica that the swap that serves has left warm in the other slot, if it is still there.
@@ -29,7 +32,7 @@ pub fn warm_replica<'a>(spec: &SwapSpec, seen: &'a Observed) -> Option<&'a Retai
         let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
         &retained.replica.slot == to
             && Some(&retained.swap) == seen.state.serving_swap.as_ref()
-            && found.is_some_and(|found| found.tree.contains(&retained.replica.main))
+            && found.is_some_and(|found| retained.replica.is(found))
     })
 }
 
@@ -51,8 +54,8 @@ pub fn plan_warm_rollback(
     retained: &Retained,
 ) -> Result<Decision, Vec<Failure>> {
     let to = free_slot(spec, seen).map_err(|failure| vec![failure])?;
-    let back =
-        Back { strategy: Strategy::WarmRollback, revision: retained.replica.revision.clone() };
+    let Replica { revision, keeper, .. } = retained.replica.clone();
+    let back = Back { strategy: Strategy::WarmRollback, what: (revision, keeper) };
     back.plan(spec, seen, (to, Vec::new(), Vec::new()))
 }
 
@@ -91,13 +94,18 @@ pub fn plan_cold_rollback(
             Revision { digest, ..again.revision.clone() }
         }
     };
-    Back { strategy: Strategy::ColdRollback, revision }.plan(spec, seen, (to, first, told))
+    let keeper = again.keeper.clone().unwrap_or_else(|| new_keeper(spec, seen, to));
+    Back { strategy: Strategy::ColdRollback, what: (revision, keeper) }.plan(
+        spec,
+        seen,
+        (to, first, told),
+    )
 }
 
 /// What comes back, and how.
 struct Back {
     strategy: Strategy,
-    revision: Revision,
+    what: (Revision, Keeper),
 }
 
 impl Back {
@@ -117,8 +125,8 @@ impl Back {
             service: spec.service.clone(),
             strategy: self.strategy,
             later: incumbent.iter().flat_map(|bad| [drain(spec, from), retire(bad)]).collect(),
-            incumbent: incumbent.map(|replica| side(spec, from, replica.revision)),
-            candidate: side(spec, to, self.revision),
+            incumbent: incumbent.map(|replica| side_of(spec, replica)),
+            candidate: side(spec, to, self.what),
             steps,
             notes,
             digest: String::new(),

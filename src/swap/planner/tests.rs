@@ -68,7 +68,7 @@ fn adopted_in_a() -> Observed {
         worker_shutdown_timeout: None,
         slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
         wanted: revision::specified(&spec(), "", None),
-        systemd: false,
+        systemd: Systemd::Absent,
         program: Ok(()),
         wanted_names: vec!["chat".to_owned()],
     }
@@ -77,7 +77,16 @@ fn adopted_in_a() -> Observed {
 fn replica(name: &str, pid: i32, revision: Revision, swap: Option<&str>) -> Replica {
     let port = spec().slots[&slot(name)].port;
     let swap = swap.map(|swap| swap.parse().unwrap());
-    Replica { slot: slot(name), port, main: process(pid), revision, swap, log: None }
+    Replica {
+        slot: slot(name),
+        port,
+        main: process(pid),
+        revision,
+        swap,
+        log: None,
+        keeper: Keeper::Nobody,
+        invocation: None,
+    }
 }
 
 /// Swap s-1 brought what is wanted into b; what was in a before is retained.
@@ -206,7 +215,7 @@ fn a_cold_rollback_is_a_swap_to_what_served_before() {
     let mut then = spec();
     then.model = "Qwen/Older".to_owned();
     seen.wanted = revision::specified(&then, "", None);
-    let again = Again { revision: seen.wanted.clone(), argv: None };
+    let again = Again { revision: seen.wanted.clone(), argv: None, keeper: None };
     let plan = acts(plan_cold_rollback(&then, &seen, &again));
     assert_eq!(
         names(&plan),
@@ -240,7 +249,7 @@ fn a_cold_rollback_to_an_adopted_revision_shows_its_argv_and_clears_its_slot() {
     seen.worker_shutdown_timeout = Some(Duration::from_secs(30));
     let revision = revision::adopted(&["x".to_owned()], Some("Qwen/Old".to_owned()));
     let argv = ["/opt/vllm", "--hf-token", "hf_secret"].map(str::to_owned).to_vec();
-    let again = Again { revision: revision.clone(), argv: Some(argv) };
+    let again = Again { revision: revision.clone(), argv: Some(argv), keeper: None };
     let plan = acts(plan_cold_rollback(&spec(), &seen, &again));
     // What was retained there died: its children may be left.
     assert_eq!(names(&plan)[..3], ["retire a", "reserve_slot a", "start_replica a"]);
@@ -258,7 +267,7 @@ fn every_obstacle_is_named_at_once() {
     seen.worker_shutdown_timeout = Some(Duration::from_secs(30));
     seen.program = Err(Failure::new("there is no program \"vllm\""));
     seen.slots.get_mut(&slot("a")).unwrap().found.as_mut().unwrap().keeper =
-        Keeper::Unit("vllm.service".to_owned());
+        Keeper::Unit(Unit { name: "vllm.service".to_owned(), user: None });
     let refused = refusals(plan_swap(&spec(), &seen, When::Changed));
     let expected = [
         "there is no program",

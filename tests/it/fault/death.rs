@@ -154,6 +154,21 @@ async fn an_agent_may_die_anywhere_in_a_cold_rollback_to_an_adopted_revision() {
     survives_death_anywhere(Kind::ColdAdopted).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_agent_may_die_anywhere_in_a_swap_of_plain_processes() {
+    survives_death_anywhere(Kind::Plain).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_may_die_anywhere_in_a_swap_away_from_somebodys_unit() {
+    survives_death_anywhere(Kind::FromUnit).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_may_die_anywhere_in_a_rollback_to_somebodys_unit() {
+    survives_death_anywhere(Kind::BackToUnit).await;
+}
+
 /// Every undo is done twice: the recovery dies as well, at every call, and is recovered.
 async fn survives_death_in_recovery(kind: Kind) {
     let (scene, attempt) = Scene::of(kind).await;
@@ -217,4 +232,9 @@ async fn every_undo_of_a_rollback_can_be_done_twice() {
 #[tokio::test(start_paused = true)]
 async fn every_undo_of_a_cold_rollback_can_be_done_twice() {
     survives_death_in_recovery(Kind::ColdRollback).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_undo_of_a_rollback_to_somebodys_unit_can_be_done_twice() {
+    survives_death_in_recovery(Kind::BackToUnit).await;
 }

@@ -1,7 +1,4 @@
 //! A host that acts on the small world, writes down every call, and fails where it is told to.
-//!
-//! It also judges: whatever a test is about, no replica is stopped with requests in flight or while nginx points at it,
-//! nothing is done before its record, and nginx never points at nothing.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -13,12 +10,13 @@ use model_swap::event_log::EventReader;
 use model_swap::host::engine::{Answer, ModelEntry, Models};
 use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
 use model_swap::host::process::{self, Inherited, Launch, StopOrder, Stopped};
+use model_swap::host::runtime::{Boot, Started};
 use model_swap::host::{Ending, Host};
 use model_swap::model::event::EventKind;
 use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName};
-use model_swap::model::record::{Record, RecordKind, UpstreamImage};
-use model_swap::model::replica::Found;
+use model_swap::model::record::UpstreamImage;
+use model_swap::model::replica::{Found, Keeper, Replica, Systemd};
 use model_swap::service_dir::ServiceDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
@@ -84,17 +82,17 @@ pub(crate) struct SimHost {
     calls: RefCell<Vec<Call>>,
     faults: RefCell<Vec<Fault>>,
     struck: RefCell<Vec<Call>>,
-    watched: RefCell<Option<Watched>>,
-    may_cut: Cell<bool>,
+    pub(super) watched: RefCell<Option<Watched>>,
+    pub(super) may_cut: Cell<bool>,
     loaded: RefCell<Vec<Port>>,
     began: Instant,
 }
 
 /// The files of the swap that the agent works on.
-struct Watched {
+pub(super) struct Watched {
     events: EventReader,
     stage: Stage,
-    journal: PathBuf,
+    pub(super) journal: PathBuf,
 }
 
 impl SimHost {
@@ -159,7 +157,7 @@ impl SimHost {
         self.calls.borrow().iter().filter(|call| call.verb == verb).count()
     }
 
-    fn stage(&self) -> Stage {
+    pub(super) fn stage(&self) -> Stage {
         let mut watched = self.watched.borrow_mut();
         let Some(watched) = watched.as_mut() else { return Stage::Outside };
         for event in watched.events.read().expect("the event log can be read") {
@@ -217,6 +215,7 @@ impl SimHost {
             self.loaded.borrow_mut().push(after);
         }
         self.judge_upstream(verb);
+        self.judge_boot(verb);
         match wrong {
             Some(Wrong::DoesAndFails) => Err(injected()),
             Some(Wrong::DoesAndDies) => std::panic::resume_unwind(Box::new(Death)),
@@ -231,38 +230,6 @@ impl SimHost {
             Some(Wrong::DoesAndDies) => std::panic::resume_unwind(Box::new(Death)),
             _ => right(&self.world.borrow()),
         }
-    }
-
-    /// Between any two calls nginx points at a replica that is ready.
-    fn judge_upstream(&self, verb: &str) {
-        let world = self.world.borrow();
-        let loaded = world.loaded;
-        assert!(world.on(loaded).is_some(), "after {verb}, nobody serves on {loaded}: {world:#?}");
-    }
-
-    /// No act before its record.
-    fn judge_record(&self, verb: &str) {
-        let stage = self.stage();
-        let watched = self.watched.borrow();
-        let watched = watched.as_ref().unwrap_or_else(|| panic!("{verb} outside of a swap"));
-        let text = std::fs::read_to_string(&watched.journal).expect("a journal");
-        let last: Record =
-            serde_json::from_str(text.lines().last().expect("a record")).expect("a record");
-        let announced = match (stage, &last.kind) {
-            (Stage::Act(now), RecordKind::Started { step, .. })
-            | (Stage::Undo(now), RecordKind::UndoStarted { step }) => now == *step,
-            _ => false,
-        };
-        assert!(announced, "{verb} in {stage:?}, and the last record is {:?}", last.kind);
-    }
-
-    /// Nobody is stopped who has requests, or may get some.
-    fn judge_stop(&self, replica: &SimReplica, how: Ending) {
-        let world = self.world.borrow();
-        let in_flight = world.in_flight(replica);
-        assert_ne!(world.loaded, replica.port, "stopped what nginx points at: {replica:?}");
-        let cut = how == Ending::Cut && self.may_cut.get();
-        assert!(in_flight == 0 || cut, "stopped with {in_flight} requests in flight: {replica:?}");
     }
 
     /// Returns once a process is gone, in the world's time.
@@ -316,8 +283,8 @@ impl Host for SimHost {
         tokio::time::sleep(time).await;
     }
 
-    fn systemd(&self) -> bool {
-        false
+    fn systemd(&self) -> Systemd {
+        self.world.borrow().systemd
     }
 
     async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {
@@ -353,9 +320,10 @@ impl Host for SimHost {
         self.call("runnable", |_| Ok(()))
     }
 
-    async fn start(&self, launch: &Launch) -> Result<ProcessId, Failure> {
+    async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
         self.judge_record("start");
-        self.call("start", |world| Ok(world.start(launch)))
+        let main = self.call("start", |world| Ok(world.start(launch)))?;
+        Ok(Started { main, keeper: launch.keeper.clone(), invocation: None })
     }
 
     async fn exited(&self, process: ProcessId) {
@@ -363,26 +331,51 @@ impl Host for SimHost {
         self.gone(process).await;
     }
 
-    fn marked(&self, marker: &str) -> Result<Option<StopOrder>, Failure> {
+    async fn marked(&self, keeper: &Keeper, marker: &str) -> Result<Option<StopOrder>, Failure> {
         self.call("marked", |world| {
-            let marked = |r: &&SimReplica| r.marker.as_deref() == Some(marker);
+            let foreign = matches!(keeper, Keeper::Unit(unit) if !unit.is_own());
+            let marked = |r: &&SimReplica| {
+                &r.keeper == keeper && (foreign || r.marker.as_deref() == Some(marker))
+            };
             Ok(world.replicas.iter().find(marked).map(|replica| StopOrder {
                 main: replica.id,
                 tree: vec![replica.id],
                 marker: replica.marker.clone(),
                 grace: Duration::from_secs(30),
+                keeper: keeper.clone(),
             }))
         })
     }
 
+    async fn booted(&self, keeper: &Keeper) -> Result<bool, Failure> {
+        self.call("booted", |world| Ok(world.is_booted(keeper)))
+    }
+
+    async fn on_boot(&self, keeper: &Keeper, boot: Boot) -> Result<(), Failure> {
+        self.judge_record("on_boot");
+        self.call("on_boot", |world| {
+            world.on_boot(keeper, boot);
+            Ok(())
+        })
+    }
+
+    async fn promoted(&self, _: &Keeper) -> Result<(), Failure> {
+        self.judge_record("promoted");
+        self.call("promoted", |_| Ok(()))
+    }
+
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
         self.judge_record("stop");
-        let replica = self.world.borrow().replicas.iter().find(|r| r.id == order.main).cloned();
+        let ordered = |r: &&SimReplica| r.id == order.main && r.keeper == order.keeper;
+        let replica = self.world.borrow().replicas.iter().find(ordered).cloned();
         if let Some(replica) = &replica {
             self.judge_stop(replica, how);
         }
         self.call("stop", |world| {
-            world.kill(order.main);
+            world.on_boot(&order.keeper, Boot::Leaves);
+            if let Some(replica) = &replica {
+                world.kill(replica.id);
+            }
             let ended = replica.map(|replica| replica.id).into_iter().collect();
             Ok(Stopped { ended, forced: Vec::new() })
         })
@@ -396,11 +389,11 @@ impl Host for SimHost {
         None
     }
 
-    fn log_tail(&self, _: &Path, _: usize) -> Vec<String> {
+    async fn log_tail(&self, _: &Replica, _: usize) -> Vec<String> {
         vec!["the last words of the engine".to_owned()]
     }
 
-    fn loading(&self, _: Option<&Path>) -> Option<String> {
+    async fn loading(&self, _: &Replica) -> Option<String> {
         None
     }
 

@@ -9,6 +9,7 @@ mod disk;
 mod drain;
 mod history;
 mod host;
+mod judge;
 mod scene;
 mod verbs;
 mod world;

@@ -1,6 +1,6 @@
 //! A small world with real state, journals and event logs, and what is about to be done in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use model_swap::model::ids::{Port, ProcessId, SlotName, SwapId};
 use model_swap::model::outcome::Outcome;
 use model_swap::model::plan::Plan;
 use model_swap::model::record::RecordKind;
-use model_swap::model::replica::Replica;
+use model_swap::model::replica::{Replica, Systemd, Unit};
 use model_swap::model::spec::SwapSpec;
 use model_swap::model::state::ServiceState;
 use model_swap::model::wire::{Asked, Secrets, When};
@@ -58,11 +58,25 @@ pub(crate) enum Kind {
     ColdRollback,
     /// A rollback to what somebody had started by hand, from its snapshot.
     ColdAdopted,
+    /// A swap away from what somebody started by hand, where systemd supervises nothing.
+    Plain,
+    /// A swap away from somebody's own unit.
+    FromUnit,
+    /// A rollback to somebody's own unit, which was stopped.
+    BackToUnit,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::First, Self::IntoRetained, Self::Rollback, Self::ColdRollback, Self::ColdAdopted];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::First,
+        Self::IntoRetained,
+        Self::Rollback,
+        Self::ColdRollback,
+        Self::ColdAdopted,
+        Self::Plain,
+        Self::FromUnit,
+        Self::BackToUnit,
+    ];
 }
 
 /// A world and the agent's files in it.
@@ -92,6 +106,8 @@ pub(crate) struct Facts {
     /// Files and contents.
     pub(crate) claims: BTreeMap<PathBuf, String>,
     pub(crate) state: ServiceState,
+    /// What a boot would start.
+    pub(crate) booted: BTreeSet<Unit>,
 }
 
 impl Facts {
@@ -115,7 +131,8 @@ impl Facts {
         if self.state.retained.as_ref().is_some_and(|retained| retained.replica.port == port) {
             self.state.retained = None;
         }
-        let gpu = if port == A { "gpu-0" } else { "gpu-1" };
+        let (name, gpu) = if port == A { ("a", "gpu-0") } else { ("b", "gpu-1") };
+        self.booted.retain(|unit| !unit.name.ends_with(&format!("-{name}.service")));
         self.claims
             .retain(|file, _| !file.ends_with(gpu) && !file.ends_with(format!("port-{port}")));
         self
@@ -143,8 +160,15 @@ impl Scene {
     /// A world for a kind of command, and the command planned.
     pub(crate) async fn of(kind: Kind) -> (Self, Attempt) {
         let scene = Self::new();
+        match kind {
+            Kind::Plain => scene.host.world.borrow_mut().systemd = Systemd::Absent,
+            Kind::FromUnit | Kind::BackToUnit => {
+                scene.host.world.borrow_mut().in_unit(A, "vllm.service");
+            }
+            _ => {}
+        }
         let attempt = match kind {
-            Kind::First => scene.swap("s-1", "Qwen/New").await,
+            Kind::First | Kind::Plain | Kind::FromUnit => scene.swap("s-1", "Qwen/New").await,
             Kind::IntoRetained => {
                 // Two swaps, so that what is retained was started here and has claims of its own.
                 scene.promoted("s-1", "Qwen/New").await;
@@ -161,7 +185,7 @@ impl Scene {
                 scene.retire(&second).await;
                 scene.cold_rollback("s-3", "Qwen/New").await
             }
-            Kind::ColdAdopted => {
+            Kind::ColdAdopted | Kind::BackToUnit => {
                 let first = scene.promoted("s-1", "Qwen/New").await;
                 scene.retire(&first).await;
                 scene.cold_rollback_to_adopted("s-2", &first).await
@@ -192,7 +216,7 @@ impl Scene {
         let mut asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
         model.clone_into(&mut asked.spec.model);
         let plan = |spec: &SwapSpec, seen: &planner::Observed| {
-            let again = Again { revision: seen.wanted.clone(), argv: None };
+            let again = Again { revision: seen.wanted.clone(), argv: None, keeper: None };
             planner::plan_cold_rollback(spec, seen, &again)
         };
         self.attempt(id, asked, plan).await
@@ -201,7 +225,7 @@ impl Scene {
     /// Plans a rollback to what served before a swap, and was started by hand.
     async fn cold_rollback_to_adopted(&self, id: &str, before: &Attempt) -> Attempt {
         let asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
-        let adopted = before.plan.incumbent.clone().expect("an incumbent").revision;
+        let incumbent = before.plan.incumbent.clone().expect("an incumbent");
         let argv = ["vllm", "serve", "Qwen/Old", "--port", "8001"].map(str::to_owned).to_vec();
         let snapshot = Snapshot {
             argv: argv.clone(),
@@ -209,7 +233,8 @@ impl Scene {
             cwd: "/srv".into(),
             identity: Identity { uid: 1000, gid: 1000, groups: Vec::new() },
         };
-        let again = Again { revision: adopted, argv: Some(argv) };
+        let keeper = Some(incumbent.keeper).filter(|keeper| !keeper.is_process());
+        let again = Again { revision: incumbent.revision, argv: Some(argv), keeper };
         let plan = |spec: &SwapSpec, seen: &planner::Observed| {
             planner::plan_cold_rollback(spec, seen, &again)
         };
@@ -318,6 +343,7 @@ impl Scene {
                 .map(|(path, text)| (name(path), text))
                 .collect(),
             state: self.dir.load().expect("a state"),
+            booted: world.booted.clone(),
         }
     }
 

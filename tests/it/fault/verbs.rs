@@ -10,7 +10,9 @@ use super::host::{Call, Fault, SURE, Stage, Wrong};
 use super::scene::{Attempt, Facts, Kind, Scene};
 
 /// Verbs whose failure fails the step. `in_flight` is asked again, `ask` may be.
-const DECISIVE: [&str; 11] = [
+const DECISIVE: [&str; 13] = [
+    "booted",
+    "promoted",
     "find",
     "listeners",
     "tree",
@@ -129,6 +131,21 @@ async fn whatever_fails_in_a_cold_rollback_to_an_adopted_revision_the_world_is_a
     every_fault_is_unwound(Kind::ColdAdopted).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_swap_of_plain_processes_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::Plain).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_swap_away_from_somebodys_unit_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::FromUnit).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_rollback_to_somebodys_unit_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::BackToUnit).await;
+}
+
 /// For every step that fails decisively: every verb of the unwinding fails as well.
 async fn every_failed_undo_is_stuck(kind: Kind) {
     let (calls, _) = clean(kind).await;
@@ -179,7 +196,7 @@ async fn every_failed_undo_is_stuck(kind: Kind) {
 }
 
 fn is_mutating(verb: &str) -> bool {
-    ["start", "stop", "load", "restore"].contains(&verb)
+    ["start", "stop", "load", "restore", "on_boot", "promoted"].contains(&verb)
 }
 
 #[tokio::test(start_paused = true)]

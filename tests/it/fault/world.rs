@@ -1,14 +1,16 @@
 //! A small world: replicas, and one nginx in front of them. Its clock is tokio's, which the tests pause.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use model_swap::host::nginx::{Reloaded, WorkerLeft};
 use model_swap::host::process::Launch;
+use model_swap::host::runtime::Boot;
 use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId};
 use model_swap::model::record::UpstreamImage;
-use model_swap::model::replica::{Found, Keeper};
+use model_swap::model::replica::{Found, Keeper, Systemd, Unit};
 use model_swap::model::wire::MARKER;
 use tokio::time::Instant;
 
@@ -24,6 +26,8 @@ pub(crate) struct SimReplica {
     pub(crate) id: ProcessId,
     pub(crate) port: Port,
     pub(crate) argv: Vec<String>,
+    /// What supervises it.
+    pub(crate) keeper: Keeper,
     /// Value of `MODEL_SWAP_REPLICA`.
     pub(crate) marker: Option<String>,
     /// What it serves.
@@ -59,6 +63,10 @@ pub(crate) struct SimWorld {
     pub(crate) workers: Vec<SimWorker>,
     /// How long a new replica loads; `None`: for ever.
     pub(crate) load_time: Option<Duration>,
+    /// What a boot would start.
+    pub(crate) booted: BTreeSet<Unit>,
+    /// What of systemd there is.
+    pub(crate) systemd: Systemd,
     /// Connections of the workers that the next reloads leave behind for good.
     pub(crate) pinned: Option<Option<usize>>,
     last_pid: i32,
@@ -73,11 +81,13 @@ impl SimWorld {
             loaded: port,
             workers: Vec::new(),
             load_time: Some(Duration::from_millis(20)),
+            booted: BTreeSet::new(),
+            systemd: Systemd::Usable,
             pinned: None,
             last_pid: 100,
         };
         let argv = ["vllm", "serve", root].map(str::to_owned).to_vec();
-        world.spawn(port, argv, None, Some(Instant::now()));
+        world.spawn(port, argv, (Keeper::Nobody, None), Some(Instant::now()));
         world.new_worker();
         world
     }
@@ -96,7 +106,7 @@ impl SimWorld {
         &mut self,
         port: Port,
         argv: Vec<String>,
-        marker: Option<String>,
+        (keeper, marker): (Keeper, Option<String>),
         ready: Option<Instant>,
     ) -> ProcessId {
         let (id, root) = (self.new_process(), argv[2].clone());
@@ -105,6 +115,7 @@ impl SimWorld {
             id,
             port,
             argv,
+            keeper,
             marker,
             root,
             ready,
@@ -119,7 +130,37 @@ impl SimWorld {
         let at = launch.argv.iter().position(|word| word == "--port").expect("a port");
         let port = Port(launch.argv[at + 1].parse().expect("a port"));
         let ready = self.load_time.map(|time| Instant::now() + time);
-        self.spawn(port, launch.argv.clone(), launch.env.get(MARKER).cloned(), ready)
+        // What somebody else's unit starts knows nothing of markers.
+        let foreign = matches!(&launch.keeper, Keeper::Unit(unit) if !unit.is_own());
+        let marker = launch.env.get(MARKER).filter(|_| !foreign).cloned();
+        self.spawn(port, launch.argv.clone(), (launch.keeper.clone(), marker), ready)
+    }
+
+    /// The incumbent runs in somebody's unit, which is enabled.
+    pub(crate) fn in_unit(&mut self, port: Port, name: &str) {
+        let unit = Unit { name: name.to_owned(), user: None };
+        self.booted.insert(unit.clone());
+        self.on_mut(port).keeper = Keeper::Unit(unit);
+    }
+
+    /// Decides whether a boot starts what a keeper keeps.
+    pub(crate) fn on_boot(&mut self, keeper: &Keeper, boot: Boot) {
+        if let Keeper::Unit(unit) = keeper {
+            match boot {
+                Boot::Starts => self.booted.insert(unit.clone()),
+                Boot::Leaves => self.booted.remove(unit),
+            };
+        }
+    }
+
+    /// Whether a boot would start what a keeper keeps.
+    pub(crate) fn is_booted(&self, keeper: &Keeper) -> bool {
+        matches!(keeper, Keeper::Unit(unit) if self.booted.contains(unit))
+    }
+
+    /// The replica that nginx would point at after a boot: its file counts then.
+    pub(crate) fn after_boot(&self) -> Option<&SimReplica> {
+        self.on(port_in(&self.lines[0]))
     }
 
     /// The replica that listens on a port.
@@ -152,7 +193,7 @@ impl SimWorld {
             argv: replica.argv.clone(),
             cwd: Some(PathBuf::from("/srv")),
             uid: 1000,
-            keeper: Keeper::Nobody,
+            keeper: replica.keeper.clone(),
         })
     }
 

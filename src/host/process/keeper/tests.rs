@@ -29,11 +29,11 @@ fn containers_are_known_by_their_control_group() {
 
 #[test]
 fn services_are_the_leaf_alone() {
-    let system = |unit: &str| Some((unit.to_owned(), None));
+    let system = |unit: &str| Some(Unit { name: unit.to_owned(), user: None });
     assert_eq!(service("/system.slice/vllm.service"), system("vllm.service"));
     assert_eq!(service("/system.slice/system-vllm.slice/vllm@a.service"), system("vllm@a.service"));
     let of_user = "/user.slice/user-1000.slice/user@1000.service/app.slice/vllm.service";
-    assert_eq!(service(of_user), Some(("vllm.service".to_owned(), Some("1000".to_owned()))));
+    assert_eq!(service(of_user), Some(Unit { name: "vllm.service".to_owned(), user: Some(1000) }));
     for path in [
         "/user.slice/user-1000.slice/session-2.scope",
         "/user.slice/user-1000.slice/user@1000.service/app.slice/tmux-spawn-1.scope",

@@ -13,7 +13,7 @@ const PATIENT: Duration = LIMIT;
 const SHORT: Duration = Duration::from_secs(2);
 
 fn order(main: ProcessId, grace: Duration) -> StopOrder {
-    StopOrder { main, tree: tree(main).unwrap(), marker: None, grace }
+    StopOrder { main, tree: tree(main).unwrap(), marker: None, grace, keeper: Keeper::Nobody }
 }
 
 async fn tree_of(main: ProcessId, size: usize) -> Vec<ProcessId> {
@@ -93,7 +93,13 @@ async fn a_stranger_in_the_same_group_lives() {
 async fn a_later_process_of_the_same_pid_lives() {
     let stranger = Process::start(&["sleep", "1000"], Stdio::null());
     let before = ProcessId { start: stranger.id().start - 1, ..stranger.id() };
-    let order = StopOrder { main: before, tree: vec![before], marker: None, grace: PATIENT };
+    let order = StopOrder {
+        main: before,
+        tree: vec![before],
+        marker: None,
+        grace: PATIENT,
+        keeper: Keeper::Nobody,
+    };
     assert!(stop(&order).await.unwrap().forced.is_empty());
     assert!(cut(&order).await.unwrap().forced.is_empty());
     assert!(alive(stranger.id()));
@@ -133,6 +139,7 @@ async fn what_outlived_its_main_process_is_ended_by_its_marker_alone() {
         tree: Vec::new(),
         marker: Some(marker.clone()),
         grace: PATIENT,
+        keeper: Keeper::Nobody,
     };
     stop(&order).await.unwrap();
     assert!(tree.iter().all(|process| !alive(*process)));
@@ -155,7 +162,13 @@ async fn a_cut_asks_nobody() {
 #[tokio::test]
 async fn neither_the_agent_nor_its_parents_are_signalled() {
     let own = super::super::table::row(std::process::id().cast_signed()).unwrap().id;
-    let order = StopOrder { main: own, tree: Vec::new(), marker: None, grace: SHORT };
+    let order = StopOrder {
+        main: own,
+        tree: Vec::new(),
+        marker: None,
+        grace: SHORT,
+        keeper: Keeper::Nobody,
+    };
     assert!(matches!(stop(&order).await, Err(ProcessError::Own(_))));
     assert!(matches!(cut(&order).await, Err(ProcessError::Own(_))));
     // Nothing is tried on the parents: a failure would end the machine's own processes.

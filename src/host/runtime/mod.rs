@@ -1,0 +1,140 @@
+//! What supervises replicas, and its means: one file a kind, and one line in `by_means_of`.
+//!
+//! A replica is recorded with its [`Keeper`]. Whatever is done to it is done by that keeper's means: what a unit keeps is
+//! never signalled by pid.
+
+use std::time::Duration;
+
+use super::Ending;
+use super::process::{Launch, StopOrder, Stopped};
+use crate::model::failure::Failure;
+use crate::model::ids::ProcessId;
+use crate::model::replica::{Keeper, Replica};
+
+mod process;
+
+use process::Process;
+
+/// One kind of supervision, and the replica, unit or container that it is about.
+pub(super) trait Runtime {
+    /// Starts a replica; it runs when this returns. It is not started on boot, and not restarted when it ends.
+    ///
+    /// # Errors
+    /// If it cannot be started, naming the program; then nothing of it is left.
+    async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure>;
+
+    /// The order to stop whatever carries the marker, running or not; `None` if nothing does.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure>;
+
+    /// Stops a replica for good, so that neither its death nor a boot starts it again, and proves that it is gone.
+    /// May be asked for what is gone already.
+    ///
+    /// # Errors
+    /// If something of it is left.
+    async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure>;
+
+    /// Whether a boot starts it.
+    ///
+    /// # Errors
+    /// If that cannot be seen.
+    async fn booted(&self) -> Result<bool, Failure>;
+
+    /// Decides whether a boot starts it.
+    ///
+    /// # Errors
+    /// If it cannot be decided.
+    async fn on_boot(&self, boot: Boot) -> Result<(), Failure>;
+
+    /// From now on it is started again whenever it ends by itself.
+    ///
+    /// # Errors
+    /// If that cannot be arranged.
+    async fn promoted(&self) -> Result<(), Failure>;
+
+    /// The last lines of what a replica said, oldest first.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    async fn log_tail(&self, replica: &Replica, lines: usize) -> Result<Vec<String>, Failure>;
+}
+
+/// A replica that was started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// The root of its process tree.
+    pub main: ProcessId,
+    /// What supervises it, as it is found later.
+    pub keeper: Keeper,
+    /// What its keeper calls this run of it.
+    pub invocation: Option<String>,
+}
+
+/// Whether a boot starts a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// It does.
+    Starts,
+    /// It does not.
+    Leaves,
+}
+
+/// Does something by the means of a keeper: one line a kind.
+macro_rules! by_means_of {
+    ($keeper:expr, $runtime:ident => $verb:expr) => {
+        match $keeper {
+            Keeper::Nobody | Keeper::Wrapper { .. } => {
+                let $runtime = Process;
+                $verb
+            }
+            keeper @ (Keeper::Unit(_) | Keeper::Container(_)) => Err(unsupported(keeper)),
+        }
+    };
+}
+
+/// [`Runtime::start`], by the means of the launch's keeper.
+pub(super) async fn start(launch: &Launch, grace: Duration) -> Result<Started, Failure> {
+    by_means_of!(&launch.keeper, runtime => runtime.start(launch, grace).await)
+}
+
+/// [`Runtime::marked`], by the means of a keeper.
+pub(super) async fn marked(
+    keeper: &Keeper,
+    marker: &str,
+    grace: Duration,
+) -> Result<Option<StopOrder>, Failure> {
+    by_means_of!(keeper, runtime => runtime.marked(marker, grace).await)
+}
+
+/// [`Runtime::stop`], by the means of the order's keeper.
+pub(super) async fn stop(order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
+    by_means_of!(&order.keeper, runtime => runtime.stop(order, how).await)
+}
+
+/// [`Runtime::booted`], by the means of a keeper.
+pub(super) async fn booted(keeper: &Keeper) -> Result<bool, Failure> {
+    by_means_of!(keeper, runtime => runtime.booted().await)
+}
+
+/// [`Runtime::on_boot`], by the means of a keeper.
+pub(super) async fn on_boot(keeper: &Keeper, boot: Boot) -> Result<(), Failure> {
+    by_means_of!(keeper, runtime => runtime.on_boot(boot).await)
+}
+
+/// [`Runtime::promoted`], by the means of a keeper.
+pub(super) async fn promoted(keeper: &Keeper) -> Result<(), Failure> {
+    by_means_of!(keeper, runtime => runtime.promoted().await)
+}
+
+/// [`Runtime::log_tail`], by the means of a replica's keeper.
+pub(super) async fn log_tail(replica: &Replica, lines: usize) -> Result<Vec<String>, Failure> {
+    by_means_of!(&replica.keeper, runtime => runtime.log_tail(replica, lines).await)
+}
+
+fn unsupported(keeper: &Keeper) -> Failure {
+    Failure::new(format!(
+        "{keeper} can be stopped by its own means only, which this version does not have"
+    ))
+}
