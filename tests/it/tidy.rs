@@ -290,3 +290,19 @@ fn a_vague_name_is_seen() {
     assert_eq!(vague_names("src/a.rs", text), ["src/a.rs: SwapManager", "src/a.rs: handler"]);
     assert_eq!(vague_names("src/utils.rs", ""), ["src/utils.rs: utils"]);
 }
+
+/// Whoever looks a message up finds it by the words that the program prints.
+#[test]
+fn the_messages_of_the_troubleshooting_page_are_messages_of_the_program() -> Result<()> {
+    let page = fs::read_to_string(root().join("docs/troubleshooting.md"))?;
+    let code: String = sources("src")?.into_iter().map(|(_, text)| text).collect();
+    let headings: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect();
+    assert!(headings.len() >= 20, "{headings:?}");
+    let unknown: Vec<_> = headings.into_iter().filter(|words| !code.contains(words)).collect();
+    assert!(
+        unknown.is_empty(),
+        "docs/troubleshooting.md explains what nothing prints: {unknown:?}"
+    );
+    Ok(())
+}
