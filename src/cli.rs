@@ -7,10 +7,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent::lockdown;
-use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Inputs};
+use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
-use crate::model::plan::PlanDigest;
 use crate::model::wire::{Wait, When};
 
 /// Where root lists the services that a key with a forced command may ask about.
@@ -45,9 +44,9 @@ pub enum Verb {
         /// Swap even if nothing has changed.
         #[arg(long)]
         force: bool,
-        /// The only plan that may be carried out, by the digest that `plan` shows.
+        /// The only plan that may be carried out, by the digest that `plan` shows; or `from-pr`.
         #[arg(long)]
-        plan_digest: Option<PlanDigest>,
+        plan_digest: Option<Held>,
         /// When to return: `promoted` or `retired`.
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,

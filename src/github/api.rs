@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use octocrab::Octocrab;
 use octocrab::service::middleware::retry::RetryConfig;
-use serde::Serialize;
+use reqwest::Url;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
+pub use super::error::ApiError;
 use super::run::Repository;
-use crate::model::failure::Hint;
 use crate::model::secret::Secret;
 
 /// How long one request may take. GitHub itself gives up on a request after 10 s (documentation, "Troubleshooting the
@@ -24,6 +25,9 @@ pub const OPERATION_LIMIT: Duration = Duration::from_secs(20);
 /// The pause before a request is repeated or its effect is looked for: what a list shows can lag behind.
 pub const PAUSE: Duration = Duration::from_secs(1);
 
+/// How often a request is sent on to where GitHub says that it belongs: a repository that was renamed, and one more.
+const REDIRECTS: usize = 2;
+
 /// How often a list is asked for; asking changes nothing.
 const GET_TRIES: usize = 3;
 
@@ -35,9 +39,11 @@ const MESSAGE_LIMIT: usize = 300;
 pub struct ApiSpec {
     /// Base address without a final slash, `https://api.github.com` or `https://HOST/api/v3`.
     pub base: String,
+    /// Address of the GraphQL API, `https://api.github.com/graphql` or `https://HOST/api/graphql`.
+    pub graphql: String,
     /// A token with the permission.
     pub token: Secret,
-    /// What the token has to be allowed to write: `deployments`, `pull-requests`.
+    /// What the token has to be allowed, as a workflow writes it: `deployments: write`.
     pub permission: &'static str,
     /// The repository.
     pub repository: Repository,
@@ -62,109 +68,12 @@ impl Default for Bounds {
     }
 }
 
-/// GitHub did not do what it was asked. A warning to the user, never more.
-#[derive(Debug, thiserror::Error)]
-pub enum ApiError {
-    /// No client can be made: the address or this machine's certificates.
-    #[error("cannot set up a client for {base}")]
-    Client {
-        /// The base address.
-        base: String,
-        /// Why.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// The token cannot stand in a header.
-    #[error("the GitHub token holds a blank or a character that no token has")]
-    Token,
-    /// GitHub refused.
-    #[error("GitHub answered {status} when asked to {tried}: {message}")]
-    Answered {
-        /// What was asked.
-        tried: String,
-        /// HTTP status.
-        status: u16,
-        /// GitHub's message and the errors that it lists.
-        message: String,
-        /// What the token has to be allowed to write.
-        permission: &'static str,
-    },
-    /// GitHub refused because of its rate limit: that of an hour, or a secondary one, which holds for less.
-    #[error("GitHub's rate limit refused to {tried} ({status}): {message}")]
-    RateLimited {
-        /// What was asked.
-        tried: String,
-        /// HTTP status.
-        status: u16,
-        /// GitHub's message.
-        message: String,
-        /// How long it holds, where GitHub says so.
-        holds: Option<Duration>,
-    },
-    /// No answer, or none that can be read.
-    #[error("no usable answer from {base} when asked to {tried}")]
-    Unanswered {
-        /// The base address.
-        base: String,
-        /// What was asked.
-        tried: String,
-        /// Why.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// It took too long.
-    #[error("{base} took longer than {} to {tried}", humantime::format_duration(*.limit))]
-    Timeout {
-        /// The base address.
-        base: String,
-        /// What was asked.
-        tried: String,
-        /// The bound.
-        limit: Duration,
-    },
-}
-
-impl ApiError {
-    /// Whether the request may have had its effect all the same.
-    pub fn is_ambiguous(&self) -> bool {
-        match self {
-            Self::Unanswered { .. } | Self::Timeout { .. } => true,
-            Self::Answered { status, .. } => *status >= 500,
-            Self::Client { .. } | Self::Token | Self::RateLimited { .. } => false,
-        }
-    }
-}
-
-impl Hint for ApiError {
-    fn hints(&self) -> Vec<String> {
-        let hint = match self {
-            Self::Client { .. } => "check `GITHUB_API_URL` and that ca-certificates are installed".to_owned(),
-            Self::Token => "check `github-token`: it must be one line without blanks".to_owned(),
-            Self::Answered { status: 401, .. } => {
-                "`github-token` was not accepted: leave the input out, or give a token that has not expired".to_owned()
-            }
-            Self::Answered { status: 403 | 404, permission, .. } => format!(
-                "give the job `permissions: {permission}: write` (a pull request from a fork never gets it)"
-            ),
-            Self::Answered { status: 500.., .. } => "see https://www.githubstatus.com".to_owned(),
-            Self::Answered { .. } => return Vec::new(),
-            Self::RateLimited { holds: Some(holds), .. } => {
-                format!("try again in {}", humantime::format_duration(*holds))
-            }
-            Self::RateLimited { holds: None, .. } => {
-                "the token has asked too much of GitHub in this hour: try later".to_owned()
-            }
-            Self::Unanswered { base, .. } | Self::Timeout { base, .. } => {
-                format!("check that the runner reaches {base}")
-            }
-        };
-        vec![hint]
-    }
-}
-
 /// The client.
 #[derive(Debug, Clone)]
 pub(super) struct Api {
     crab: Octocrab,
     base: String,
+    graphql: String,
     root: String,
     /// Who is asked, for errors.
     pub(super) repository: String,
@@ -175,23 +84,27 @@ pub(super) struct Api {
 impl Api {
     /// Must be called within a tokio runtime.
     pub(super) fn new(spec: ApiSpec) -> Result<Self, ApiError> {
-        let ApiSpec { base, token, permission, repository, bounds } = spec;
+        let ApiSpec { base, graphql, token, permission, repository, bounds } = spec;
         let Repository { owner, name } = repository;
         // octocrab would panic.
         if token.expose().is_empty() || !token.expose().bytes().all(|byte| byte.is_ascii_graphic())
         {
             return Err(ApiError::Token);
         }
+        // octocrab puts the path of its base before every other, that of an Enterprise Server's GraphQL as well.
+        let origin = Url::parse(&base).map(|url| url.origin().ascii_serialization());
+        let origin = origin
+            .map_err(|error| ApiError::Client { base: base.clone(), source: error.into() })?;
         let crab = Octocrab::builder()
             // Its default sends a POST again on any 5xx.
             .add_retry_config(RetryConfig::None)
             .personal_token(token.expose())
-            .base_uri(base.as_str())
+            .base_uri(origin.as_str())
             .and_then(|builder| builder.build())
             .map_err(|error| ApiError::Client { base: base.clone(), source: cause(error) })?;
         let repository = format!("{owner}/{name}");
         let root = format!("/repos/{repository}");
-        Ok(Self { crab, base, root, repository, permission, bounds })
+        Ok(Self { crab, base, graphql, root, repository, permission, bounds })
     }
 
     /// Asks for a list, more than once if need be.
@@ -199,15 +112,13 @@ impl Api {
         &self,
         tried: &str,
         route: &str,
-        query: &impl Serialize,
+        query: &[(&str, &str)],
     ) -> Result<T, ApiError> {
         let mut tries = 1;
         loop {
-            let route = format!("{}{route}", self.root);
-            let asked = async || self.crab.get(route.as_str(), Some(query)).await;
-            match self.settle(tried, asked).await {
+            match self.settle(tried, route, &Call::Get(query)).await {
                 Err(error) if error.is_ambiguous() && tries < GET_TRIES => tries += 1,
-                settled => return settled,
+                settled => return self.read(tried, settled?),
             }
             tokio::time::sleep(self.bounds.pause).await;
         }
@@ -218,10 +129,10 @@ impl Api {
         &self,
         tried: &str,
         route: &str,
-        body: &impl Serialize,
+        body: &Value,
     ) -> Result<T, ApiError> {
-        let route = format!("{}{route}", self.root);
-        self.settle(tried, async || self.crab.post(route.as_str(), Some(body)).await).await
+        let answer = self.settle(tried, route, &Call::Post(body)).await?;
+        self.read(tried, answer)
     }
 
     /// Sends one request, once, that is answered without a body.
@@ -229,14 +140,9 @@ impl Api {
         &self,
         tried: &str,
         route: &str,
-        body: &impl Serialize,
+        body: &Value,
     ) -> Result<(), ApiError> {
-        let route = format!("{}{route}", self.root);
-        let asked = async || {
-            let answer = self.crab._post(route.as_str(), Some(body)).await?;
-            octocrab::map_github_error(answer).await.map(drop)
-        };
-        self.settle(tried, asked).await
+        self.settle(tried, route, &Call::Post(body)).await.map(drop)
     }
 
     /// Changes one thing; sent once.
@@ -244,10 +150,33 @@ impl Api {
         &self,
         tried: &str,
         route: &str,
-        body: &impl Serialize,
+        body: &Value,
     ) -> Result<T, ApiError> {
-        let route = format!("{}{route}", self.root);
-        self.settle(tried, async || self.crab.patch(route.as_str(), Some(body)).await).await
+        let answer = self.settle(tried, route, &Call::Patch(body)).await?;
+        self.read(tried, answer)
+    }
+
+    /// The login that the token writes as. REST tells that to a person's token alone; GraphQL to that of an app as well, which
+    /// a workflow's own is.
+    pub(super) async fn login(&self) -> Result<String, ApiError> {
+        let tried = "ask whose token this is";
+        // An Enterprise Server has it beside `/api/v3`, not below.
+        let (base, route) = self.graphql.rsplit_once('/').unwrap_or((&self.graphql, ""));
+        let graphql = Self { base: base.to_owned(), root: String::new(), ..self.clone() };
+        let query = serde_json::json!({ "query": "query { viewer { login } }" });
+        let answer: Value = graphql.post(tried, &format!("/{route}"), &query).await?;
+        let login = answer.pointer("/data/viewer/login").and_then(Value::as_str);
+        login.map(str::to_owned).ok_or_else(|| {
+            let errors = answer.get("errors").and_then(Value::as_array).into_iter().flatten();
+            let message = errors.map(detail).collect::<Vec<_>>().join("; ");
+            let message = one_line(&message, MESSAGE_LIMIT);
+            ApiError::Answered {
+                tried: tried.to_owned(),
+                status: 200,
+                message,
+                permission: self.permission,
+            }
+        })
     }
 
     /// Holds a whole operation to its bound.
@@ -261,38 +190,69 @@ impl Api {
     }
 
     /// Sends a request; once more, if a rate limit refused it that is over within the operation's bound.
-    async fn settle<T>(
-        &self,
-        tried: &str,
-        request: impl AsyncFn() -> octocrab::Result<T>,
-    ) -> Result<T, ApiError> {
-        match self.answer(tried, request()).await {
-            Err(ApiError::RateLimited { holds: Some(holds), .. })
-                if holds < self.bounds.operation =>
-            {
+    async fn settle(&self, tried: &str, route: &str, call: &Call<'_>) -> Result<String, ApiError> {
+        let operation = self.bounds.operation;
+        match self.answer(tried, route, call).await {
+            Err(ApiError::RateLimited { holds: Some(holds), .. }) if holds < operation => {
                 tokio::time::sleep(holds).await;
-                self.answer(tried, request()).await
+                self.answer(tried, route, call).await
             }
             settled => settled,
         }
     }
 
-    async fn answer<T>(
-        &self,
-        tried: &str,
-        request: impl Future<Output = octocrab::Result<T>>,
-    ) -> Result<T, ApiError> {
+    async fn answer(&self, tried: &str, route: &str, call: &Call<'_>) -> Result<String, ApiError> {
         let limit = self.bounds.request;
-        match timeout(limit, request).await {
+        match timeout(limit, self.exchange(route, call)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(octocrab::Error::GitHub { source, .. })) => Err(self.refusal(tried, &source)),
-            Ok(Err(error)) => Err(ApiError::Unanswered {
-                base: self.base.clone(),
-                tried: tried.to_owned(),
-                source: cause(error),
-            }),
+            Ok(Err(error)) => Err(self.unanswered(tried, cause(error))),
             Err(_) => Err(self.too_long(tried, limit)),
         }
+    }
+
+    /// Sends a request to where it belongs and takes the whole answer in.
+    ///
+    /// A renamed repository is answered with its address (301, 307, 308). octocrab would not send a body on, and would make
+    /// a GET of a POST.
+    async fn exchange(&self, route: &str, call: &Call<'_>) -> octocrab::Result<String> {
+        let mut url = format!("{}{}{route}", self.base, self.root);
+        if let Call::Get(query) = call
+            && let Ok(with_query) = Url::parse_with_params(&url, *query)
+        {
+            url = with_query.into();
+        }
+        let mut hops = 0;
+        let response = loop {
+            let response = match call {
+                Call::Get(_) => self.crab._get(url.as_str()).await?,
+                Call::Post(body) => self.crab._post(url.as_str(), Some(body)).await?,
+                Call::Patch(body) => self.crab._patch(url.as_str(), Some(body)).await?,
+            };
+            let there =
+                response.status().is_redirection().then(|| response.headers().get("location"));
+            match there.flatten().and_then(|to| self.moved(&url, to.to_str().ok()?)) {
+                Some(next) if hops < REDIRECTS => url = next,
+                _ => break octocrab::map_github_error(response).await?,
+            }
+            hops += 1;
+        };
+        self.crab.body_to_string(response).await
+    }
+
+    /// Where a redirect leads, if that is the same API: the token is for nobody else.
+    fn moved(&self, from: &str, to: &str) -> Option<String> {
+        let from = Url::parse(from).ok()?;
+        let to = from.join(to).ok()?;
+        (to.origin() == from.origin()).then(|| to.into())
+    }
+
+    fn read<T: DeserializeOwned>(&self, tried: &str, answer: String) -> Result<T, ApiError> {
+        serde_json::from_str(&answer).map_err(|error| self.unanswered(tried, error.into()))
+    }
+
+    fn unanswered(&self, tried: &str, source: Box<dyn Error + Send + Sync>) -> ApiError {
+        ApiError::Unanswered { base: self.base.clone(), tried: tried.to_owned(), source }
     }
 
     fn refusal(&self, tried: &str, error: &octocrab::GitHubError) -> ApiError {
@@ -319,6 +279,16 @@ impl Api {
     }
 }
 
+/// One request, but for its address.
+enum Call<'a> {
+    /// Asks; the query is encoded.
+    Get(&'a [(&'a str, &'a str)]),
+    /// Makes something.
+    Post(&'a Value),
+    /// Changes something.
+    Patch(&'a Value),
+}
+
 /// From now to a moment in seconds since 1970; 0 if it is past.
 fn seconds_until(moment: u64) -> u64 {
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default();
@@ -326,8 +296,8 @@ fn seconds_until(moment: u64) -> u64 {
 }
 
 /// One entry of `errors`: a text, or an object with `message` or with `field` and `code`.
-fn detail(error: &serde_json::Value) -> String {
-    let text = |name: &str| error.get(name).and_then(serde_json::Value::as_str);
+fn detail(error: &Value) -> String {
+    let text = |name: &str| error.get(name).and_then(Value::as_str);
     match (error.as_str(), text("message"), text("field"), text("code")) {
         (Some(text), ..) | (None, Some(text), ..) => text.to_owned(),
         (None, None, Some(field), Some(code)) => format!("{field}: {code}"),

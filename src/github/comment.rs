@@ -4,11 +4,12 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::api::{Api, ApiError, ApiSpec};
 use crate::model::ids::ServiceName;
+use crate::model::plan::PlanDigest;
 
 /// The longest comment that is sent, in characters. GitHub takes 65,536 and refuses a longer one whole.
 pub const COMMENT_LIMIT: usize = 65_000;
@@ -17,11 +18,7 @@ pub const COMMENT_LIMIT: usize = 65_000;
 const CUT_NOTE: &str = "> The rest of this plan was cut: the job summary has all of it.\n\n";
 
 /// How many comments are asked for at once: the most that a page holds.
-const PAGE: usize = 100;
-
-/// How an installation's token begins, that of a workflow as well (documentation, "GitHub's token formats"). Who holds one
-/// writes as a bot.
-const INSTALLATION: &str = "ghs_";
+const PAGE: &str = "100";
 
 /// What a comment is found by again: hidden in its first line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +60,6 @@ impl fmt::Display for Mark {
 /// The comments on the pull requests of one repository.
 pub struct Comments {
     api: Api,
-    /// Whether the token's holder writes as a bot.
-    as_bot: bool,
 }
 
 impl Comments {
@@ -73,8 +68,7 @@ impl Comments {
     /// # Errors
     /// If the token cannot stand in a header, the address is none, or the machine has no CA certificates.
     pub fn new(spec: ApiSpec) -> Result<Self, ApiError> {
-        let as_bot = spec.token.expose().starts_with(INSTALLATION);
-        Api::new(spec).map(|api| Self { api, as_bot })
+        Api::new(spec).map(|api| Self { api })
     }
 
     /// Makes our comment on a pull request say this: changes the one that is there, or writes the first.
@@ -85,7 +79,9 @@ impl Comments {
         let tried = format!("comment on pull request {number} of {}", self.api.repository);
         let body = fitted(&format!("{mark}\n"), markdown);
         let kept = async {
-            let doubt = match self.find(number, mark, &tried).await? {
+            let login = self.api.login().await?;
+            let find = async || self.find(number, (mark, &login), &tried).await;
+            let doubt = match find().await? {
                 Some(there) => return self.update(&there, &body, &tried).await,
                 None => match self.create(number, &body, &tried).await {
                     Err(error) if error.is_ambiguous() => error,
@@ -94,7 +90,7 @@ impl Comments {
             };
             // The comment may be there, and its answer lost: a second one would never be found again.
             tokio::time::sleep(self.api.bounds.pause).await;
-            match self.find(number, mark, &tried).await? {
+            match find().await? {
                 Some(there) => self.update(&there, &body, &tried).await,
                 None => Err(doubt),
             }
@@ -102,23 +98,45 @@ impl Comments {
         self.api.operation(&tried, kept).await
     }
 
-    /// Looks through all pages: a busy pull request has more comments than one holds.
-    async fn find(
+    /// The plan that our comment on a pull request says, of the same service and environment as the mark; `Ok(Err(login))`
+    /// if whom the token writes as has not commented so.
+    ///
+    /// # Errors
+    /// If GitHub refuses, or does not answer within the operation's bound.
+    pub async fn read(
         &self,
         number: u64,
         mark: &Mark,
+    ) -> Result<Result<Approved, String>, ApiError> {
+        let tried = format!("read the plan on pull request {number} of {}", self.api.repository);
+        let read = async {
+            let login = self.api.login().await?;
+            let found = self.find(number, (mark, &login), &tried).await?;
+            Ok(found.and_then(|there| Approved::of(&mark.prefix(), &there.body?)).ok_or(login))
+        };
+        self.api.operation(&tried, read).await
+    }
+
+    /// Looks through all pages: a busy pull request has more comments than one holds.
+    ///
+    /// Anybody can copy the mark into a comment of their own; nobody can write as somebody else.
+    async fn find(
+        &self,
+        number: u64,
+        (mark, login): (&Mark, &str),
         tried: &str,
     ) -> Result<Option<Listed>, ApiError> {
         let prefix = mark.prefix();
         let route = format!("/issues/{number}/comments");
         let mut page = 1;
         loop {
-            let query = Query { per_page: PAGE, page };
+            let number = page.to_string();
+            let query = [("per_page", PAGE), ("page", &number)];
             let there: Vec<Listed> = self.api.get(tried, &route, &query).await?;
-            let is_last = there.len() < PAGE;
+            let is_last = there.len().to_string() != PAGE;
             let ours = |comment: &Listed| {
                 comment.body.as_ref().is_some_and(|body| body.starts_with(&prefix))
-                    && self.could_have_written(comment)
+                    && comment.user.as_ref().is_some_and(|user| user.login == login)
             };
             match there.into_iter().find(ours) {
                 Some(found) => return Ok(Some(found)),
@@ -126,13 +144,6 @@ impl Comments {
                 None => page += 1,
             }
         }
-    }
-
-    /// Anybody can copy the mark into a comment of their own; nobody can write as a bot, or as a person who may write here.
-    fn could_have_written(&self, comment: &Listed) -> bool {
-        let is_bot = comment.user.as_ref().is_some_and(|user| user.kind == "Bot");
-        let may_write = ["OWNER", "MEMBER", "COLLABORATOR"].contains(&&*comment.author_association);
-        if self.as_bot { is_bot } else { !is_bot && may_write }
     }
 
     async fn create(&self, number: u64, body: &str, tried: &str) -> Result<(), ApiError> {
@@ -152,6 +163,23 @@ impl Comments {
     }
 }
 
+/// A plan as a comment has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Approved {
+    /// Its digest; `None` where there was no plan when the comment was written.
+    pub digest: Option<PlanDigest>,
+    /// Its text, in Markdown.
+    pub markdown: String,
+}
+
+impl Approved {
+    fn of(prefix: &str, body: &str) -> Option<Self> {
+        let (mark, markdown) = body.split_once('\n')?;
+        let digest = mark.strip_prefix(prefix)?.strip_prefix("digest=")?.strip_suffix(" -->")?;
+        Some(Self { digest: digest.parse().ok(), markdown: markdown.to_owned() })
+    }
+}
+
 /// Mark and text, cut to what GitHub takes, at the end of a line.
 fn fitted(mark: &str, markdown: &str) -> String {
     let room = COMMENT_LIMIT.saturating_sub(mark.chars().count());
@@ -164,26 +192,17 @@ fn fitted(mark: &str, markdown: &str) -> String {
     format!("{mark}{CUT_NOTE}{}", &kept[..end])
 }
 
-#[derive(Serialize)]
-struct Query {
-    per_page: usize,
-    page: usize,
-}
-
 /// Only what is needed is read: Enterprise Servers differ in the rest.
 #[derive(Deserialize)]
 struct Listed {
     id: u64,
     body: Option<String>,
     user: Option<User>,
-    #[serde(default)]
-    author_association: String,
 }
 
 #[derive(Deserialize)]
 struct User {
-    #[serde(rename = "type")]
-    kind: String,
+    login: String,
 }
 
 #[derive(Deserialize)]

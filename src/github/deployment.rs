@@ -24,7 +24,7 @@ const CREATE_TRIES: usize = 2;
 const STATUS_TRIES: usize = 3;
 
 /// How many of the newest deployments or statuses are looked through (the most a page holds).
-const PAGE: u8 = 100;
+const PAGE: &str = "100";
 
 /// GitHub's id of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,7 +225,7 @@ impl Deployments {
     /// If GitHub refuses or does not answer.
     pub async fn list(&self, environment: &str) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
         let tried = format!("list the deployments to {environment} in {}", self.api.repository);
-        let query = Query { environment, task: TASK, per_page: PAGE };
+        let query = [("environment", environment), ("task", TASK), ("per_page", PAGE)];
         let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
         Ok(there.iter().filter_map(|listed| Some((listed.swap()?, listed.id))).collect())
     }
@@ -237,7 +237,7 @@ impl Deployments {
     pub async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
         let tried = format!("read the state of deployment {id} in {}", self.api.repository);
         let route = format!("/deployments/{id}/statuses");
-        let there: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", 1)]).await?;
+        let there: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", "1")]).await?;
         let newest =
             there.into_iter().next().and_then(|posted| posted.state.as_str().map(str::to_owned));
         Ok(newest.unwrap_or_else(|| "pending".to_owned()))
@@ -275,13 +275,6 @@ impl Deployments {
             _ => Ok(()),
         }
     }
-}
-
-#[derive(Serialize)]
-struct Query<'a> {
-    environment: &'a str,
-    task: &'a str,
-    per_page: u8,
 }
 
 /// Only what is needed is read: Enterprise Servers differ in the rest.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::model::failure::Hint;
@@ -76,7 +77,7 @@ pub struct Inputs {
     /// The swap that a rollback undoes, or that has failed.
     pub swap_id: Option<SwapId>,
     /// The only plan that a swap may carry out.
-    pub plan_digest: Option<PlanDigest>,
+    pub plan_digest: Option<Held>,
     /// The revision that a rollback goes back to, or the beginning of its digest.
     pub to: Option<String>,
     /// Whether a swap that has failed is rolled back at once.
@@ -93,6 +94,41 @@ pub struct Inputs {
     pub when: When,
     /// Token for deployments.
     pub github_token: Option<Secret>,
+}
+
+/// The plan that a swap is held to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// This one.
+    To(PlanDigest),
+    /// The one on the pull request that the run's commit came from.
+    ToPullRequest,
+}
+
+/// How the plan of the pull request is asked for.
+const FROM_PR: &str = "from-pr";
+
+impl FromStr for Held {
+    type Err = InvalidName;
+
+    fn from_str(value: &str) -> Result<Self, InvalidName> {
+        match value {
+            FROM_PR => Ok(Self::ToPullRequest),
+            digest => digest.parse().map(Self::To).map_err(|error: InvalidName| InvalidName {
+                accepted: "what `plan` gave as its output plan-digest, like p-4f1c02a9b3d7; or from-pr",
+                ..error
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::To(digest) => digest.fmt(f),
+            Self::ToPullRequest => f.write_str(FROM_PR),
+        }
+    }
 }
 
 /// What is to be done.
@@ -327,7 +363,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn name<T: std::str::FromStr<Err = InvalidName>>(&mut self, name: &str) -> Option<T> {
+    fn name<T: FromStr<Err = InvalidName>>(&mut self, name: &str) -> Option<T> {
         let value = self.text(name)?;
         match value.parse() {
             Ok(parsed) => Some(parsed),

@@ -22,6 +22,8 @@ pub struct WorkflowRun {
     pub workspace: Option<PathBuf>,
     /// Base address of the REST API, without a final slash; keeps the `/api/v3` of an Enterprise Server.
     pub api_url: String,
+    /// Address of the GraphQL API.
+    pub graphql_url: String,
     /// The repository that gets the deployment.
     pub repository: Option<Repository>,
     /// What a deployment names as its `ref`.
@@ -47,11 +49,15 @@ impl WorkflowRun {
     /// Reads the variables of one environment; an empty one counts as not given.
     pub fn from_env(env: &BTreeMap<String, String>) -> Self {
         let get = |name: &str| env.get(name).filter(|value| !value.is_empty()).cloned();
+        let api_url =
+            get("GITHUB_API_URL").map_or_else(|| PUBLIC_API.to_owned(), without_final_slash);
         Self {
             requester: requester(&get),
             workspace: get("GITHUB_WORKSPACE").map(PathBuf::from),
-            api_url: get("GITHUB_API_URL")
-                .map_or_else(|| PUBLIC_API.to_owned(), without_final_slash),
+            graphql_url: get("GITHUB_GRAPHQL_URL").unwrap_or_else(|| {
+                format!("{}/graphql", api_url.strip_suffix("/v3").unwrap_or(&api_url))
+            }),
+            api_url,
             repository: get("GITHUB_REPOSITORY").as_deref().and_then(Repository::parse),
             deployment_ref: deployment_ref(&get),
             output: get("GITHUB_OUTPUT").map(PathBuf::from),
@@ -150,6 +156,7 @@ mod tests {
         assert_eq!(run.requester.actor.as_deref(), Some("bob"));
         assert_eq!(run.requester.step.as_deref(), Some("swap"));
         assert_eq!(run.api_url, "https://ghe.acme.example/api/v3");
+        assert_eq!(run.graphql_url, "https://ghe.acme.example/api/graphql");
         assert_eq!(run.deployment_ref.as_deref(), Some("feature/x"));
         assert_eq!(run.repository, Repository::parse("acme/serving"));
         assert_eq!(run.output, Some(PathBuf::from("/github/file_commands/out")));
@@ -164,6 +171,7 @@ mod tests {
             Requester { actor: Some("carol".to_owned()), ..Requester::default() }
         );
         assert_eq!(run.api_url, "https://api.github.com");
+        assert_eq!(run.graphql_url, "https://api.github.com/graphql");
         assert_eq!(run.deployment_ref, None);
     }
 

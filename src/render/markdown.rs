@@ -32,6 +32,29 @@ pub(super) fn fenced<S: AsRef<str>>(lines: &[S]) -> String {
     format!("{fence}text\n{body}{fence}\n")
 }
 
+/// What a reader sees of one line of our own Markdown.
+pub(super) fn words(line: &str) -> String {
+    let cells: Vec<&str> =
+        line.trim_start_matches(['#', ' ', '-']).split('|').map(str::trim).collect();
+    let text = cells.into_iter().filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join("  ");
+    let text = ["<code>", "</code>", "**"].iter().fold(text, |text, tag| text.replace(tag, ""));
+    let mut parts = text.split("&#");
+    let mut seen = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let reference = part.split_once(';');
+        match reference
+            .and_then(|(number, rest)| Some((char::from_u32(number.parse().ok()?)?, rest)))
+        {
+            Some((character, rest)) => {
+                seen.push(character);
+                seen.push_str(rest);
+            }
+            None => seen.push_str(part),
+        }
+    }
+    seen
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +69,15 @@ mod tests {
         );
         assert_eq!(code("http://www.evil"), "<code>http&#58;//www&#46;evil</code>");
         assert_eq!(code(""), "");
+    }
+
+    #[test]
+    fn words_are_what_was_put_in() {
+        for text in ["Qwen/Qwen2.5-7B (r-1)", "a|b <b>&#124;</b> `x` @acme", "50 % & more;"] {
+            assert_eq!(words(&format!("| – | {} |", code(text))), format!("–  {text}"));
+        }
+        assert_eq!(words("## Plan for chat"), "Plan for chat");
+        assert_eq!(words("|---|--:|"), "---  --:");
     }
 
     #[test]

@@ -28,10 +28,11 @@ impl Missing {
     }
 }
 
-/// An API for what needs one permission to be written.
+/// An API for what needs one permission.
 pub(super) fn spec(setting: &Setting, permission: &'static str) -> Result<ApiSpec, Missing> {
     let repository = setting.run.repository.clone().ok_or(Missing::Repository)?;
     let token = setting.inputs.github_token.clone().ok_or(Missing::Token)?;
     let base = setting.run.api_url.clone();
-    Ok(ApiSpec { base, token, permission, repository, bounds: Bounds::default() })
+    let graphql = setting.run.graphql_url.clone();
+    Ok(ApiSpec { base, graphql, token, permission, repository, bounds: Bounds::default() })
 }

@@ -16,7 +16,7 @@ pub(super) async fn keep(
     markdown: &str,
     voice: &mut Voice,
 ) {
-    let spec = match api::spec(setting, "pull-requests") {
+    let spec = match api::spec(setting, "pull-requests: write") {
         Ok(spec) => spec,
         Err(Missing::Repository) => return,
         Err(Missing::Token) => {

@@ -83,7 +83,7 @@ async fn judge(setting: &Setting, config: &Config, swap: &SwapId) -> Result<Verd
     let missing = |missing: Missing| Stopped::input(vec![missing.failure()]);
     let told =
         |error: ApiError| Stopped { failures: vec![error.to_failure()], exit: Exit::Environment };
-    let spec = api::spec(setting, "deployments").map_err(missing)?;
+    let spec = api::spec(setting, "deployments: write").map_err(missing)?;
     let deployments = Deployments::new(spec).map_err(told)?;
     let Some((id, state)) = deployments.find(&environment, swap).await.map_err(told)? else {
         let failure =
@@ -98,7 +98,7 @@ async fn judge(setting: &Setting, config: &Config, swap: &SwapId) -> Result<Verd
     let mut said = format!("deployment {id} of swap {swap} is a failure now");
     if let Some(workflow) = &setting.inputs.rollback_workflow {
         let reference = setting.run.deployment_ref.clone().unwrap_or_default();
-        let spec = api::spec(setting, "actions").map_err(missing)?;
+        let spec = api::spec(setting, "actions: write").map_err(missing)?;
         let workflows = Workflows::new(spec).map_err(told)?;
         workflows.dispatch(workflow, &reference, (swap, &environment)).await.map_err(told)?;
         said += &format!("; workflow {workflow} is started on {reference}");

@@ -2,6 +2,7 @@
 
 mod afterwards;
 mod api;
+mod approved;
 mod cancel;
 mod comment;
 mod fail;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{self, Config, Overrides};
-use crate::github::inputs::{CommandName, Inputs};
+use crate::github::inputs::{CommandName, Held, Inputs};
 use crate::github::output::{self, Outputs};
 use crate::github::run::WorkflowRun;
 use crate::model::failure::{Failure, Hint};
@@ -105,6 +106,9 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
         Some(why) => plan_alone(setting, &config, &why, voice),
         None => match setting.inputs.command {
             CommandName::Fail => fail::fail(setting, &config, voice).await,
+            CommandName::Swap if setting.inputs.plan_digest == Some(Held::ToPullRequest) => {
+                approved::swap(setting, &config, voice).await
+            }
             _ => ask(setting, &config, voice).await,
         },
     };

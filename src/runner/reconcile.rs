@@ -27,7 +27,7 @@ pub(super) async fn reconcile(
     }
     let told =
         |error: ApiError| Stopped { failures: vec![error.to_failure()], exit: Exit::Environment };
-    let spec = api::spec(setting, "deployments")
+    let spec = api::spec(setting, "deployments: write")
         .map_err(|missing| Stopped::input(vec![missing.failure()]))?;
     let deployments = Deployments::new(spec).map_err(told)?;
     let environment = setting.inputs.environment_for(&report.service);

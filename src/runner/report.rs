@@ -47,7 +47,7 @@ impl Reporter {
             _ => return quiet(None),
         };
         let run = &setting.run;
-        let spec = match api::spec(setting, "deployments") {
+        let spec = match api::spec(setting, "deployments: write") {
             Ok(spec) => spec,
             Err(Missing::Repository) => return quiet(None),
             Err(Missing::Token) => {

@@ -5,7 +5,7 @@ use jiff::tz::TimeZone;
 
 use super::{Setting, Stopped};
 use crate::config::{self, Config};
-use crate::github::inputs::CommandName;
+use crate::github::inputs::{CommandName, Held};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
@@ -23,7 +23,10 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             asked,
             swap: new_id()?,
             when: inputs.when,
-            plan_digest: inputs.plan_digest.clone(),
+            plan_digest: match &inputs.plan_digest {
+                Some(Held::To(digest)) => Some(digest.clone()),
+                Some(Held::ToPullRequest) | None => None,
+            },
             lock_wait: inputs.lock_wait,
             wait: inputs.wait,
             requester: requester.clone(),

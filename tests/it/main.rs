@@ -2,10 +2,12 @@
 
 mod abort;
 mod adoption;
+mod approved;
 mod candidate;
 mod cold_rollback;
 mod commands;
 mod config;
+mod contract;
 mod drain;
 mod drift;
 mod fault;

@@ -64,9 +64,10 @@ async fn github(next: &[Next]) -> (Fake, Deployments) {
 
 fn spec(base: String) -> ApiSpec {
     ApiSpec {
+        graphql: format!("{base}/graphql"),
         base,
         token: Secret::new("ghs_token"),
-        permission: "deployments",
+        permission: "deployments: write",
         repository: Repository::parse("acme/serving").unwrap(),
         bounds: Bounds {
             request: Duration::from_secs(10),

@@ -141,7 +141,9 @@ fn a_failure_names_its_swap_and_what_follows_from_it() {
 fn a_plan_digest_belongs_to_a_swap_and_has_a_form() {
     let digest = ("INPUT_PLAN-DIGEST", "p-4f1c02a9b3d7");
     let inputs = read(&[digest]).unwrap();
-    assert_eq!(inputs.plan_digest.as_ref().map(PlanDigest::as_str), Some("p-4f1c02a9b3d7"));
+    assert_eq!(inputs.plan_digest.map(|held| held.to_string()).as_deref(), Some("p-4f1c02a9b3d7"));
+    let from_pr = read(&[("INPUT_PLAN-DIGEST", "from-pr")]).unwrap();
+    assert_eq!(from_pr.plan_digest, Some(Held::ToPullRequest));
     let found = problems(&[digest, ("INPUT_COMMAND", "plan")]);
     assert_eq!(
         found[0].0,

@@ -6,6 +6,7 @@
 mod comments;
 mod contract;
 mod operation;
+mod pulls;
 mod server;
 mod state;
 #[cfg(test)]
@@ -32,6 +33,10 @@ pub enum Fault {
     Hang,
     /// Closes the connection without an answer; nothing is done.
     Cut,
+    /// Refuses for the limit of an hour, which is used up for this many more seconds; nothing is done.
+    RateLimit(u64),
+    /// Refuses for a secondary limit, to be tried again after this many seconds; nothing is done.
+    SecondaryLimit(u64),
     /// Does what was asked and closes the connection without an answer: who blindly asks again, asks twice.
     LostAnswer,
 }
@@ -140,6 +145,28 @@ impl FakeGitHub {
     /// All deployments with their statuses, oldest first.
     pub fn deployments(&self) -> Vec<Deployment> {
         self.world().state.deployments.clone()
+    }
+
+    /// Pull request `number` of `acme/llm` is merged as this commit.
+    pub fn merge(&self, number: u64, commit: &str) {
+        self.world().state.pulls.merge("acme/llm", number, commit);
+    }
+
+    /// From now on the token is somebody else's: who it writes as.
+    pub fn write_as(&self, login: &str) {
+        login.clone_into(&mut self.world().login);
+    }
+
+    /// A repository has a new name; its old one leads there.
+    pub fn rename(&self, from: &str, to: &str) {
+        let mut world = self.world();
+        let deployments = world.state.deployments.iter_mut();
+        for repository in deployments.map(|deployment| &mut deployment.repository) {
+            if repository == from {
+                to.clone_into(repository);
+            }
+        }
+        world.renamed = Some((from.to_owned(), to.to_owned()));
     }
 
     /// Somebody else deploys to an environment of `acme/llm`, with success.

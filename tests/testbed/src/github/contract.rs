@@ -11,6 +11,25 @@ use super::operation::{Operation, PathParameters};
 /// OpenAPI 3.0.3; where it comes from is in `fixtures/README.md`.
 const DESCRIPTION: &str = include_str!("../../fixtures/github-openapi.json");
 
+/// What GitHub's GraphQL schema says of the one query that is known here, in the words of the other description:
+/// `type Query { viewer: User! }`, `type User { login: String! }` (documentation, "GraphQL": queries, objects).
+const GRAPHQL: &str = r#"{ "post": {
+    "parameters": [],
+    "requestBody": { "content": { "application/json": { "schema": {
+        "type": "object", "required": ["query"],
+        "properties": { "query": { "type": "string", "enum": ["query { viewer { login } }"] } }
+    } } } },
+    "responses": { "200": { "content": { "application/json": { "schema": {
+        "type": "object", "required": ["data"],
+        "properties": { "data": {
+            "type": "object", "required": ["viewer"],
+            "properties": { "viewer": {
+                "type": "object", "required": ["login"], "properties": { "login": { "type": "string" } }
+            } }
+        } }
+    } } } } }
+} }"#;
+
 /// Most characters of a description: `maxLength` of the answer's schema `deployment-status`, which the request's schema
 /// does not repeat.
 const DESCRIPTION_CHARACTERS: usize = 140;
@@ -40,6 +59,7 @@ impl Contract {
     /// Compiles the description.
     pub(super) fn load() -> anyhow::Result<Self> {
         let mut root: Value = serde_json::from_str(DESCRIPTION)?;
+        root["paths"]["/graphql"] = serde_json::from_str(GRAPHQL)?;
         into_json_schema(&mut root);
         let mut operations = HashMap::new();
         for operation in Operation::ALL {

@@ -25,11 +25,15 @@ pub enum Operation {
     CreateComment,
     /// `issues/update-comment`.
     UpdateComment,
+    /// `repos/list-pull-requests-associated-with-commit`.
+    ListPullRequests,
+    /// The field `viewer` of GraphQL's `Query`.
+    Viewer,
 }
 
 impl Operation {
     /// All of them: "GitHub is in trouble".
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::ListDeployments,
         Self::CreateDeployment,
         Self::GetDeployment,
@@ -41,6 +45,8 @@ impl Operation {
         Self::ListComments,
         Self::CreateComment,
         Self::UpdateComment,
+        Self::ListPullRequests,
+        Self::Viewer,
     ];
 
     /// Method and path template, as in the description.
@@ -65,6 +71,8 @@ impl Operation {
             Self::ListComments => ("GET", "/repos/{owner}/{repo}/issues/{issue_number}/comments"),
             Self::CreateComment => ("POST", "/repos/{owner}/{repo}/issues/{issue_number}/comments"),
             Self::UpdateComment => ("PATCH", "/repos/{owner}/{repo}/issues/comments/{comment_id}"),
+            Self::ListPullRequests => ("GET", "/repos/{owner}/{repo}/commits/{commit_sha}/pulls"),
+            Self::Viewer => ("POST", "/graphql"),
         }
     }
 

@@ -22,6 +22,8 @@ use super::{Fault, Request, Times};
 
 /// Shaped like a workflow's own token.
 pub(super) const TOKEN: &str = "ghs_onlyForTheFakeGitHub0000000000000000";
+/// Where GitHub keeps a repository whatever its name is.
+const RENAMED: &str = "/repositories/1/";
 /// Where GitHub Enterprise Server keeps its API.
 const GHES_PREFIX: &str = "/api/v3";
 const DOCUMENTATION: &str = "https://docs.github.com/rest";
@@ -32,6 +34,10 @@ pub(super) struct World {
     pub(super) faults: Vec<Trap>,
     pub(super) requests: Vec<Request>,
     pub(super) violations: Vec<String>,
+    /// Who the token writes as.
+    pub(super) login: String,
+    /// Old and new name of a repository.
+    pub(super) renamed: Option<(String, String)>,
     contract: Contract,
     base: String,
 }
@@ -99,15 +105,16 @@ struct Answer {
     body: Option<Value>,
     /// Whether a list goes on after this page.
     more: bool,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl Answer {
     fn new(status: u16, body: Value) -> Self {
-        Self { status, body: Some(body), more: false }
+        Self { status, body: Some(body), more: false, headers: Vec::new() }
     }
 
     fn empty(status: u16) -> Self {
-        Self { status, body: None, more: false }
+        Self { status, body: None, more: false, headers: Vec::new() }
     }
 
     fn refusal(status: u16, message: &str) -> Self {
@@ -122,8 +129,23 @@ impl Answer {
         Self::new(422, body)
     }
 
+    /// The hour's limit is used up (REST API, "Rate limits": headers).
+    fn rate_limit(seconds: u64) -> Self {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let headers = vec![
+            ("x-ratelimit-remaining", "0".to_owned()),
+            ("x-ratelimit-reset", (now + seconds).to_string()),
+        ];
+        Self { headers, ..Self::refusal(403, "API rate limit exceeded for installation ID 1.") }
+    }
+
+    fn secondary_limit(seconds: u64) -> Self {
+        let headers = vec![("retry-after", seconds.to_string())];
+        Self { headers, ..Self::refusal(403, "You have exceeded a secondary rate limit.") }
+    }
+
     fn page(page: Page) -> Self {
-        Self { status: 200, body: Some(page.items.into()), more: page.more }
+        Self { more: page.more, ..Self::new(200, page.items.into()) }
     }
 }
 
@@ -163,6 +185,9 @@ fn respond(answer: Answer, host: &str, uri: &Uri) -> Response {
         response = response
             .header(header::LINK, format!("<http://{host}{}>; rel=\"next\"", next_page(uri)));
     }
+    for (name, value) in answer.headers {
+        response = response.header(name, value);
+    }
     let body = answer.body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
     response
         .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
@@ -182,8 +207,16 @@ fn next_page(uri: &Uri) -> String {
 
 impl World {
     pub(super) fn new(base: String, contract: Contract) -> Self {
-        let (faults, requests, violations) = (Vec::new(), Vec::new(), Vec::new());
-        Self { state: State::new(base.clone()), faults, requests, violations, contract, base }
+        Self {
+            state: State::new(base.clone()),
+            faults: Vec::new(),
+            requests: Vec::new(),
+            violations: Vec::new(),
+            login: WORKFLOW.to_owned(),
+            renamed: None,
+            contract,
+            base,
+        }
     }
 
     fn handle(&mut self, request: Request, headers: &HeaderMap) -> Reply {
@@ -194,8 +227,11 @@ impl World {
     }
 
     fn reply(&mut self, request: &Request, headers: &HeaderMap) -> Reply {
-        let path = request.path.strip_prefix(GHES_PREFIX).unwrap_or(&request.path);
-        let Some((operation, parameters)) = Operation::find(&request.method, path) else {
+        if let Some(moved) = self.moved(request) {
+            return Reply::Answer(moved);
+        }
+        let path = self.own_path(&request.path);
+        let Some((operation, parameters)) = Operation::find(&request.method, &path) else {
             self.violations.push(format!("{} {}: no such call", request.method, request.path));
             return Reply::Answer(Answer::refusal(404, "Not Found"));
         };
@@ -213,6 +249,8 @@ impl World {
         let answer = match fault {
             Some(Fault::Hang) => return Reply::Hang,
             Some(Fault::Cut) => return Reply::Cut,
+            Some(Fault::RateLimit(seconds)) => Answer::rate_limit(seconds),
+            Some(Fault::SecondaryLimit(seconds)) => Answer::secondary_limit(seconds),
             Some(Fault::Status(422)) => Answer::invalid(&["set as a fault".into()]),
             Some(Fault::Status(status)) => Answer::refusal(status, message(status)),
             None | Some(Fault::LostAnswer) => match barred(headers) {
@@ -223,6 +261,38 @@ impl World {
         };
         let answer = self.approved(operation, answer);
         if fault == Some(Fault::LostAnswer) { Reply::Cut } else { Reply::Answer(answer) }
+    }
+
+    /// The path as GitHub's description has it: without the Enterprise Server's prefix, of a repository by its newest name.
+    fn own_path(&self, path: &str) -> String {
+        match (path, path.strip_prefix(GHES_PREFIX), &self.renamed) {
+            ("/api/graphql", ..) => "/graphql".to_owned(),
+            (_, Some("/graphql"), _) => path.to_owned(),
+            (_, plain, renamed) => {
+                let plain = plain.unwrap_or(path);
+                let by_number = plain.strip_prefix(RENAMED).zip(renamed.as_ref());
+                by_number.map_or_else(
+                    || plain.to_owned(),
+                    |(rest, (_, to))| format!("/repos/{to}/{rest}"),
+                )
+            }
+        }
+    }
+
+    /// What leads from a repository's old name to its number: 301 for what asks, 307 for what has a body to be sent on (REST
+    /// API, "Best practices": redirects).
+    fn moved(&self, request: &Request) -> Option<Answer> {
+        let (from, _) = self.renamed.as_ref()?;
+        let at = request.path.find(&format!("/repos/{from}/"))?;
+        let (prefix, rest) = request.path.split_at(at);
+        let rest = &rest[format!("/repos/{from}/").len()..];
+        let query: Vec<String> =
+            request.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
+        let status = if request.method == "GET" { 301 } else { 307 };
+        let to = format!("{}{prefix}{RENAMED}{rest}{query}", self.base);
+        let headers = vec![("location", to)];
+        Some(Answer { headers, ..Answer::refusal(status, "Moved Permanently") })
     }
 
     /// The fault that waits for this operation, if any.
@@ -284,7 +354,15 @@ impl World {
             }
             Operation::CreateComment => {
                 let issue = path.id("issue_number");
-                Some(Answer::new(201, self.state.comments.add(&repository, issue, WORKFLOW, body)))
+                let login = self.login.clone();
+                Some(Answer::new(201, self.state.comments.add(&repository, issue, &login, body)))
+            }
+            Operation::ListPullRequests => {
+                let commit = path.text("commit_sha");
+                Some(Answer::page(self.state.pulls.list(&repository, commit, &request.query)))
+            }
+            Operation::Viewer => {
+                Some(Answer::new(200, json!({ "data": { "viewer": { "login": self.login } } })))
             }
             Operation::UpdateComment => {
                 let comment = self.state.comments.update(&repository, path.id("comment_id"), body);

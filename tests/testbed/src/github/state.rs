@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde_json::{Value, json};
 
 use super::comments::{Comments, WORKFLOW};
+use super::pulls::Pulls;
 
 /// GitHub's default and largest page (REST API, "Using pagination").
 const PAGE: usize = 30;
@@ -88,6 +89,7 @@ pub(super) struct State {
     /// Oldest first.
     pub(super) deployments: Vec<Deployment>,
     pub(super) comments: Comments,
+    pub(super) pulls: Pulls,
     last_id: u64,
 }
 
@@ -102,7 +104,7 @@ pub(super) struct Page {
 impl State {
     pub(super) fn new(base: String) -> Self {
         let comments = Comments::new(base.clone());
-        Self { base, deployments: Vec::new(), comments, last_id: 0 }
+        Self { base, deployments: Vec::new(), comments, pulls: Pulls::default(), last_id: 0 }
     }
 
     /// Creates a deployment from a request that was found good, with GitHub's defaults.

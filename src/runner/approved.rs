@@ -1,0 +1,96 @@
+//! `plan-digest: from-pr`: the plan that may be carried out is the one on the pull request that this commit came from.
+
+use super::api;
+use super::{Setting, Stopped, Told, Voice, ask, plan_alone, summarise};
+use crate::config::Config;
+use crate::github::api::ApiError;
+use crate::github::comment::{Approved, Comments, Mark};
+use crate::github::inputs::{CommandName, Held};
+use crate::github::merge::Merges;
+use crate::model::failure::{Failure, Hint};
+use crate::model::outcome::Exit;
+use crate::model::plan::PlanDigest;
+use crate::render::{Line, difference};
+
+/// A plan that was looked at.
+struct Looked {
+    pull_request: u64,
+    digest: PlanDigest,
+    markdown: String,
+}
+
+/// Swaps if the plan is still the approved one; shows what is different if not.
+pub(super) async fn swap(
+    setting: &Setting,
+    config: &Config,
+    voice: &mut Voice,
+) -> Result<Told, Stopped> {
+    let looked = look(setting, config).await?;
+    let Looked { pull_request, digest, markdown } = &looked;
+    voice.say([Line::Text(format!("pull request {pull_request} has plan {digest}"))]);
+    let mut held = setting.clone();
+    held.inputs.plan_digest = Some(Held::To(digest.clone()));
+    let stopped = match ask(&held, config, voice).await {
+        Err(stopped) if stopped.exit == Exit::Input => stopped,
+        told => return told,
+    };
+    // Refused, for this or for another reason: the plan of now tells which.
+    let asking = setting.asking(CommandName::Plan);
+    let now = if digest.is_of_outline() {
+        plan_alone(&asking, config, "so was the plan that was looked at", voice)
+    } else {
+        ask(&asking, config, voice).await
+    };
+    if let Ok(Told { plan_digest: Some(now_digest), markdown: now, .. }) = now
+        && now_digest != digest.as_str()
+    {
+        let title = format!("What is different from the plan on pull request {pull_request}");
+        let different = difference::of(markdown, &now);
+        voice.say(difference::lines(&title, &different));
+        summarise(&setting.run, &difference::markdown(&title, &different), voice);
+    }
+    Err(stopped)
+}
+
+async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
+    let missing = |missing: api::Missing| Stopped::input(vec![missing.failure()]);
+    let told =
+        |error: ApiError| Stopped { failures: vec![error.to_failure()], exit: Exit::Environment };
+    let refused = |text: String, hint: &str| Stopped::input(vec![Failure::new(text).hint(hint)]);
+    let spec = api::spec(setting, "pull-requests: read").map_err(missing)?;
+    let Some(commit) = &setting.run.requester.sha else {
+        let text = "plan-digest is from-pr, and GITHUB_SHA is not set".to_owned();
+        return Err(refused(text, "use it in a workflow, or give the plan's digest itself"));
+    };
+    let merges = Merges::new(spec.clone()).map_err(told)?;
+    let Some(pull_request) = merges.made(commit).await.map_err(told)? else {
+        let text = format!("no pull request was merged as commit {commit}");
+        return Err(refused(text, "swap on `push` to the branch that pull requests are merged to"));
+    };
+    let service = config.spec.service.clone();
+    let environment = setting.inputs.environment_for(&service);
+    let mark = Mark { service, environment, digest: None };
+    let comments = Comments::new(spec).map_err(told)?;
+    let Approved { digest, markdown } = match comments
+        .read(pull_request, &mark)
+        .await
+        .map_err(told)?
+    {
+        Ok(approved) => approved,
+        Err(login) => {
+            let Mark { service, environment, .. } = mark;
+            let text = format!(
+                "pull request {pull_request} has no comment by {login} with a plan of {service} for {environment}"
+            );
+            let hint = "plan on `pull_request` with the same `environment` and a token of the same owner, as in \
+                        examples/upgrade.yml";
+            return Err(refused(text, hint));
+        }
+    };
+    let Some(digest) = digest else {
+        let text =
+            format!("the comment on pull request {pull_request} says that there was no plan");
+        return Err(refused(text, "it says why: mend that, plan again and look at the plan"));
+    };
+    Ok(Looked { pull_request, digest, markdown })
+}

@@ -1,0 +1,121 @@
+//! `plan-digest: from-pr`: a merge carries out the plan that was looked at on its pull request, and no other.
+
+use anyhow::Result;
+use testbed::github::FakeGitHub;
+
+use crate::step::Step;
+use crate::support::{Action, NEW, OLD, World, binary, engine};
+
+const NEWER: &str = "Qwen/Newer";
+
+/// The commit of every run on the fake.
+const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+/// Plans for pull request 7, which then is merged.
+async fn plan(world: &World, github: &FakeGitHub, model: &str) -> Result<()> {
+    let action = world.action("plan", model, &[])?.on_github(github);
+    let planned = Step::run(action.for_pull_request("pull_request", "acme/llm")?).await?;
+    let written = github.comments().pop().map(|comment| comment.body).unwrap_or_default();
+    assert!(written.contains(planned.output("plan-digest")), "{planned}");
+    github.merge(7, COMMIT);
+    Ok(())
+}
+
+fn swap(world: &World, github: &FakeGitHub, model: &str) -> Result<Action> {
+    Ok(world.action("swap", model, &[("plan-digest", "from-pr")])?.on_github(github))
+}
+
+#[tokio::test]
+async fn a_merge_carries_out_what_was_looked_at_and_shows_what_is_different() -> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    plan(&world, &github, NEW).await?;
+    // The same old model in another process is no other plan.
+    crate::step::send("-9", world.old.pid)?;
+    let port = world.server.slot_ports().0;
+    crate::support::until("the old one is gone", || !crate::support::alive(world.old.pid)).await?;
+    let _again = world.server.start_by_hand(&engine(OLD, port)?, &[])?;
+    world.until_serves(OLD).await?;
+    let run = Step::run(swap(&world, &github, NEW)?).await?.ended(0, "promoted");
+    run.answered(&["pull request 7 has plan p-"]);
+
+    // Another specification.
+    plan(&world, &github, NEWER).await?;
+    let other = Step::run(swap(&world, &github, "Qwen/Third")?).await?;
+    let other = other.refused(
+        2,
+        &[
+            "What is different from the plan on pull request 7",
+            &format!("- {NEW} (r-"),
+            "Qwen/Third (r-",
+            "run `plan` again",
+        ],
+    );
+    assert!(other.summary.contains("What is different") && other.summary.contains("+ "), "{other}");
+    assert_eq!(world.serves().await?, NEW);
+
+    // Another incumbent.
+    Step::run(world.action("swap", "Qwen/Third", &[])?).await?.ended(0, "promoted");
+    let stale = Step::run(swap(&world, &github, NEWER)?).await?;
+    let was = format!("- {NEW} (r-");
+    stale.refused(2, &["What is different", &was, "+ Qwen/Third (r-", "cut_over a -> b"]);
+    assert_eq!(world.serves().await?, "Qwen/Third");
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
+/// A configuration whose server does not exist: whoever asks it is found out.
+const NOWHERE: &str = "service: chat
+host: deploy@gpu.invalid
+model: Qwen/New
+slots:
+  a: { port: 8001, gpus: [0] }
+  b: { port: 8002, gpus: [1] }
+replica:
+  command: vllm serve {model} --port {port}
+nginx: { config: /etc/nginx/llm.conf, upstream: llm }
+";
+
+#[tokio::test]
+async fn only_our_own_comment_on_the_pull_request_of_this_commit_counts() -> Result<()> {
+    let github = FakeGitHub::start()?;
+    let swap = || -> Result<Action> {
+        let inputs = [("plan-digest", "from-pr"), ("ssh-key", "x"), ("known-hosts", "x")];
+        Ok(Action::new(&binary(), NOWHERE)?.on_github(&github).with_inputs(&inputs))
+    };
+    let plan = |environment: &str| -> Result<Action> {
+        Action::new(&binary(), NOWHERE)?
+            .with_inputs(&[("command", "plan"), ("environment", environment)])
+            .on_github(&github)
+            .for_pull_request("pull_request", "acme/llm")
+    };
+    let refused = async |texts: &[&str]| -> Result<()> {
+        Step::run(swap()?).await?.refused(2, texts);
+        Ok(())
+    };
+    refused(&["no pull request was merged as commit 01234567", "swap on `push`"]).await?;
+    github.merge(7, COMMIT);
+    // A person's, and another bot's, that say the same.
+    let lie =
+        "<!-- model-swap plan: service=chat environment=chat digest=o-000000000000 -->\nfine\n";
+    github.comment(7, "eve", lie);
+    github.write_as("renovate[bot]");
+    Step::run(plan("chat")?).await?.answered(&["(o-"]);
+    github.write_as("github-actions[bot]");
+    Step::run(plan("production")?).await?.answered(&["(o-"]);
+    let missing =
+        "pull request 7 has no comment by github-actions[bot] with a plan of chat for chat";
+    refused(&[missing, "same `environment`"]).await?;
+    // Nor is it changed: the plan for this environment gets a comment of its own.
+    let before = github.comments();
+    Step::run(plan("chat")?).await?.answered(&["(o-"]);
+    let now = github.comments();
+    assert_eq!(now.len(), before.len() + 1, "{now:?}");
+    assert!(before.iter().zip(&now).all(|(one, other)| one.body == other.body), "{now:?}");
+
+    let systemd = NOWHERE.replace("replica:\n", "replica:\n  runtime: systemd\n");
+    Step::run(plan("chat")?.with_config(&systemd)?).await?.refused(3, &["systemd"]);
+    refused(&["the comment on pull request 7 says that there was no plan"]).await?;
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
