@@ -6,7 +6,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo test workflows bench fuzz audit setup
+.PHONY: demo test image workflows bench fuzz audit setup
 
 # A throwaway GPU server on loopback, a swap and a rollback under load.
 demo: setup
@@ -21,6 +21,13 @@ test: setup workflows
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
+
+# The action's image, built by an Engine of its own from Debian's packages, and the demo run through it as GitHub's runner would;
+# then cancelled and killed steps. Leaves the Engine's images below the build's folder and nothing else.
+image:
+	@scripts/setup --image
+	cargo build --locked --workspace
+	$(BUILT)/debug/image
 
 # Workflows, action.yml and examples: sound, least-privileged, pinned, and in GitHub's grammar. Asks nothing of the network.
 EXAMPLES := $(wildcard examples/*.yml)

@@ -22,4 +22,5 @@ pub mod remote;
 pub mod render;
 
 pub mod cli;
+pub mod init;
 pub mod runner;

@@ -13,6 +13,7 @@ use model_swap::cli::{Cli, Part, ServerPart, Verb};
 use model_swap::github::inputs::Inputs;
 use model_swap::github::run::WorkflowRun;
 use model_swap::host::process;
+use model_swap::init;
 use model_swap::model::failure::{Failure, Hint};
 use model_swap::model::outcome::Exit;
 use model_swap::runner::{self, Setting, Surface, Voice};
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let is_action = std::env::args_os().len() == 1 && env.contains_key("GITHUB_ACTIONS");
     let verb = if is_action { None } else { Some(Cli::parse().command) };
     let ended = match verb {
+        _ if init::is_first() => on_one_thread(init::attend()).and_then(|code| Ok(code?)),
         None if is_afterwards() => afterwards(env),
         Some(Verb::Agent { services, part: None }) => {
             on_one_thread(agent::session(Access::Listed(services))).map(|()| ExitCode::SUCCESS)

@@ -1,17 +1,17 @@
 //! Speaking with the agent on the server, and bringing it where it is missing.
 //!
 //! The request goes out with the first command, without asking whether the agent is there: warm, that is one exec; where
-//! the agent is missing, the request is dropped unread, the agent is brought, and the request is sent again.
+//! the agent is missing, the request is dropped unread, the agent is brought, and the request is sent again. On a server
+//! with a processor of another kind there never is an agent of our own build; there the build for it is asked next.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::env::consts::ARCH;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::bring::bring;
+use super::build::Build;
 use super::error::RemoteError;
 use super::exec::{Ended, Exec, Tail};
 use super::frames::{Frames, Lines};
@@ -29,46 +29,17 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(5);
 /// How many lines that came before the agent's are kept for diagnosis.
 const NOISE_LINES: usize = 20;
 
-/// This program's own image, even when the file was replaced or deleted meanwhile (proc(5)).
-const OWN_IMAGE: &str = "/proc/self/exe";
-
 /// Which agent is to run, and what decides where and as whom.
 #[derive(Debug, Clone)]
 pub struct Install {
-    /// SHA-256 of `binary` in hex; the agent's folder is named by it.
-    pub digest: String,
-    /// The executable to bring: this program's own.
-    pub binary: PathBuf,
+    /// The executable to bring: this program's own, if the server's processor is of our kind.
+    pub build: Build,
+    /// Folder on this machine with the builds for other kinds, if there is one.
+    pub others: Option<PathBuf>,
     /// Folder on the server whose `bin` holds the agent; `None`: by mode, see `line`.
     pub state_dir: Option<PathBuf>,
     /// nginx's file on the server: who owns it needs no root. Absolute.
     pub nginx_config: PathBuf,
-}
-
-/// Path and SHA-256 (hex) of this program's own executable.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn own_digest() -> Result<(PathBuf, String), RemoteError> {
-    let path = PathBuf::from(OWN_IMAGE);
-    let digest = || -> io::Result<String> {
-        let mut hasher = Sha256::new();
-        let mut reader = BufReader::new(File::open(&path)?);
-        loop {
-            let bytes = reader.fill_buf()?;
-            if bytes.is_empty() {
-                break;
-            }
-            hasher.update(bytes);
-            let count = bytes.len();
-            reader.consume(count);
-        }
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-    };
-    match digest() {
-        Ok(digest) => Ok((path, digest)),
-        Err(source) => Err(RemoteError::Own { path, source }),
-    }
 }
 
 /// Sends `request` to the agent on the server; brings the agent first if it is missing.
@@ -85,25 +56,52 @@ pub async fn ask(
     let place = Place::new(install)?;
     let mut request = serde_json::to_string(request).map_err(RemoteError::Request)?;
     request.push('\n');
-    if let Some(frames) = greet(session, &place, &request).await? {
-        return Ok(frames);
-    }
-    bring(session, install, &place).await?;
+    let architecture = match greet(session, &place, &request).await? {
+        Greeted::Agent(frames) => return Ok(frames),
+        Greeted::Absent { architecture } => architecture,
+    };
+    let other;
+    let (build, place) = if architecture == ARCH {
+        (&install.build, place)
+    } else {
+        let folder = install.others.as_deref();
+        let build = folder.map(|folder| Build::of(folder, &architecture)).transpose()?.flatten();
+        let Some(build) = build else {
+            let name = session.name().to_owned();
+            return Err(RemoteError::Architecture { name, ours: ARCH, theirs: architecture });
+        };
+        other = Install { build, ..install.clone() };
+        let place = Place::new(&other)?;
+        if let Greeted::Agent(frames) = greet(session, &place, &request).await? {
+            return Ok(frames);
+        }
+        (&other.build, place)
+    };
+    bring(session, &build.path, &place).await?;
     match greet(session, &place, &request).await? {
-        Some(frames) => Ok(Frames { brought: true, ..frames }),
-        None => Err(RemoteError::Bring {
+        Greeted::Agent(frames) => Ok(Frames { brought: true, ..frames }),
+        Greeted::Absent { .. } => Err(RemoteError::Bring {
             name: session.name().to_owned(),
             said: "it was installed, and then was not there".to_owned(),
         }),
     }
 }
 
-/// Sends the request and reads to the sentinel; `None` if there is no agent.
+enum Greeted {
+    Agent(Frames),
+    /// There is none.
+    Absent {
+        /// What `uname -m` says there.
+        architecture: String,
+    },
+}
+
+/// Sends the request and reads to the sentinel.
 async fn greet(
     session: &Session,
     place: &Place<'_>,
     request: &str,
-) -> Result<Option<Frames>, RemoteError> {
+) -> Result<Greeted, RemoteError> {
     let name = session.name().to_owned();
     let greeting = async {
         let Exec { mut stdin, stdout, stderr, process } = session.exec(&place.ask()).await?;
@@ -124,10 +122,11 @@ async fn greet(
                     ended: false,
                     stdin,
                 };
-                return Ok(Some(frames));
+                return Ok(Greeted::Agent(frames));
             }
-            if line.trim_end().ends_with(ABSENT) {
-                return Ok(None);
+            // What a login script printed before may lack a newline.
+            if let Some((_, architecture)) = line.split_once(ABSENT) {
+                return Ok(Greeted::Absent { architecture: architecture.trim().to_owned() });
             }
             said.push(line);
             if said.len() > NOISE_LINES {

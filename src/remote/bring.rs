@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::Sender;
 
-use super::agent::{Install, last_words, sudo_said};
+use super::agent::{last_words, sudo_said};
 use super::error::RemoteError;
 use super::exec::{Ended, Exec, Tail};
 use super::frames::Lines;
-use super::line::{OTHER_ARCHITECTURE, Place};
+use super::line::Place;
 use super::session::Session;
 
 /// The whole of it: a few MB over a link of at least 0.2 Mbit/s.
@@ -22,10 +22,10 @@ const INSTALLED: &str = "installed";
 /// Pipes the executable to the server, where it checks and installs itself.
 pub(super) async fn bring(
     session: &Session,
-    install: &Install,
+    binary: &Path,
     place: &Place<'_>,
 ) -> Result<(), RemoteError> {
-    match tokio::time::timeout(BRING_LIMIT, transfer(session, install, place)).await {
+    match tokio::time::timeout(BRING_LIMIT, transfer(session, binary, place)).await {
         Ok(brought) => brought,
         Err(_) => Err(RemoteError::Bring {
             name: session.name().to_owned(),
@@ -34,13 +34,9 @@ pub(super) async fn bring(
     }
 }
 
-async fn transfer(
-    session: &Session,
-    install: &Install,
-    place: &Place<'_>,
-) -> Result<(), RemoteError> {
+async fn transfer(session: &Session, binary: &Path, place: &Place<'_>) -> Result<(), RemoteError> {
     let name = session.name();
-    let line = place.bring(std::env::consts::ARCH);
+    let line = place.bring();
     let Exec { stdin, stdout, stderr, process } = session.exec(&line).await?;
     let mut lines = Lines::new(stdout);
     let mut tail = Tail::new(stderr);
@@ -52,7 +48,7 @@ async fn transfer(
         }
         Ok::<_, RemoteError>(said)
     };
-    let (sent, said) = tokio::join!(send(&install.binary, stdin), reading);
+    let (sent, said) = tokio::join!(send(binary, stdin), reading);
     let mut said = said?;
     sent?;
     let (ended, last) = last_words(&mut tail, process).await;
@@ -61,10 +57,6 @@ async fn transfer(
         return Ok(());
     }
     let name = name.to_owned();
-    if let Some(theirs) = said.iter().find_map(|line| line.split_once(OTHER_ARCHITECTURE)) {
-        let theirs = theirs.1.trim().to_owned();
-        return Err(RemoteError::Architecture { name, ours: std::env::consts::ARCH, theirs });
-    }
     said.extend(last);
     if let Some(said) = sudo_said(&said) {
         return Err(RemoteError::Sudo { name, said });

@@ -136,7 +136,9 @@ pub enum RemoteError {
         said: String,
     },
     /// The server's processor is of another kind.
-    #[error("{name} is {theirs}, and this program is built for {ours}")]
+    #[error(
+        "{name} is {theirs}, and this program is built for {ours} and has no other build beside it"
+    )]
     Architecture {
         /// The server.
         name: String,
@@ -230,7 +232,9 @@ impl Hint for RemoteError {
                     .to_owned()
             }
             Self::Bring { said, .. } => return installing(said),
-            Self::Architecture { theirs, .. } => format!("run the build of model-swap for {theirs}"),
+            Self::Architecture { theirs, .. } => format!(
+                "run the build of model-swap for {theirs}, or put it beside this program as model-swap-{theirs}"
+            ),
             Self::Value { .. } => "use letters, digits and / . _ - + @ : , = only, and begin paths with /".to_owned(),
             Self::Folder { .. } => "check that the folder for temporary files (TMPDIR) can be written to".to_owned(),
             Self::Refused { .. } | Self::Own { .. } | Self::Request(_) | Self::Garbled { .. } | Self::TooLong { .. } => return Vec::new(),

@@ -10,11 +10,8 @@ use super::agent::Install;
 use super::error::RemoteError;
 use crate::model::wire::SENTINEL;
 
-/// What the line says when the agent is not there.
+/// What the line says when the agent is not there, in front of the server's architecture.
 pub(super) const ABSENT: &str = "--- model-swap absent ---";
-
-/// What the line says in front of the server's architecture, when that is another than ours.
-pub(super) const OTHER_ARCHITECTURE: &str = "--- model-swap architecture ---";
 
 /// The file's name in its folder.
 const BINARY: &str = "model-swap";
@@ -31,7 +28,7 @@ impl<'a> Place<'a> {
         let state_dir =
             install.state_dir.as_deref().map(|path| plain_path("state_dir", path)).transpose()?;
         Ok(Self {
-            digest: plain("digest", &install.digest)?,
+            digest: plain("digest", &install.build.digest)?,
             nginx: plain_path("nginx.config", &install.nginx_config)?,
             state_dir,
         })
@@ -44,7 +41,7 @@ impl<'a> Place<'a> {
         let place = self.place();
         format!(
             "exec sh -c '{place}; b=\"$f/{BINARY}\"; \
-             [ -x \"$b\" ] || $r test -x \"$b\" || {{ echo \"{ABSENT}\"; exit 127; }}; \
+             [ -x \"$b\" ] || $r test -x \"$b\" || {{ echo \"{ABSENT} $(uname -m)\"; exit 127; }}; \
              exec $r \"$b\" agent session'"
         )
     }
@@ -52,13 +49,11 @@ impl<'a> Place<'a> {
     /// Takes the program from standard input and lets it install itself.
     ///
     /// The folder is made by whom the agent will run as: what root runs, only root may write.
-    pub(super) fn bring(&self, architecture: &str) -> String {
+    pub(super) fn bring(&self) -> String {
         let place = self.place();
         let digest = self.digest;
         format!(
-            "exec sh -c '{place}; a=$(uname -m); \
-             [ \"$a\" = {architecture} ] || {{ echo \"{OTHER_ARCHITECTURE} $a\"; exit 1; }}; \
-             t=\"$f/.{BINARY}.$$\"; \
+            "exec sh -c '{place}; t=\"$f/.{BINARY}.$$\"; \
              $r mkdir -p \"$f\" && $r tee \"$t\" >/dev/null && $r chmod 755 \"$t\" && $r \"$t\" agent install {digest}; \
              c=$?; $r rm -f \"$t\"; exit $c'"
         )

@@ -4,6 +4,7 @@
 //! cannot be known from here is never guessed: a connection that ends without an answer is [`RemoteError::Lost`].
 
 pub mod agent;
+pub mod build;
 pub mod error;
 pub mod frames;
 pub mod key;

@@ -28,7 +28,8 @@ use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
 use crate::model::state::StatusReport;
 use crate::model::wire::Request;
-use crate::remote::agent::{Install, own_digest};
+use crate::remote::agent::Install;
+use crate::remote::build::Build;
 use crate::remote::error::RemoteError;
 use crate::remote::session::Credentials;
 use crate::render::{self, Line, failure, summary};
@@ -158,10 +159,9 @@ async fn converse(
     limit: Option<Duration>,
     voice: &mut Voice,
 ) -> Result<Told, Stopped> {
-    let (binary, digest) = own_digest().map_err(|error| Stopped::remote(&error))?;
     let install = Install {
-        digest,
-        binary,
+        build: Build::own().map_err(|error| Stopped::remote(&error))?,
+        others: std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())),
         state_dir: config.spec.state_dir.clone(),
         nginx_config: config.spec.nginx.config.clone(),
     };

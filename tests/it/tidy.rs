@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use model_swap::github::inputs::INPUTS;
 use model_swap::github::output::OUTPUTS;
 use model_swap::model::outcome::Exit;
+use model_swap::remote::build::ARCHITECTURES;
 
 /// Every module of the crate and its floor. Imports go down only.
-const FLOORS: [(&str, u8); 17] = [
+const FLOORS: [(&str, u8); 18] = [
     ("model", 0),
     ("swap", 1),
     ("config", 1),
@@ -26,6 +27,7 @@ const FLOORS: [(&str, u8); 17] = [
     ("render", 4),
     ("runner", 5),
     ("cli", 5),
+    ("init", 5),
     ("main", 5),
 ];
 
@@ -88,6 +90,19 @@ fn the_readme_has_every_exit_code() -> Result<()> {
     let meant: Vec<_> = read("src/model/outcome.rs")?.lines().filter_map(exit_doc).collect();
     assert_eq!(said, meant, "the README's table of exit codes differs from the comments on `Exit`");
     assert_eq!(said.iter().map(|(code, _)| *code).collect::<Vec<_>>(), Exit::ALL.map(Exit::code));
+    Ok(())
+}
+
+#[test]
+fn the_image_has_every_file_that_is_looked_for_in_it() -> Result<()> {
+    let dockerfile = read("Dockerfile")?;
+    let builds = format!("for kind in {};", ARCHITECTURES.join(" "));
+    assert!(dockerfile.contains(&builds), "no {builds:?} in the Dockerfile");
+    let action: serde_yaml::Value = serde_yaml::from_str(&read("action.yml")?)?;
+    let after = action["runs"]["post-entrypoint"].as_str().context("no post-entrypoint")?;
+    let name = after.strip_prefix("/usr/local/bin/").context("not beside the entry point")?;
+    let link = format!("ln -s model-swap {name}");
+    assert!(dockerfile.contains(&link), "no {link:?} in the Dockerfile");
     Ok(())
 }
 

@@ -1,11 +1,17 @@
+use tempfile::TempDir;
+
 use super::sshd::{Sshd, script, stand_in};
 use crate::model::failure::Hint;
 use crate::model::target::{HostAddr, SSH_PORT, Target};
 use crate::model::wire::{Command, Frame, Request, WIRE_VERSION};
 use crate::remote::agent::{self, Install};
+use crate::remote::build::Build;
 use crate::remote::error::RemoteError;
 use crate::remote::frames::Frames;
 use crate::remote::session::{Credentials, Session};
+
+/// Digest of the stand-in.
+const OWN: &str = "0123abc";
 
 /// Echoes the request back, as proof that it arrived whole.
 const ECHO: &str = r#"echo "{\"frame\":\"line\",\"text\":\"one\"}"; echo noise; echo '{"frame":"later"}'; echo "$request" >> "$0.requests"; echo '{"frame":"end"}'"#;
@@ -39,13 +45,13 @@ async fn all(frames: &mut Frames) -> Vec<Frame> {
 }
 
 /// Asks twice: cold, then warm.
-async fn asks_cold_and_warm(session: &Session, install: &Install) {
+async fn asks_cold_and_warm(session: &Session, install: &Install, digest: &str) {
     for brought in [true, false] {
         let mut frames = agent::ask(session, install, &request()).await.unwrap();
         assert_eq!(frames.brought(), brought);
         assert_eq!(all(&mut frames).await, [Frame::Line { text: "one".to_owned() }]);
     }
-    let placed = install.state_dir.as_ref().unwrap().join("bin/0123abc");
+    let placed = install.state_dir.as_ref().unwrap().join("bin").join(digest);
     let heard = std::fs::read_to_string(placed.join("model-swap.requests")).unwrap();
     let sent = serde_json::to_string(&request()).unwrap();
     assert_eq!(heard, format!("{sent}\n{sent}\n"));
@@ -57,14 +63,14 @@ async fn asks_cold_and_warm(session: &Session, install: &Install) {
 async fn the_agent_is_brought_once_over_ssh() {
     let sshd = Sshd::start();
     let session = sshd.open().await;
-    asks_cold_and_warm(&session, &stand_in(sshd.folder.path(), ECHO)).await;
+    asks_cold_and_warm(&session, &stand_in(sshd.folder.path(), ECHO), OWN).await;
     session.close().await;
 }
 
 #[tokio::test]
 async fn the_same_lines_work_without_ssh() {
     let folder = tempfile::tempdir().unwrap();
-    asks_cold_and_warm(&local().await, &stand_in(folder.path(), ECHO)).await;
+    asks_cold_and_warm(&local().await, &stand_in(folder.path(), ECHO), OWN).await;
 }
 
 #[tokio::test]
@@ -74,15 +80,17 @@ async fn what_login_scripts_print_is_no_frame() {
         "ForceCommand printf 'Welcome\\n{\"frame\":\"end\"}\\nhalf a line '; sh -c \"$SSH_ORIGINAL_COMMAND\"",
     );
     let session = sshd.open().await;
-    asks_cold_and_warm(&session, &stand_in(sshd.folder.path(), ECHO)).await;
+    asks_cold_and_warm(&session, &stand_in(sshd.folder.path(), ECHO), OWN).await;
 }
 
 #[tokio::test]
 async fn a_forced_command_may_be_the_agent_itself() {
     let folder = tempfile::tempdir().unwrap();
     let install = stand_in(folder.path(), ECHO);
-    let sshd =
-        Sshd::start_with(&format!("ForceCommand sh {} agent session", install.binary.display()));
+    let sshd = Sshd::start_with(&format!(
+        "ForceCommand sh {} agent session",
+        install.build.path.display()
+    ));
     let session = sshd.open().await;
     let mut frames = agent::ask(&session, &install, &request()).await.unwrap();
     assert!(!frames.brought());
@@ -176,29 +184,55 @@ async fn why_the_agent_could_not_be_installed() {
     );
 
     let mut install = stand_in(folder.path(), ECHO);
-    std::fs::write(&install.binary, "#!/bin/sh\necho 'digest differs' >&2; exit 3\n").unwrap();
+    std::fs::write(&install.build.path, "#!/bin/sh\necho 'digest differs' >&2; exit 3\n").unwrap();
     let error = agent::ask(&session, &install, &request()).await.err().unwrap();
     assert!(error.to_string().contains("digest differs (exit code 3)"), "{error}");
 
-    install.digest = "'; rm -rf /".to_owned();
+    install.build.digest = "'; rm -rf /".to_owned();
     let error = agent::ask(&session, &install, &request()).await.err().unwrap();
     assert!(matches!(&error, RemoteError::Value { what: "digest", .. }), "{error}");
 }
 
-#[tokio::test]
-async fn another_architecture_is_named_before_anything_is_sent() {
+/// A server whose processor is of the given kind by its `uname`, which lies in the folder.
+fn server_that_is(architecture: &str) -> (Sshd, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = std::env::var("PATH").unwrap();
-    script(folder.path(), "uname", "echo riscv64");
+    script(folder.path(), "uname", &format!("echo {architecture}"));
     let sshd = Sshd::start_with(&format!("SetEnv PATH={}:{path}", folder.path().display()));
+    (sshd, folder)
+}
+
+#[tokio::test]
+async fn another_architecture_is_named_before_anything_is_sent() {
+    for architecture in ["riscv64", "/../secret"] {
+        let (sshd, _uname) = server_that_is(architecture);
+        let session = sshd.open().await;
+        let install = stand_in(sshd.folder.path(), ECHO);
+        // A server may not choose which file it is sent.
+        let folder = sshd.folder.path();
+        std::fs::create_dir(folder.join("model-swap-")).unwrap();
+        std::fs::copy(&install.build.path, folder.join("secret")).unwrap();
+        let error = agent::ask(&session, &install, &request()).await.err().unwrap();
+        assert!(
+            matches!(&error, RemoteError::Architecture { theirs, .. } if theirs == architecture),
+            "{error}"
+        );
+        assert!(!install.state_dir.unwrap().exists());
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_architecture_gets_the_build_for_it() {
+    let theirs = if std::env::consts::ARCH == "x86_64" { "aarch64" } else { "x86_64" };
+    let (sshd, _uname) = server_that_is(theirs);
     let session = sshd.open().await;
-    let install = stand_in(sshd.folder.path(), ECHO);
-    let error = agent::ask(&session, &install, &request()).await.err().unwrap();
-    assert!(
-        matches!(&error, RemoteError::Architecture { theirs, .. } if theirs == "riscv64"),
-        "{error}"
-    );
-    assert!(!install.state_dir.unwrap().exists());
+    let mut install = stand_in(sshd.folder.path(), ECHO);
+    let beside = sshd.folder.path().join(format!("model-swap-{theirs}"));
+    std::fs::rename(&install.build.path, &beside).unwrap();
+    install.build.path = "/nowhere".into();
+    let printed = std::process::Command::new("sha256sum").arg(beside).output().unwrap().stdout;
+    let digest = String::from_utf8(printed).unwrap().split(' ').next().unwrap().to_owned();
+    asks_cold_and_warm(&session, &install, &digest).await;
 }
 
 #[tokio::test]
@@ -238,7 +272,7 @@ async fn a_connection_that_broke_while_idle_says_that_nothing_was_asked() {
 
 #[test]
 fn the_digest_is_what_sha256sum_prints() {
-    let (path, digest) = agent::own_digest().unwrap();
+    let Build { path, digest } = Build::own().unwrap();
     assert_eq!(path, std::path::Path::new("/proc/self/exe"));
     let printed = std::process::Command::new("sha256sum")
         .arg(std::env::current_exe().unwrap())

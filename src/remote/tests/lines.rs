@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use super::sshd::script;
 use crate::remote::agent::Install;
+use crate::remote::build::Build;
 use crate::remote::line::{ABSENT, Place};
 
 /// A scratch server: `id` says who we are, `sudo` notes that it was used.
@@ -24,8 +25,8 @@ impl World {
         );
         let nginx_config = folder.path().join("nginx.conf");
         let state_dir = Some(folder.path().join("state"));
-        let install =
-            Install { digest: "d1".to_owned(), binary: "/none".into(), state_dir, nginx_config };
+        let build = Build { digest: "d1".to_owned(), path: "/none".into() };
+        let install = Install { build, others: None, state_dir, nginx_config };
         Self { folder, install }
     }
 
@@ -108,7 +109,10 @@ fn root_looks_where_the_user_may_not() {
 fn an_agent_that_is_not_there_is_said_so() {
     for world in [World::new(0), World::new(1000).owns_nginx(), World::new(1000)] {
         let output = world.run("sh");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{ABSENT}\n"));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            format!("{ABSENT} {}\n", std::env::consts::ARCH)
+        );
         assert_eq!(output.status.code(), Some(127));
     }
 }
@@ -133,7 +137,7 @@ fn every_login_shell_takes_the_lines() {
 fn the_lines_hold_nothing_that_a_login_shell_would_touch() {
     let world = World::new(0);
     let place = Place::new(&world.install).unwrap();
-    for line in [place.ask(), place.bring("x86_64")] {
+    for line in [place.ask(), place.bring()] {
         let inner =
             line.strip_prefix("exec sh -c '").and_then(|rest| rest.strip_suffix('\'')).unwrap();
         assert!(!inner.contains(['\'', '\\', '!', '\n']), "{inner}");

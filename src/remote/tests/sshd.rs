@@ -12,6 +12,7 @@ use crate::model::secret::Secret;
 use crate::model::target::{HostAddr, Target};
 use crate::model::wire::SENTINEL;
 use crate::remote::agent::Install;
+use crate::remote::build::Build;
 use crate::remote::error::RemoteError;
 use crate::remote::session::{Credentials, Session};
 
@@ -160,8 +161,8 @@ pub(super) fn stand_in(folder: &Path, session: &str) -> Install {
     let binary = folder.join("stand-in");
     std::fs::write(&binary, script).unwrap();
     Install {
-        digest: "0123abc".to_owned(),
-        binary,
+        build: Build { digest: "0123abc".to_owned(), path: binary },
+        others: Some(folder.to_owned()),
         state_dir: Some(folder.join("state")),
         nginx_config: owned_file(folder),
     }

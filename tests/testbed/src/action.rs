@@ -1,5 +1,6 @@
 //! Runs model-swap exactly as GitHub runs a container action: no arguments; its inputs, GitHub's own variables, `HOME`
 //! and `PATH` in the environment and nothing else; a workspace with the configuration; files for outputs and summary.
+//! From the action's image, with the folders where the runner mounts them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,18 +12,38 @@ use anyhow::Result;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::docker::docker;
 use crate::github::FakeGitHub;
 use crate::server::GpuServer;
 
 /// The description that GitHub reads of which inputs there are and of their defaults.
 const METADATA: &str = include_str!("../../../action.yml");
 
+/// The files that the runner reads afterwards.
+const OUTPUT: &str = "file_commands/output";
+const STATE: &str = "file_commands/state";
+const SUMMARY: &str = "file_commands/summary";
+
 /// `PATH` of the action's image.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where the runner's folders are in a container (runner, `ContainerActionHandler.cs`).
+const MOUNTED: &str = "/github";
+
+/// The runner's folders, which a container action finds below [`MOUNTED`].
+const FOLDERS: [&str; 5] = ["workspace", "home", "workflow", "file_commands", "runner_temp"];
+
+/// What is run, as what.
+enum Program {
+    /// The binary itself.
+    Binary(PathBuf),
+    /// A container of this image, by the Engine that `DOCKER_HOST` names.
+    Image { name: String, entrypoint: Option<String> },
+}
+
 /// One step of a workflow, ready to be run.
 pub struct Action {
-    program: PathBuf,
+    program: Program,
     folder: TempDir,
     /// Its whole environment.
     pub env: BTreeMap<String, String>,
@@ -34,26 +55,31 @@ impl Action {
     /// # Errors
     /// If its folder cannot be made.
     pub fn new(program: &Path, config: &str) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("workspace-").tempdir()?;
+        let folder = tempfile::Builder::new().prefix("github-").tempdir()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
         let mut env = defaults()?;
         for (name, value) in [
             ("PATH", PATH),
             ("GITHUB_ACTIONS", "true"),
             ("HOME", &at("home")),
-            ("GITHUB_WORKSPACE", &at("")),
-            ("GITHUB_OUTPUT", &at("output")),
-            ("GITHUB_STATE", &at("state")),
-            ("GITHUB_STEP_SUMMARY", &at("summary")),
+            ("GITHUB_WORKSPACE", &at("workspace")),
+            ("GITHUB_OUTPUT", &at(OUTPUT)),
+            ("GITHUB_STATE", &at(STATE)),
+            ("GITHUB_STEP_SUMMARY", &at(SUMMARY)),
         ] {
             env.insert(name.to_owned(), value.to_owned());
         }
-        fs::create_dir(at("home"))?;
-        fs::write(at("output"), "")?;
-        fs::write(at("state"), "")?;
-        fs::write(at("summary"), "")?;
-        let action = Self { program: program.to_owned(), folder, env };
+        FOLDERS.into_iter().try_for_each(|folder| fs::create_dir(at(folder)))?;
+        [OUTPUT, STATE, SUMMARY].into_iter().try_for_each(|file| fs::write(at(file), ""))?;
+        let action = Self { program: Program::Binary(program.to_owned()), folder, env };
         action.with_config(config)
+    }
+
+    /// Runs it from an image, by the Engine that `DOCKER_HOST` names; with the entry point of `post-entrypoint`, if that
+    /// is the stage.
+    pub fn from_image(self, name: &str, entrypoint: Option<&str>) -> Self {
+        let entrypoint = entrypoint.map(str::to_owned);
+        Self { program: Program::Image { name: name.to_owned(), entrypoint }, ..self }
     }
 
     /// Gives it the key and the host keys of a server.
@@ -87,7 +113,7 @@ impl Action {
     /// # Errors
     /// If the event cannot be written.
     pub fn for_pull_request(self, event: &str, head: &str) -> Result<Self> {
-        let path = self.folder.path().join("event.json");
+        let path = self.folder.path().join("workflow/event.json");
         let payload = json!({
             "action": "synchronize",
             "number": 7,
@@ -126,14 +152,39 @@ impl Action {
     /// # Errors
     /// If it cannot be written.
     pub fn with_config(self, text: &str) -> Result<Self> {
-        fs::write(self.folder.path().join("model-swap.yaml"), text)?;
+        fs::write(self.folder.path().join("workspace/model-swap.yaml"), text)?;
         Ok(self)
     }
 
     /// The command that GitHub runs, without a standard input.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env_clear().envs(&self.env).current_dir(self.folder.path()).stdin(Stdio::null());
+        let mut command = match &self.program {
+            Program::Binary(path) => {
+                let mut command = Command::new(path);
+                command.env_clear().envs(&self.env);
+                command
+            }
+            Program::Image { name, entrypoint } => self.contained(name, entrypoint.as_deref()),
+        };
+        command.current_dir(self.folder.path().join("workspace")).stdin(Stdio::null());
+        command
+    }
+
+    /// The runner's `docker run` (`DockerCommandManager.cs`): values are in the client's environment, and only their
+    /// names among its arguments. The network is the machine's, because the server's address is.
+    fn contained(&self, image: &str, entrypoint: Option<&str>) -> Command {
+        let mut command = docker(["run", "--rm", "--network", "host"]);
+        command.args(["--label", "model-swap-test", "--workdir", &format!("{MOUNTED}/workspace")]);
+        command.args(entrypoint.into_iter().flat_map(|path| ["--entrypoint", path]));
+        let host = self.folder.path().display().to_string();
+        // The image has a PATH of its own.
+        for (name, value) in self.env.iter().filter(|(name, _)| *name != "PATH") {
+            command.args(["-e", name]).env(name, value.replace(&host, MOUNTED));
+        }
+        for folder in FOLDERS {
+            command.args(["-v", &format!("{host}/{folder}:{MOUNTED}/{folder}")]);
+        }
+        command.arg(image);
         command
     }
 
@@ -151,7 +202,15 @@ impl Action {
     /// # Errors
     /// If the file is gone.
     pub fn outputs(&self) -> Result<BTreeMap<String, String>> {
-        Ok(parse_outputs(&fs::read_to_string(self.folder.path().join("output"))?))
+        Ok(parse_outputs(&fs::read_to_string(self.folder.path().join(OUTPUT))?))
+    }
+
+    /// The state so far, as the runner hands it to the stage after the step.
+    ///
+    /// # Errors
+    /// If the file is gone.
+    pub fn state(&self) -> Result<BTreeMap<String, String>> {
+        Ok(parse_outputs(&fs::read_to_string(self.folder.path().join(STATE))?))
     }
 
     /// The job summary so far, in Markdown.
@@ -159,7 +218,7 @@ impl Action {
     /// # Errors
     /// If the file is gone.
     pub fn summary(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.folder.path().join("summary"))?)
+        Ok(fs::read_to_string(self.folder.path().join(SUMMARY))?)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod action;
 pub mod built;
+pub mod docker;
 pub mod github;
 pub mod guest;
 pub mod interrupt;

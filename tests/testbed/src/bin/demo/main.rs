@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::Parser;
 use testbed::action::Action;
 use testbed::github::FakeGitHub;
 use testbed::load::{Load, LoadSpec};
@@ -37,9 +38,18 @@ Real: the model-swap binary, run as GitHub runs a container action; ssh, sshd, n
 Doubles: the engine (a stub that behaves as vLLM was measured to), GitHub (a fake API held to GitHub's own description).
 All of it is on 127.0.0.1 and in folders of its own under /tmp, and gone at the end. Ctrl-C ends it at any time.";
 
+/// Whether the steps run the binary itself, or from the action's image by the Engine that `DOCKER_HOST` names.
+#[derive(clap::Parser)]
+struct Options {
+    /// Name of the image.
+    #[arg(long)]
+    image: Option<String>,
+}
+
 /// Everything that the demo runs on. Dropping it ends it.
 struct Scene {
     program: PathBuf,
+    image: Option<String>,
     server: GpuServer,
     github: FakeGitHub,
 }
@@ -98,7 +108,8 @@ impl Scene {
         let program = built::program("model-swap")?;
         let github = FakeGitHub::start()?;
         let server = GpuServer::start(ServerSpec::default())?;
-        let scene = Self { program, server, github };
+        let image = Options::parse().image;
+        let scene = Self { program, image, server, github };
         let server = &scene.server;
         let (a, b) = server.slot_ports();
         let mut argv = engine(OLD, a)?;
@@ -133,11 +144,15 @@ impl Scene {
     fn action(&self, command: &str, run: &str) -> Result<Action> {
         let settings = Settings { flags: NEW_FLAGS.to_owned(), ..Settings::default() };
         let action = Action::new(&self.program, &settings.config(&self.server, NEW)?)?;
-        Ok(action
+        let action = action
             .with_access_to(&self.server)
             .on_github(&self.github)
             .with(&[("GITHUB_RUN_ID", run)])
-            .with_inputs(&[("command", command)]))
+            .with_inputs(&[("command", command)]);
+        Ok(match &self.image {
+            Some(image) => action.from_image(image, None),
+            None => action,
+        })
     }
 
     /// What people find on GitHub's pages after a step.
