@@ -13,7 +13,7 @@ use crate::host::{SystemHost, engine};
 use crate::journal::Journal;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
-use crate::model::replica::Revision;
+use crate::model::replica::{Keeper, Revision};
 use crate::model::spec::SwapSpec;
 use crate::model::state::{HistoryReport, Past, WayBack};
 use crate::model::wire::{Asked, Refusal, RollbackRequest};
@@ -72,6 +72,8 @@ async fn cold(
         let snapshot = read(&folder.join(INCUMBENT)).map_err(Refusal::environment)?;
         let host = SystemHost::new(&asked);
         let mut world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
+        again.keeper =
+            own_means(&host, &folder, (&asked.spec, &world)).await.map_err(Refusal::environment)?;
         let snapshot =
             for_free_slot(snapshot, &folder, &asked.spec, &world).map_err(Refusal::environment)?;
         let engine = asked.spec.replica.engine;
@@ -90,6 +92,20 @@ async fn cold(
     let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
     let decision = planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
     Ok(Decided { asked, world, decision, again: None })
+}
+
+/// What once kept the adopted incumbent of a swap, if it can start it again: in its own slot, and by its own means.
+async fn own_means(
+    host: &SystemHost,
+    folder: &Path,
+    (spec, world): (&SwapSpec, &World),
+) -> Result<Option<Keeper>, Failure> {
+    let free = planner::free_slot(spec, &world.seen)?;
+    let then = Journal::plan(folder).and_then(|plan| plan.incumbent);
+    let Some(side) = then.filter(|side| side.port == spec.slots[free].port) else {
+        return Ok(None);
+    };
+    Ok(host.can_start(&side.keeper).await.then_some(side.keeper))
 }
 
 /// The adopted incumbent of a swap, for the slot that is free now.

@@ -19,6 +19,7 @@ pub mod nginx;
 pub mod process;
 pub mod runtime;
 mod system;
+pub mod systemctl;
 pub mod watch;
 
 use engine::{Answer, Models};

@@ -46,6 +46,11 @@ impl SystemHost {
         Self { spec, api_key, secrets: asked.secrets.clone(), nginx }
     }
 
+    /// Whether what once kept a replica can start it again by its own means.
+    pub async fn can_start(&self, keeper: &Keeper) -> bool {
+        runtime::can_start(keeper).await
+    }
+
     /// argv of the spec's replica in a slot.
     fn argv(&self, slot: &SlotName) -> Vec<String> {
         let slot = &self.spec.slots[slot];
@@ -70,6 +75,7 @@ impl Host for SystemHost {
     fn systemd(&self) -> Systemd {
         // sd_booted(3)
         match Path::new("/run/systemd/system").is_dir() {
+            true if rustix::process::geteuid().is_root() => Systemd::Usable,
             true => Systemd::Denied,
             false => Systemd::Absent,
         }
@@ -148,7 +154,7 @@ impl Host for SystemHost {
     }
 
     async fn log_tail(&self, replica: &Replica, lines: usize) -> Vec<String> {
-        let mut tail = runtime::log_tail(replica, lines).await.unwrap_or_default();
+        let mut tail = runtime::last_words(replica, lines).await.unwrap_or_default();
         for line in &mut tail {
             for secret in self.secrets.0.values().filter(|secret| secret.len() >= SHORTEST_SECRET) {
                 *line = line.replace(secret.as_str(), "***");
@@ -224,4 +230,10 @@ macro_rules! failures {
     )+};
 }
 
-failures!(super::nginx::NginxError, ProcessError, engine::EngineError, engine::Mismatch);
+failures!(
+    super::nginx::NginxError,
+    ProcessError,
+    super::systemctl::SystemctlError,
+    engine::EngineError,
+    engine::Mismatch
+);

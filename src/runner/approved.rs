@@ -37,7 +37,7 @@ pub(super) async fn swap(
     // Refused, for this or for another reason: the plan of now tells which.
     let asking = setting.asking(CommandName::Plan);
     let now = if digest.is_of_outline() {
-        plan_alone(&asking, config, "so was the plan that was looked at", voice)
+        Ok(plan_alone(&asking, config, "so was the plan that was looked at", voice))
     } else {
         ask(&asking, config, voice).await
     };

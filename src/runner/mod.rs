@@ -104,7 +104,7 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
     let pull_request = trust::pull_request(setting)?;
     let config = load(setting)?;
     let told = match trust::alone(setting, &config.target, pull_request.as_ref()) {
-        Some(why) => plan_alone(setting, &config, &why, voice),
+        Some(why) => Ok(plan_alone(setting, &config, &why, voice)),
         None => match setting.inputs.command {
             CommandName::Fail => fail::fail(setting, &config, voice).await,
             CommandName::Swap if setting.inputs.plan_digest == Some(Held::ToPullRequest) => {
@@ -208,21 +208,15 @@ async fn converse(
 }
 
 /// `plan` without the server: what the configuration alone says.
-fn plan_alone(
-    setting: &Setting,
-    config: &Config,
-    why: &str,
-    voice: &mut Voice,
-) -> Result<Told, Stopped> {
-    let outline = outline::outline(&config.spec)
-        .map_err(|failures| Stopped { failures, exit: Exit::Environment })?;
+fn plan_alone(setting: &Setting, config: &Config, why: &str, voice: &mut Voice) -> Told {
+    let outline = outline::outline(&config.spec);
     voice.say(render::outline::lines(&outline, why));
     let markdown = render::outline::markdown(&outline, why);
     summarise(&setting.run, &markdown, voice);
     let plan_digest = Some(outline.digest);
     let outputs = Outputs { plan_digest: plan_digest.clone(), ..Outputs::default() };
     put_out(setting, &outputs, voice);
-    Ok(Told { markdown, plan_digest, ..Told::of(Exit::Done) })
+    Told { markdown, plan_digest, ..Told::of(Exit::Done) }
 }
 
 fn load(setting: &Setting) -> Result<Config, Stopped> {

@@ -5,19 +5,12 @@ use crate::model::failure::Failure;
 use crate::model::plan::{Outline, Plan, PlanDigest, Strategy};
 use crate::model::spec::{Slot, SwapSpec};
 
-use super::planner::{bound, drained, unsupported};
+use super::planner::{bound, drained};
 use super::redact::redact;
 use super::revision;
 
 /// What can be known of a swap without the server.
-///
-/// # Errors
-/// Every reason in the specification why it cannot be done.
-pub fn outline(spec: &SwapSpec) -> Result<Outline, Vec<Failure>> {
-    let failures: Vec<Failure> = unsupported(spec).into_iter().collect();
-    if !failures.is_empty() {
-        return Err(failures);
-    }
+pub fn outline(spec: &SwapSpec) -> Outline {
     let place = |(name, Slot { port, gpus }): (_, &Slot)| {
         let gpus = if gpus.is_empty() { "none".to_owned() } else { command::gpu_list(gpus) };
         format!("slot {name}, port {port}, GPUs {gpus}")
@@ -39,7 +32,7 @@ pub fn outline(spec: &SwapSpec) -> Result<Outline, Vec<Failure>> {
         ("drain", format!("wait until the old replica has nothing in flight, {}", drained(spec))),
         ("retire", "stop the old replica for good".to_owned()),
     ];
-    Ok(Outline {
+    Outline {
         service: spec.service.clone(),
         strategy: Strategy::BlueGreen,
         model: spec.model.clone(),
@@ -52,7 +45,7 @@ pub fn outline(spec: &SwapSpec) -> Result<Outline, Vec<Failure>> {
             "whether port, program and nginx are as the configuration says".to_owned(),
         ],
         digest: revision::of_outline(spec),
-    })
+    }
 }
 
 /// Holds a plan to the digest that was approved.
@@ -84,14 +77,13 @@ pub fn confirm(spec: &SwapSpec, plan: &Plan, approved: &PlanDigest) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::spec::Runtime;
     use crate::swap::planner::tests::spec;
 
     #[test]
     fn an_outline_names_every_step_of_a_swap_and_no_secret() {
         let mut spec = spec();
         spec.replica.command.extend(["--api-key".to_owned(), "sk-hidden".to_owned()]);
-        let outline = outline(&spec).unwrap();
+        let outline = outline(&spec);
         let names: Vec<_> = outline.steps.iter().chain(&outline.later).map(|step| step.0).collect();
         let all = "reserve_slot start_replica await_ready cut_over promote drain retire";
         assert_eq!(names.join(" "), all);
@@ -106,13 +98,5 @@ mod tests {
         assert_eq!(revision::of_outline(&spec()), revision::of_outline(&other));
         other.retain *= 2;
         assert_ne!(revision::of_outline(&spec()), revision::of_outline(&other));
-    }
-
-    #[test]
-    fn what_no_server_can_do_is_refused_without_one() {
-        let mut spec = spec();
-        spec.replica.runtime = Runtime::Systemd;
-        let failures = outline(&spec).unwrap_err();
-        assert!(failures[0].message.contains("systemd is not supported"), "{failures:?}");
     }
 }

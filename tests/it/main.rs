@@ -26,6 +26,7 @@ mod swap;
 mod systemd_host;
 mod tidy;
 mod unchanged;
+mod units;
 mod verdict;
 mod wire;
 mod workflows;

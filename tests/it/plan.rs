@@ -53,10 +53,8 @@ async fn without_a_key_a_plan_says_what_the_configuration_alone_says() -> Result
 #[tokio::test]
 async fn a_configuration_that_cannot_work_is_refused_without_a_server() -> Result<()> {
     let wrong = NOWHERE.replace("8002", "8001").replace("upstream: llm", "upstream: ''");
-    Step::run(planned_nowhere()?.with_config(&wrong)?).await?.refused(2, &["slots", "upstream"]);
-    let systemd = NOWHERE.replace("replica:\n", "replica:\n  runtime: systemd\n");
-    let run = Step::run(planned_nowhere()?.with_config(&systemd)?).await?;
-    let run = run.refused(3, &["systemd is not supported"]);
+    let run = Step::run(planned_nowhere()?.with_config(&wrong)?).await?;
+    let run = run.refused(2, &["slots", "upstream"]);
     assert!(!run.outputs.contains_key("plan-digest"), "{run}");
     Ok(())
 }
@@ -161,11 +159,11 @@ async fn a_pull_request_has_one_comment_that_says_what_the_plan_is_now() -> Resu
     assert!(changed.id == written.id && changed.body.contains(NEWER), "{changed:?}\n{second}");
     assert_eq!(github.comments()[120].body, lie, "somebody else's comment was changed");
 
-    // Another environment has a comment of its own, and a plan that has become impossible replaces the last one.
+    // Another environment has a comment of its own, and where no plan can be made any more, that replaces the last one.
     Step::run(planned_on(&github, NOWHERE)?.with_inputs(&[("environment", "eu --> @all")])).await?;
     assert_eq!(ours().len(), 2);
-    let systemd = newer.replace("replica:\n", "replica:\n  runtime: systemd\n");
-    Step::run(planned_on(&github, &systemd)?).await?.refused(3, &["systemd"]);
+    let refused = planned_on(&github, &newer)?.with_inputs(&[("ssh-key", "no key")]);
+    Step::run(refused).await?.refused(2, &["the ssh key is no private key"]);
     let first_of_ours = ours().remove(0).body;
     assert!(first_of_ours.contains("Nothing was done"), "{first_of_ours}");
     assert!(github.violations().is_empty(), "{:?}", github.violations());

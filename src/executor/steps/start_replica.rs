@@ -9,6 +9,7 @@ use crate::executor::context::Context;
 use crate::host::process::{Inherited, Launch, Snapshot};
 use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
+use crate::model::event::EventKind;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::record::{Done, Undo};
@@ -23,7 +24,14 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
         Some(snapshot) => again(cx, slot, (snapshot, &inherited)),
         None => specified(cx, slot, inherited),
     };
-    let Started { main, keeper, invocation } = cx.host.start(&launch).await?;
+    let Started { main, keeper, invocation, left_out } = cx.host.start(&launch).await?;
+    if !left_out.is_empty() {
+        let text = format!(
+            "{keeper} passes on no variable with a control character in its value, so the replica does without {}",
+            left_out.join(", ")
+        );
+        cx.tell(EventKind::Warning { text });
+    }
     let detail = if keeper.is_process() {
         format!("process {main}, output in {}", launch.log.display())
     } else {

@@ -1,20 +1,16 @@
 //! What would notice that a process ended: a unit, a container, a script, or nobody.
 
 use std::path::Path;
-use std::time::Duration;
 
 use procfs::process::Process;
 
 use super::ProcessError;
 use super::program::Program;
 use super::table::Table;
-use crate::host::exec;
+use crate::host::systemctl;
 use crate::model::ids::ProcessId;
 use crate::model::replica::{Keeper, Unit};
 use crate::swap::redact::redact;
-
-/// systemd answers within milliseconds; a manager that is this slow is in trouble of its own.
-const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Programs that hold a published port open for a container, with the container's address in their argv.
 const PORT_PROXIES: &[&str] = &["docker-proxy", "rootlessport"];
@@ -102,21 +98,9 @@ async fn unit(paths: &[String]) -> Result<Option<(Unit, i32)>, ProcessError> {
     let Some(unit) = paths.iter().find_map(|path| service(path)) else {
         return Ok(None);
     };
-    let mut argv = vec!["systemctl".to_owned()];
-    if let Some(uid) = unit.user {
-        argv.push("--user".to_owned());
-        // From root, the user's own manager is reached as that user.
-        if uid != rustix::process::getuid().as_raw() {
-            argv.push(format!("--machine={uid}@.host"));
-        }
-    }
-    argv.extend(["show", "--property=MainPID", "--value", &unit.name].map(str::to_owned));
-    let output = exec::run(&argv, SYSTEMCTL_LIMIT)
-        .await
-        .map_err(|source| ProcessError::Systemctl { unit: unit.name.clone(), source })?;
-    // 0 and an unknown unit both mean: no main process.
-    let main = output.stdout.trim().parse().ok().filter(|pid| *pid > 0);
-    Ok(main.map(|pid| (unit, pid)))
+    let main = systemctl::show(&unit).await?.main();
+    // An unknown unit has none.
+    Ok((main > 0).then_some((unit, main)))
 }
 
 /// The service at the leaf of a control group path, with the user whose manager runs it, if not the system's.

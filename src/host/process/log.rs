@@ -12,7 +12,11 @@ const TAIL_BYTES: u64 = 64 * 1024;
 /// Lossy UTF-8, without control characters and terminal colours; of a progress bar, its last state.
 pub fn log_tail(path: &Path, lines: usize) -> Vec<String> {
     let tail = read_tail(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&tail);
+    last_lines(&String::from_utf8_lossy(&tail), lines)
+}
+
+/// The last lines of a text, without control characters and terminal colours; of a progress bar, its last state.
+pub fn last_lines(text: &str, lines: usize) -> Vec<String> {
     let shown: Vec<_> =
         text.split('\n').map(last_state).filter(|line| !line.trim().is_empty()).collect();
     shown[shown.len().saturating_sub(lines)..].to_vec()

@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::host::exec::ExecError;
+use crate::host::systemctl::SystemctlError;
 use crate::model::failure::Hint;
 use crate::model::ids::{Port, ProcessId};
 
@@ -31,11 +31,11 @@ pub use crate::swap::redact::redact;
 pub use find::{find, listeners};
 pub use inherit::{Identity, Inherited, argv, environment, inherited};
 pub use launch::{Launch, Launcher, Started, launch_main, start};
-pub use log::log_tail;
+pub use log::{last_lines, log_tail};
 pub use resolve::resolve;
 pub use snapshot::Snapshot;
 pub use stop::{StopOrder, Stopped, cut, exited, restarted_by, stop};
-pub use table::{alive, find_marked, own, tree};
+pub use table::{alive, find_marked, own, tree, with_pid};
 
 /// Something could not be learned about a process, or done to it.
 #[derive(Debug, thiserror::Error)]
@@ -142,13 +142,8 @@ pub enum ProcessError {
         limit: Duration,
     },
     /// systemd did not say what the main process of a unit is.
-    #[error("cannot ask systemd about {unit}")]
-    Systemctl {
-        /// The unit.
-        unit: String,
-        /// Why.
-        source: ExecError,
-    },
+    #[error("cannot tell what supervises a process")]
+    Keeper(#[from] SystemctlError),
 }
 
 impl Hint for ProcessError {

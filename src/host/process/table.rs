@@ -17,6 +17,11 @@ pub fn alive(process: ProcessId) -> bool {
 pub fn own() -> ProcessId {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     // Without /proc nothing here works at all; a start time of 0 belongs to no process.
+    with_pid(pid)
+}
+
+/// The process that has this pid now; one that is gone, if none has.
+pub fn with_pid(pid: i32) -> ProcessId {
     row(pid).map_or(ProcessId { pid, start: 0 }, |row| row.id)
 }
 

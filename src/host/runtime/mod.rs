@@ -12,8 +12,10 @@ use crate::model::ids::ProcessId;
 use crate::model::replica::{Keeper, Replica};
 
 mod process;
+mod systemd;
 
 use process::Process;
+use systemd::Systemd;
 
 /// One kind of supervision, and the replica, unit or container that it is about.
 pub(super) trait Runtime {
@@ -54,6 +56,9 @@ pub(super) trait Runtime {
     /// If that cannot be arranged.
     async fn promoted(&self) -> Result<(), Failure>;
 
+    /// Returns once all that was said so far can be read.
+    async fn settle(&self) {}
+
     /// The last lines of what a replica said, oldest first.
     ///
     /// # Errors
@@ -70,6 +75,8 @@ pub struct Started {
     pub keeper: Keeper,
     /// What its keeper calls this run of it.
     pub invocation: Option<String>,
+    /// Names of variables that its keeper passes to no program.
+    pub left_out: Vec<String>,
 }
 
 /// Whether a boot starts a replica.
@@ -89,7 +96,11 @@ macro_rules! by_means_of {
                 let $runtime = Process;
                 $verb
             }
-            keeper @ (Keeper::Unit(_) | Keeper::Container(_)) => Err(unsupported(keeper)),
+            Keeper::Unit(unit) => {
+                let $runtime = Systemd(unit);
+                $verb
+            }
+            keeper @ Keeper::Container(_) => Err(unsupported(keeper)),
         }
     };
 }
@@ -126,6 +137,22 @@ pub(super) async fn on_boot(keeper: &Keeper, boot: Boot) -> Result<(), Failure> 
 /// [`Runtime::promoted`], by the means of a keeper.
 pub(super) async fn promoted(keeper: &Keeper) -> Result<(), Failure> {
     by_means_of!(keeper, runtime => runtime.promoted().await)
+}
+
+/// The last lines of what a replica has said until now, by the means of its keeper.
+pub(super) async fn last_words(replica: &Replica, lines: usize) -> Result<Vec<String>, Failure> {
+    by_means_of!(&replica.keeper, runtime => {
+        runtime.settle().await;
+        runtime.log_tail(replica, lines).await
+    })
+}
+
+/// Whether a unit can be started again by its own means.
+pub(super) async fn can_start(keeper: &Keeper) -> bool {
+    match keeper {
+        Keeper::Unit(unit) => Systemd(unit).can_start().await,
+        Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Container(_) => false,
+    }
 }
 
 /// [`Runtime::log_tail`], by the means of a replica's keeper.

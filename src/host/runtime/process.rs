@@ -15,7 +15,7 @@ impl Runtime for Process {
     async fn start(&self, launch: &Launch, _: Duration) -> Result<Started, Failure> {
         // Dropping the child leaves it running; tokio reaps it.
         let main = process::start(launch, &Launcher::default()).await?.main;
-        Ok(Started { main, keeper: Keeper::Nobody, invocation: None })
+        Ok(Started { main, keeper: Keeper::Nobody, invocation: None, left_out: Vec::new() })
     }
 
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {

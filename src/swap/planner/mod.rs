@@ -74,7 +74,7 @@ pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Opti
     let known = recorded
         .into_iter()
         .flatten()
-        .find(|replica| &replica.slot == slot && replica.is(found) && !is_other(replica, found))
+        .find(|replica| &replica.slot == slot && is_still(replica, found))
         .map(|replica| as_found(replica, found));
     Some(known.unwrap_or_else(|| Replica {
         slot: slot.clone(),
@@ -88,12 +88,12 @@ pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Opti
     }))
 }
 
-/// A person may have put another model into the unit that was adopted.
-fn is_other(replica: &Replica, found: &Found) -> bool {
-    let digest = &replica.revision.digest;
-    replica.revision.is_adopted()
-        && !found.tree.contains(&replica.main)
-        && &revision::adopted(&found.argv, None).digest != digest
+/// Whether a recorded replica is what was found, and of the same revision: a person may have put another model into the
+/// unit that was adopted.
+fn is_still(replica: &Replica, found: &Found) -> bool {
+    let same = || revision::adopted(&found.argv, None).digest == replica.revision.digest;
+    replica.is(found)
+        && (found.tree.contains(&replica.main) || !replica.revision.is_adopted() || same())
 }
 
 /// A recorded replica, which its keeper may have started again since.
@@ -154,7 +154,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     if warm.is_none() {
         steps.extend(make_room(spec, seen, to));
         steps.push(reserve(spec, to));
-        steps.push(start(&spec_argv(spec, to), to));
+        steps.push(start(&spec_argv(spec, to), to, &new_keeper(spec, seen, to)));
     }
     steps.push(await_ready(spec, to));
     steps.push(cut_over(spec, from, to));
@@ -169,7 +169,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         candidate,
         steps,
         later,
-        notes: notes(seen, from),
+        notes: notes(spec, seen, from),
         digest: String::new(),
     };
     plan.digest = revision::of_plan(spec, &plan);
@@ -190,7 +190,7 @@ fn make_room(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Vec<PlannedSt
 fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -> Vec<Failure> {
     let mut failures = Vec::new();
     failures.extend(seen.program.clone().err());
-    failures.extend(unsupported(spec));
+    failures.extend(unsupervised(spec, seen));
     let port = spec.slots[to].port;
     match (replica_in(to, spec, seen), seen.slots.get(to).and_then(|o| o.found.as_ref())) {
         (Some(replica), Some(found)) if replica.swap.is_none() && !is_retained(&replica, seen) => {
@@ -214,12 +214,23 @@ fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -
     failures
 }
 
-/// What this version cannot do on any server.
-pub(super) fn unsupported(spec: &SwapSpec) -> Option<Failure> {
-    (spec.replica.runtime == Runtime::Systemd).then(|| {
-        Failure::new("replica.runtime: systemd is not supported by this version")
-            .hint("write `runtime: process`, or leave it out")
-    })
+/// Why replicas cannot be supervised as the specification wants it.
+fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
+    let why = match (spec.replica.runtime, seen.systemd) {
+        (Runtime::Auto | Runtime::Process, _) | (Runtime::Systemd, Systemd::Usable) => return None,
+        (Runtime::Systemd, Systemd::Absent) => "systemd is not PID 1 of this server",
+        (Runtime::Systemd, Systemd::Denied) => {
+            "only root may write units, and the agent is not root"
+        }
+    };
+    let failure = Failure::new(format!("replica.runtime is systemd, and {why}"));
+    let failure = match seen.systemd {
+        Systemd::Denied => failure.hint(
+            "let the user of `host` become root without a password (NOPASSWD in sudoers), and leave state_dir out",
+        ),
+        Systemd::Absent | Systemd::Usable => failure,
+    };
+    Some(failure.hint("or write `runtime: auto`: replicas are plain processes then, and no boot starts them again"))
 }
 
 fn is_retained(replica: &Replica, seen: &Observed) -> bool {
@@ -235,12 +246,22 @@ fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> 
         }
         (keeper @ (Keeper::Unit(_) | Keeper::Container(_)), _) => keeper,
     };
+    let (why, hint) = match keeper {
+        Keeper::Unit(_) => (
+            "which only root may stop, and the agent is not root",
+            "let the user of `host` become root without a password (NOPASSWD in sudoers)",
+        ),
+        _ => (
+            "which this version cannot stop",
+            "start the model as a plain process, outside of it, before the first swap",
+        ),
+    };
     Some(
         Failure::new(format!(
-            "the replica in slot {slot} (process {}) belongs to {keeper}; this version retires plain processes only",
+            "the replica in slot {slot} (process {}) belongs to {keeper}, {why}",
             found.main
         ))
-        .hint("start the model as a plain process, outside of it, before the first swap"),
+        .hint(hint),
     )
 }
 
@@ -262,7 +283,7 @@ fn cutting_nginx(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
     })
 }
 
-fn notes(seen: &Observed, from: &SlotName) -> Vec<String> {
+fn notes(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Vec<String> {
     let mut notes = Vec::new();
     let serving = seen.slots.get(from).cloned().unwrap_or_default();
     match &serving.found {
@@ -293,11 +314,14 @@ fn notes(seen: &Observed, from: &SlotName) -> Vec<String> {
             names(&seen.wanted_names.iter().collect::<Vec<_>>())
         ));
     }
-    if seen.systemd == Systemd::Denied {
-        notes.push(
-            "replicas run as plain processes in this version: after a reboot nothing starts them again".to_owned(),
-        );
-    }
+    let why = match (spec.replica.runtime, seen.systemd) {
+        (Runtime::Process, Systemd::Denied | Systemd::Usable) => "as replica.runtime says",
+        (Runtime::Auto, Systemd::Denied) => "because the agent is not root and may not write units",
+        _ => return notes,
+    };
+    notes.push(format!(
+        "the new replica is a plain process, {why}: after a reboot nothing starts it again"
+    ));
     notes
 }
 
@@ -345,11 +369,14 @@ fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
     command::render(&spec.replica.command, &spec.model, *port, gpus)
 }
 
-fn start(argv: &[String], slot: &SlotName) -> PlannedStep {
-    PlannedStep {
-        step: Step::StartReplica { slot: slot.clone() },
-        does: format!("start {}", redact(argv).join(" ")),
-    }
+fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> PlannedStep {
+    let argv = redact(argv).join(" ");
+    let does = match keeper {
+        Keeper::Unit(unit) if unit.is_own() => format!("start {argv} as unit {}", unit.name),
+        Keeper::Unit(_) | Keeper::Container(_) => format!("start {keeper} again: {argv}"),
+        Keeper::Nobody | Keeper::Wrapper { .. } => format!("start {argv}"),
+    };
+    PlannedStep { step: Step::StartReplica { slot: slot.clone() }, does }
 }
 
 fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {

@@ -1,9 +1,9 @@
 //! Plans of the way back: by the replica that is still warm, or by starting a revision of the past again.
 
 use super::{
-    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, make_room, new_keeper, notes,
-    obstacles, other_slot, promote, replica_in, reserve, retire, serving_slot, side, side_of,
-    spec_argv, start,
+    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, is_still, make_room,
+    new_keeper, notes, obstacles, other_slot, promote, replica_in, reserve, retire, serving_slot,
+    side, side_of, spec_argv, start,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
@@ -32,7 +32,7 @@ pub fn warm_replica<'a>(spec: &SwapSpec, seen: &'a Observed) -> Option<&'a Retai
         let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
         &retained.replica.slot == to
             && Some(&retained.swap) == seen.state.serving_swap.as_ref()
-            && found.is_some_and(|found| retained.replica.is(found))
+            && found.is_some_and(|found| is_still(&retained.replica, found))
     })
 }
 
@@ -76,14 +76,15 @@ pub fn plan_cold_rollback(
     }
     let mut first = make_room(spec, seen, to);
     first.push(reserve(spec, to));
-    let mut told = notes(seen, from);
+    let mut told = notes(spec, seen, from);
+    let keeper = again.keeper.clone().unwrap_or_else(|| new_keeper(spec, seen, to));
     let revision = match &again.argv {
         Some(argv) => {
-            first.push(start(argv, to));
+            first.push(start(argv, to, &keeper));
             again.revision.clone()
         }
         None => {
-            first.push(start(&spec_argv(spec, to), to));
+            first.push(start(&spec_argv(spec, to), to, &keeper));
             let digest = seen.wanted.digest.clone();
             if digest != again.revision.digest {
                 told.push(format!(
@@ -94,7 +95,6 @@ pub fn plan_cold_rollback(
             Revision { digest, ..again.revision.clone() }
         }
     };
-    let keeper = again.keeper.clone().unwrap_or_else(|| new_keeper(spec, seen, to));
     Back { strategy: Strategy::ColdRollback, what: (revision, keeper) }.plan(
         spec,
         seen,

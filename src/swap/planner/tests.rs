@@ -282,6 +282,62 @@ fn every_obstacle_is_named_at_once() {
 }
 
 #[test]
+fn systemd_supervises_where_it_can_and_the_plan_says_where_it_does_not() {
+    let (mut auto, mut seen) = (spec(), adopted_in_a());
+    let kept = |seen: &Observed, spec: &SwapSpec| {
+        let plan = acts(plan_swap(spec, seen, When::Changed));
+        (plan.candidate.keeper, plan.notes.join("\n"))
+    };
+    assert_eq!(kept(&seen, &auto), (Keeper::Nobody, String::new()), "there is no systemd");
+
+    seen.systemd = Systemd::Denied;
+    let (keeper, notes) = kept(&seen, &auto);
+    assert_eq!(keeper, Keeper::Nobody);
+    assert!(notes.contains("the agent is not root") && notes.contains("after a reboot"), "{notes}");
+    auto.replica.runtime = Runtime::Systemd;
+    let refused = refusals(plan_swap(&auto, &seen, When::Changed));
+    assert!(refused[0].starts_with("replica.runtime is systemd, and only root"), "{refused:?}");
+
+    seen.systemd = Systemd::Usable;
+    let unit = Unit { name: "model-swap-chat-b.service".to_owned(), user: None };
+    assert_eq!(kept(&seen, &auto), (Keeper::Unit(unit), String::new()));
+    auto.replica.runtime = Runtime::Process;
+    let (keeper, notes) = kept(&seen, &auto);
+    assert_eq!(keeper, Keeper::Nobody);
+    assert!(notes.contains("as replica.runtime says"), "{notes}");
+    let somebodys = Unit { name: "vllm.service".to_owned(), user: None };
+    seen.slots.get_mut(&slot("a")).unwrap().found.as_mut().unwrap().keeper =
+        Keeper::Unit(somebodys.clone());
+    let plan = acts(plan_swap(&spec(), &seen, When::Changed));
+    assert_eq!(plan.incumbent.unwrap().keeper, Keeper::Unit(somebodys));
+}
+
+#[test]
+fn what_its_unit_started_again_is_still_the_recorded_replica() {
+    let mut seen = after_a_swap();
+    let keeper = Keeper::Unit(Unit::of_slot(&spec().service, &slot("b")));
+    seen.state.serving.as_mut().unwrap().keeper = keeper.clone();
+    let mut restarted = occupied(99);
+    restarted.found.as_mut().unwrap().keeper = keeper;
+    seen.slots.insert(slot("b"), restarted);
+    assert!(matches!(plan_swap(&spec(), &seen, When::Changed), Ok(Decision::Unchanged(_))));
+    assert_eq!(replica_in(&slot("b"), &spec(), &seen).unwrap().main, process(99));
+
+    // Somebody's own unit may hold another model by now.
+    let retained = &mut seen.state.retained.as_mut().unwrap().replica;
+    retained.keeper = Keeper::Unit(Unit { name: "vllm.service".to_owned(), user: None });
+    let mut other = occupied(98);
+    let found = other.found.as_mut().unwrap();
+    found.keeper = retained.keeper.clone();
+    seen.slots.insert(slot("a"), other.clone());
+    assert!(warm_replica(&spec(), &seen).is_some());
+    assert!(replica_in(&slot("a"), &spec(), &seen).unwrap().main == process(98));
+    other.found.as_mut().unwrap().argv.push("--other".to_owned());
+    seen.slots.insert(slot("a"), other);
+    assert_eq!(warm_replica(&spec(), &seen), None);
+}
+
+#[test]
 fn an_upstream_that_points_elsewhere_is_refused() {
     let mut seen = adopted_in_a();
     seen.nginx_port = Port(9000);

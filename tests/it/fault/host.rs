@@ -323,7 +323,7 @@ impl Host for SimHost {
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
         self.judge_record("start");
         let main = self.call("start", |world| Ok(world.start(launch)))?;
-        Ok(Started { main, keeper: launch.keeper.clone(), invocation: None })
+        Ok(Started { main, keeper: launch.keeper.clone(), invocation: None, left_out: Vec::new() })
     }
 
     async fn exited(&self, process: ProcessId) {

@@ -1,0 +1,295 @@
+//! systemd: a service unit in a slot, or somebody's own unit that was adopted.
+//!
+//! A unit of ours is a file with everything in it that the program needs, but for its environment: that has a file of its
+//! own, root's alone. It is removed with the replica. Somebody's own unit is only started, stopped, enabled and disabled.
+
+mod unit_file;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Boot, Runtime, Started};
+use crate::host::Ending;
+use crate::host::process::{self, Launch, ProcessError, StopOrder, Stopped};
+use crate::host::systemctl::Shown;
+use crate::host::{durable, systemctl};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::ProcessId;
+use crate::model::replica::{Keeper, Replica, Unit};
+use crate::model::wire::MARKER;
+use unit_file::Made;
+
+/// Where units of this host's administrator are (systemd.unit(5)).
+const UNITS: &str = "/etc/systemd/system";
+/// Environment files of our units. Not under /etc: that is kept in version control on many servers.
+const ENVIRONMENTS: &str = "/var/lib/model-swap/env.d";
+
+/// Starting means running the program; only a file system that hangs makes it slow.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// systemd kills what is left after the grace; a driver may hold it for a while.
+const KILL_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at a unit that starts.
+const LOOK: Duration = Duration::from_millis(50);
+/// How much of the journal a failed start shows.
+const LOG_LINES: usize = 20;
+
+/// What `is-enabled` says of units that no boot starts, and that can be enabled.
+const UNBOOTED: [&str; 4] = ["disabled", "enabled-runtime", "linked", "linked-runtime"];
+
+/// A unit.
+pub(super) struct Systemd<'a>(pub(super) &'a Unit);
+
+impl Runtime for Systemd<'_> {
+    async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure> {
+        let left_out = if self.0.is_own() { self.write(launch, grace).await? } else { Vec::new() };
+        let shown = match self.begin().await {
+            Ok(shown) => shown,
+            Err(failure) => {
+                systemctl::sync_journal().await;
+                let invocation = systemctl::show(self.0).await?.invocation();
+                let said = systemctl::journal(self.0, invocation.as_deref(), LOG_LINES).await?;
+                self.remove().await?;
+                return Err(failure.log(process::last_lines(&said, LOG_LINES)));
+            }
+        };
+        let (main, invocation) = (main_of(&shown), shown.invocation());
+        Ok(Started { main, keeper: Keeper::Unit(self.0.clone()), invocation, left_out })
+    }
+
+    async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
+        let shown = systemctl::show(self.0).await?;
+        let there = match self.0.is_own() {
+            true => self.text()?.is_some_and(|text| unit_file::marker(&text) == Some(marker)),
+            // It knows nothing of markers; the swap that started it started this very unit.
+            false => shown.is_there(),
+        };
+        if !there {
+            return Ok(None);
+        }
+        let main = main_of(&shown);
+        Ok(Some(StopOrder {
+            main,
+            tree: process::tree(main)?,
+            marker: Some(marker.to_owned()),
+            grace,
+            keeper: Keeper::Unit(self.0.clone()),
+        }))
+    }
+
+    async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
+        // First, so that a boot in between does not bring back what is about to go.
+        self.on_boot(Boot::Leaves).await?;
+        let shown = systemctl::show(self.0).await?;
+        let mut ended = [order.tree.as_slice(), &process::tree(main_of(&shown))?].concat();
+        ended.sort_by_key(|id| (id.start, id.pid));
+        ended.dedup();
+        ended.retain(|process| process::alive(*process));
+        if how == Ending::Cut && shown.is_up() {
+            self.order("kill", &["kill", "--signal=SIGKILL"], Duration::ZERO).await?;
+        }
+        if shown.is_there() {
+            self.order("stop", &["stop"], order.grace.saturating_add(KILL_LIMIT)).await?;
+        }
+        let left: Vec<_> = ended.iter().copied().filter(|id| process::alive(*id)).collect();
+        let after = systemctl::show(self.0).await?;
+        if !left.is_empty() {
+            return Err(ProcessError::Survivors { processes: left, limit: KILL_LIMIT }.to_failure());
+        }
+        if after.is_up() {
+            return Err(Failure::new(format!("unit {} is up again after it was stopped", self.0.name))
+                .hint("another unit, a timer or a socket may want it: systemctl list-dependencies --reverse"));
+        }
+        self.remove().await?;
+        let killed = how == Ending::Cut || after.was_killed();
+        Ok(Stopped { forced: if killed { ended.clone() } else { Vec::new() }, ended })
+    }
+
+    async fn booted(&self) -> Result<bool, Failure> {
+        let word = systemctl::enablement(self.0).await?;
+        // Of a static or a generated unit others decide, and nothing can be changed here.
+        Ok(!UNBOOTED.contains(&word.as_str()))
+    }
+
+    async fn on_boot(&self, boot: Boot) -> Result<(), Failure> {
+        let word = systemctl::enablement(self.0).await?;
+        match boot {
+            Boot::Starts if UNBOOTED.contains(&word.as_str()) => {
+                self.order("enable", &["enable"], Duration::ZERO).await?;
+            }
+            Boot::Leaves if word.starts_with("enabled") => {
+                self.order("disable", &["disable"], Duration::ZERO).await?;
+            }
+            Boot::Starts | Boot::Leaves => return Ok(()),
+        }
+        if self.0.user.is_none() { make_durable() } else { Ok(()) }
+    }
+
+    async fn promoted(&self) -> Result<(), Failure> {
+        let Some(text) = self.text()?.filter(|_| self.0.is_own()) else { return Ok(()) };
+        self.put(&self.file(), &unit_file::promoted(&text), 0o644)?;
+        Ok(systemctl::reload(self.0).await?)
+    }
+
+    async fn settle(&self) {
+        systemctl::sync_journal().await;
+    }
+
+    async fn log_tail(&self, replica: &Replica, lines: usize) -> Result<Vec<String>, Failure> {
+        let invocation = match &replica.invocation {
+            Some(id) => Some(id.clone()),
+            None => systemctl::show(self.0).await?.invocation(),
+        };
+        let said = systemctl::journal(self.0, invocation.as_deref(), lines).await?;
+        Ok(process::last_lines(&said, lines))
+    }
+}
+
+impl Systemd<'_> {
+    /// Whether the unit can be started again by its own means.
+    pub(in crate::host) async fn can_start(&self) -> bool {
+        systemctl::show(self.0).await.is_ok_and(|shown| shown.is_there() && !shown.is_transient())
+    }
+
+    async fn order(
+        &self,
+        doing: &'static str,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        Ok(systemctl::order(self.0, doing, arguments, limit).await?)
+    }
+
+    /// Starts it, and waits until it has a main process: some units run other programs first, or are up only once the
+    /// model is loaded.
+    async fn begin(&self) -> Result<Shown, Failure> {
+        // Of ours, systemd says at once that a program cannot be run; others may take as long as loading does.
+        let arguments: &[&str] =
+            if self.0.is_own() { &["start"] } else { &["start", "--no-block"] };
+        self.order("start", arguments, START_LIMIT).await?;
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let shown = systemctl::show(self.0).await?;
+            if shown.has_main() || Instant::now() >= deadline {
+                return Ok(shown);
+            }
+            if !shown.is_up() && !shown.is_queued() {
+                return Err(Failure::new(format!("unit {} ended before it ran", self.0.name)));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Writes the unit and its environment; names the variables that systemd would not pass on.
+    async fn write(&self, launch: &Launch, grace: Duration) -> Result<Vec<String>, Failure> {
+        let name = &self.0.name;
+        if systemctl::show(self.0).await?.is_up() {
+            return Err(Failure::new(format!("unit {name} is up already"))
+                .hint(format!("systemctl status {name} shows it; systemctl stop {name} ends it")));
+        }
+        if self.text()?.is_some_and(|text| !unit_file::is_own(&text)) {
+            return Err(Failure::new(format!(
+                "{} was not written by model-swap",
+                self.file().display()
+            ))
+            .hint("rename that unit, the service or the slot"));
+        }
+        let path = launch.env.get("PATH").map_or("", String::as_str);
+        let word = launch.argv.first().map_or("", String::as_str);
+        let program = process::resolve(word, path, &launch.cwd)?;
+        let (environment, left_out) = unit_file::environment(launch);
+        let made = Made {
+            launch,
+            program: &program,
+            environment: &self.environment(),
+            marker: launch.env.get(MARKER).map_or("", String::as_str),
+            grace,
+        };
+        let unit = unit_file::unit(&made).map_err(|unfit| Failure::from_error(&unfit))?;
+        let folder = Path::new(ENVIRONMENTS);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+            Failure {
+                causes: vec![error.to_string()],
+                ..Failure::new(format!("cannot make {ENVIRONMENTS}"))
+            }
+        })?;
+        self.put(&self.environment(), &environment, 0o600)?;
+        self.put(&self.file(), &unit, 0o644)?;
+        systemctl::reload(self.0).await?;
+        Ok(left_out)
+    }
+
+    /// Removes a unit of ours and its environment; may be asked for what is gone already.
+    async fn remove(&self) -> Result<(), Failure> {
+        if !self.0.is_own() || self.text()?.is_some_and(|text| !unit_file::is_own(&text)) {
+            return Ok(());
+        }
+        // The environment last: while the unit is there it is known that there may be one.
+        let mut removed = false;
+        for file in [self.environment(), self.file()] {
+            match fs::remove_file(&file) {
+                Ok(()) => removed = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(unreadable("remove", &file, &error)),
+            }
+        }
+        if removed {
+            systemctl::reload(self.0).await?;
+            // What it ended with is told; systemd need not show it as failed any longer.
+            let _not_failed = self.order("forget", &["reset-failed"], Duration::ZERO).await;
+        }
+        Ok(())
+    }
+
+    fn file(&self) -> PathBuf {
+        Path::new(UNITS).join(&self.0.name)
+    }
+
+    fn environment(&self) -> PathBuf {
+        Path::new(ENVIRONMENTS).join(&self.0.name)
+    }
+
+    /// The unit's text, if there is one where ours are.
+    fn text(&self) -> Result<Option<String>, Failure> {
+        match fs::read_to_string(self.file()) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreadable("read", &self.file(), &error)),
+        }
+    }
+
+    fn put(&self, file: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+        durable::write(file, text.as_bytes(), mode).map_err(|error| Failure::from_error(&error))
+    }
+}
+
+/// The main process of a unit; the last one, where none runs.
+fn main_of(shown: &Shown) -> ProcessId {
+    match shown.has_main() {
+        true => process::with_pid(shown.main()),
+        // Its pid may be anybody's by now.
+        false => ProcessId { pid: shown.main(), start: 0 },
+    }
+}
+
+/// Whatever was enabled or disabled outlasts a loss of power from now on.
+fn make_durable() -> Result<(), Failure> {
+    let failed = |error: io::Error| unreadable("make durable", Path::new(UNITS), &error);
+    let folders = fs::read_dir(UNITS).map_err(failed)?.flatten().map(|entry| entry.path());
+    let wants = folders.filter(|folder| folder.extension().is_some_and(|kind| kind == "wants"));
+    for folder in wants.chain([PathBuf::from(UNITS)]) {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn unreadable(act: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure {
+        causes: vec![error.to_string()],
+        ..Failure::new(format!("cannot {act} {}", path.display()))
+    }
+}

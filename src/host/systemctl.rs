@@ -1,0 +1,216 @@
+//! systemctl and journalctl, as a person would call them.
+//!
+//! Not D-Bus: these two are on every server with systemd, print what a person can try by hand, wait for jobs, reach a user's
+//! manager, and need no library; an agent makes a dozen such calls in a swap.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::host::exec::{self, ExecError, Output};
+use crate::model::failure::Hint;
+use crate::model::replica::Unit;
+
+/// systemd answers within milliseconds; a manager that is this slow is in trouble of its own.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// systemctl or journalctl did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemctlError {
+    /// It could not be run to its end.
+    #[error("cannot {doing} the systemd unit {unit}")]
+    Run {
+        /// `start`, `stop`, `look at` and so on.
+        doing: &'static str,
+        /// The unit.
+        unit: String,
+        /// Why.
+        source: ExecError,
+    },
+    /// systemd refused.
+    #[error("systemd does not {doing} unit {unit}: {said}")]
+    Refused {
+        /// `start`, `stop` and so on.
+        doing: &'static str,
+        /// The unit.
+        unit: String,
+        /// Its own words, on one line.
+        said: String,
+    },
+}
+
+impl Hint for SystemctlError {
+    fn hints(&self) -> Vec<String> {
+        let (Self::Run { unit, .. } | Self::Refused { unit, .. }) = self;
+        vec![format!("systemctl status {unit} and journalctl -u {unit} on the server say more")]
+    }
+}
+
+/// What systemd knows of a unit.
+#[derive(Debug, Default)]
+pub struct Shown(BTreeMap<String, String>);
+
+impl Shown {
+    fn get(&self, property: &str) -> &str {
+        self.0.get(property).map_or("", String::as_str)
+    }
+
+    /// Whether there is such a unit.
+    pub fn is_there(&self) -> bool {
+        !matches!(self.get("LoadState"), "" | "not-found" | "masked") || self.is_up()
+    }
+
+    /// Whether something of it runs, or is about to.
+    pub fn is_up(&self) -> bool {
+        !matches!(self.get("ActiveState"), "" | "inactive" | "failed")
+    }
+
+    /// Whether a job is about to change it.
+    pub fn is_queued(&self) -> bool {
+        !matches!(self.get("Job"), "" | "0")
+    }
+
+    /// Whether its main process runs.
+    pub fn has_main(&self) -> bool {
+        !matches!(self.get("MainPID"), "" | "0")
+    }
+
+    /// Whether it came into being by `systemd-run` or the like: once stopped, nothing can start it again.
+    pub fn is_transient(&self) -> bool {
+        self.get("Transient") == "yes"
+    }
+
+    /// Whether its last end took longer than it was given.
+    pub fn was_killed(&self) -> bool {
+        self.get("Result") == "timeout"
+    }
+
+    /// Process id of its main process; of the last one, where none runs.
+    pub fn main(&self) -> i32 {
+        let pid = |property| self.get(property).parse().unwrap_or_default();
+        match pid("MainPID") {
+            0 => pid("ExecMainPID"),
+            main => main,
+        }
+    }
+
+    /// The id of its latest run.
+    pub fn invocation(&self) -> Option<String> {
+        Some(self.get("InvocationID").to_owned()).filter(|id| !id.is_empty())
+    }
+}
+
+/// Looks at a unit. One that is not there is shown as such.
+///
+/// # Errors
+/// If systemd does not answer.
+pub async fn show(unit: &Unit) -> Result<Shown, SystemctlError> {
+    let properties =
+        "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID";
+    let output = run(unit, "look at", &["show", properties], LIMIT).await?;
+    let pairs = output.stdout.lines().filter_map(|line| line.split_once('='));
+    Ok(Shown(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+}
+
+/// `systemctl is-enabled`: one word; none for a unit that is not there.
+///
+/// # Errors
+/// If systemd does not answer.
+pub async fn enablement(unit: &Unit) -> Result<String, SystemctlError> {
+    // It exits with 1 for what is not enabled, and says nothing of what is not there.
+    let output = run(unit, "look at", &["is-enabled"], LIMIT).await?;
+    Ok(output.stdout.trim().to_owned())
+}
+
+/// Has systemd do something with a unit, which may take `limit` by itself.
+///
+/// # Errors
+/// If systemd refuses, in its own words, or does not answer.
+pub async fn order(
+    unit: &Unit,
+    doing: &'static str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<(), SystemctlError> {
+    let output = run(unit, doing, arguments, limit.saturating_add(LIMIT)).await?;
+    granted(unit, doing, &output)
+}
+
+/// Has systemd read its unit files again, after that of this unit has changed.
+///
+/// # Errors
+/// If it does not.
+pub async fn reload(unit: &Unit) -> Result<(), SystemctlError> {
+    let doing = "read";
+    let argv = ["systemctl", "daemon-reload"].map(str::to_owned);
+    let output = exec::run(&argv, LIMIT).await;
+    let output = output.map_err(|source| failed(unit, doing, source))?;
+    granted(unit, doing, &output)
+}
+
+/// Returns once the journal holds everything that was said so far.
+pub async fn sync_journal() {
+    let argv = ["journalctl", "--sync"].map(str::to_owned);
+    // Then the last words may be missing, and nothing else.
+    let _late = exec::run(&argv, LIMIT).await;
+}
+
+/// The last lines of what a run of a unit said, and of what systemd said of it; of all its runs, where none is named.
+///
+/// # Errors
+/// If the journal cannot be read.
+pub async fn journal(
+    unit: &Unit,
+    invocation: Option<&str>,
+    lines: usize,
+) -> Result<String, SystemctlError> {
+    let mut argv = ["journalctl", "--quiet", "--no-pager", "--all", "--output=cat"]
+        .map(str::to_owned)
+        .to_vec();
+    argv.push(format!("--lines={lines}"));
+    match invocation {
+        Some(id) => argv.extend([
+            format!("_SYSTEMD_INVOCATION_ID={id}"),
+            "+".to_owned(),
+            format!("INVOCATION_ID={id}"),
+        ]),
+        None => argv.push(format!("--unit={}", unit.name)),
+    }
+    let output = exec::run(&argv, LIMIT).await;
+    Ok(output.map_err(|source| failed(unit, "read the journal of", source))?.stdout)
+}
+
+async fn run(
+    unit: &Unit,
+    doing: &'static str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<Output, SystemctlError> {
+    let mut argv = vec!["systemctl".to_owned()];
+    argv.extend(whose(unit));
+    argv.extend(arguments.iter().map(ToString::to_string));
+    argv.extend(["--".to_owned(), unit.name.clone()]);
+    exec::run(&argv, limit).await.map_err(|source| failed(unit, doing, source))
+}
+
+fn failed(unit: &Unit, doing: &'static str, source: ExecError) -> SystemctlError {
+    SystemctlError::Run { doing, unit: unit.name.clone(), source }
+}
+
+fn granted(unit: &Unit, doing: &'static str, output: &Output) -> Result<(), SystemctlError> {
+    if output.success() {
+        return Ok(());
+    }
+    let said = output.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = said.collect::<Vec<_>>().join(" ");
+    Err(SystemctlError::Refused { doing, unit: unit.name.clone(), said })
+}
+
+/// Which instance of systemd runs a unit.
+fn whose(unit: &Unit) -> Vec<String> {
+    match unit.user {
+        None => Vec::new(),
+        Some(own) if own == rustix::process::getuid().as_raw() => vec!["--user".to_owned()],
+        // From root, the user's own manager is reached as that user.
+        Some(other) => vec!["--user".to_owned(), format!("--machine={other}@.host")],
+    }
+}
