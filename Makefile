@@ -6,7 +6,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo test image workflows bench fuzz audit setup
+.PHONY: demo test image workflows bench soak fuzz audit setup
 
 # A throwaway GPU server on loopback, a swap and a rollback under load.
 demo: setup
@@ -44,6 +44,12 @@ workflows:
 bench: setup
 	cargo build --locked --workspace --release
 	$(BUILT)/release/bench
+
+# N lives of throwaway servers with faults at random moments, each from a seed; SEED=… lives one again.
+N ?= 20
+soak: setup
+	cargo build --locked --workspace
+	$(BUILT)/debug/soak --lives $(N) $(if $(SEED),--seed $(SEED))
 
 # Looks for input that breaks what reads configuration, nginx's files, the wire, journals and metrics: SECONDS for each.
 SECONDS ?= 600

@@ -19,6 +19,7 @@ mod plan;
 mod rollback;
 mod runner;
 mod secrets;
+mod soak;
 mod ssh;
 mod step;
 mod support;

@@ -144,7 +144,8 @@ fn address(server: &str) -> Result<(usize, String), ConfError> {
 
 /// Where the port stands in an address; `None` if there is none.
 fn port_span(address: &str) -> Result<Option<Range<usize>>, ConfError> {
-    if address.starts_with("unix:") {
+    // nginx takes what begins with `unix:`, in any case, for a socket. A host of that name would become one with a port.
+    if address.split(':').next().is_some_and(|host| host.eq_ignore_ascii_case("unix")) {
         return Err(ConfError::UnixSocket { address: address.to_owned() });
     }
     let host = if address.starts_with('[') {

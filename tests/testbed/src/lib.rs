@@ -10,6 +10,7 @@ pub mod load;
 pub mod relay;
 pub mod server;
 pub mod service;
+pub mod soak;
 pub mod stub_engine;
 
 /// How long a test waits for what must come. Only what hangs ever meets it: a busy machine shall fail no test.

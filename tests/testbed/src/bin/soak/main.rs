@@ -1,0 +1,63 @@
+//! `make soak`: lives of servers with faults at random moments, each from a seed.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use testbed::soak::{self, Life};
+use testbed::{built, interrupt};
+use tokio::task::JoinSet;
+
+/// Random faults against throwaway servers under load.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How many lives.
+    #[arg(long, default_value_t = 20)]
+    lives: u64,
+    /// The first one's seed, to live it again; the others' follow. By default the clock's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many at a time.
+    #[arg(long, default_value_t = 2)]
+    lanes: usize,
+}
+
+fn main() -> ExitCode {
+    interrupt::run(soak(Options::parse()))
+}
+
+async fn soak(options: Options) -> Result<()> {
+    let program = built::program("model-swap")?;
+    built::program("stub-engine")?;
+    let first = match options.seed {
+        Some(seed) => seed,
+        None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    };
+    let mut seeds = first..first + options.lives;
+    let mut lives = JoinSet::new();
+    let (mut requests, mut acts, mut wrong) = (0, 0, Vec::new());
+    loop {
+        while lives.len() < options.lanes.max(1)
+            && let Some(seed) = seeds.next()
+        {
+            let program = program.clone();
+            lives.spawn(async move { soak::live(&program, seed).await });
+        }
+        let Some(life) = lives.join_next().await else { break };
+        let life: Life = life??;
+        writeln!(std::io::stdout(), "{life}")?;
+        requests += life.requests;
+        acts += life.acts.len();
+        wrong.extend((!life.problems.is_empty()).then_some(life.seed));
+    }
+    writeln!(
+        std::io::stdout(),
+        "{} lives, {acts} disturbed commands, {requests} requests; {} went wrong: {wrong:?}",
+        options.lives,
+        wrong.len()
+    )?;
+    ensure!(wrong.is_empty(), "live one of them again with: make soak N=1 SEED={}", wrong[0]);
+    Ok(())
+}
