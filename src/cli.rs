@@ -93,6 +93,12 @@ pub enum Verb {
         #[arg(long)]
         rollback_workflow: Option<String>,
     },
+    /// Bring a swap to its end that is stuck, or whose agent died, and say what was found and done.
+    Repair {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+    },
     /// Show what serves, what is warm and who is at work.
     Status {
         /// Options.
@@ -220,6 +226,7 @@ impl Verb {
             Self::Status { common, reconcile } => {
                 Inputs { reconcile, ..common.inputs(CommandName::Status)? }
             }
+            Self::Repair { common } => common.inputs(CommandName::Repair)?,
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
             Self::History { common } => common.inputs(CommandName::History)?,
             Self::Agent { .. } | Self::Server { .. } => return Ok(None),

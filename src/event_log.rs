@@ -29,6 +29,8 @@ pub struct EventLog {
     file: File,
     swap: SwapId,
     seq: u64,
+    /// Whether it tells how the swap ended.
+    pub concluded: bool,
 }
 
 impl EventLog {
@@ -43,9 +45,12 @@ impl EventLog {
             move |source| EventLogError { act, path, source }
         };
         let mut reader = EventReader::new(folder);
-        let mut seq = 0;
+        let (mut seq, mut concluded) = (0, false);
         if path.exists() {
-            seq = reader.read()?.last().map_or(0, |event| event.seq);
+            for event in reader.read()? {
+                seq = event.seq;
+                concluded = concludes(&event.kind).unwrap_or(concluded);
+            }
         }
         let mut file = OpenOptions::new()
             .append(true)
@@ -57,18 +62,28 @@ impl EventLog {
             // A line that a dead writer left half-written is ended, so that the next one stands alone.
             file.write_all(b"\n").map_err(wrong("append to"))?;
         }
-        Ok(Self { file, swap: swap.clone(), seq })
+        Ok(Self { file, swap: swap.clone(), seq, concluded })
     }
 
     /// Appends an event. The swap does not notice a log that cannot be written: the story is not the deed.
     pub fn tell(&mut self, kind: EventKind, at: Timestamp) {
         self.seq += 1;
+        self.concluded = concludes(&kind).unwrap_or(self.concluded);
         let event = Event { v: WIRE_VERSION, swap: self.swap.clone(), seq: self.seq, at, kind };
         if let Ok(mut line) = serde_json::to_vec(&event) {
             line.push(b'\n');
             // One write a line: a follower never sees half of it.
             let _ = self.file.write_all(&line);
         }
+    }
+}
+
+/// Whether the outcome is known after an event; `None` where it says nothing of that.
+fn concludes(kind: &EventKind) -> Option<bool> {
+    match kind {
+        EventKind::Concluded(_) => Some(true),
+        EventKind::TakenUp { .. } => Some(false),
+        _ => None,
     }
 }
 

@@ -129,6 +129,14 @@ impl Journal {
         parse(&path, &text[..whole(&text)])
     }
 
+    /// Where the swap of this folder stands, without touching it: somebody may be writing.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn look(folder: &Path) -> Result<Status, JournalError> {
+        read(&folder.join(FILE)).map(|(_, status, _)| status)
+    }
+
     /// Whether the swap of this folder has a whole record: without one it has done nothing.
     pub fn has_begun(folder: &Path) -> bool {
         fs::read(folder.join(FILE)).is_ok_and(|text| text.contains(&b'\n'))
@@ -141,11 +149,7 @@ impl Journal {
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join(FILE);
         let io = |source| JournalError::Io { act: "read", path: path.clone(), source };
-        let text = fs::read(&path).map_err(io)?;
-        let whole = whole(&text);
-        let records = parse(&path, &text[..whole])?;
-        let status = transition::replay(&records)
-            .map_err(|source| JournalError::Illegal { path: path.clone(), source })?;
+        let (records, status, whole) = read(&path)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
         file.set_len(whole as u64).map_err(io)?;
         Ok(Self { path: path.clone(), file, records, status })
@@ -186,6 +190,17 @@ impl Journal {
 /// Bytes up to the end of the last whole line.
 fn whole(text: &[u8]) -> usize {
     text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1)
+}
+
+/// Every whole record, where the swap stands, and how many bytes are whole.
+fn read(path: &Path) -> Result<(Vec<Record>, Status, usize), JournalError> {
+    let io = |source| JournalError::Io { act: "read", path: path.to_owned(), source };
+    let text = fs::read(path).map_err(io)?;
+    let whole = whole(&text);
+    let records = parse(path, &text[..whole])?;
+    let status = transition::replay(&records)
+        .map_err(|source| JournalError::Illegal { path: path.to_owned(), source })?;
+    Ok((records, status, whole))
 }
 
 fn parse(path: &Path, text: &[u8]) -> Result<Vec<Record>, JournalError> {
@@ -256,7 +271,7 @@ mod tests {
     #[test]
     fn a_newer_journal_is_refused_as_such() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(FILE), "{\"v\":2,\"what\":\"ever\"}\n").unwrap();
-        assert!(matches!(Journal::open(folder.path()), Err(JournalError::Newer { found: 2, .. })));
+        fs::write(folder.path().join(FILE), "{\"v\":3,\"what\":\"ever\"}\n").unwrap();
+        assert!(matches!(Journal::open(folder.path()), Err(JournalError::Newer { found: 3, .. })));
     }
 }

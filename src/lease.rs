@@ -139,6 +139,11 @@ impl Lease {
             .map_err(io)
     }
 
+    /// Lets go of it as a death does: whoever comes next is told, and brings what this holder began to its end.
+    pub fn leave_to_the_next(mut self) {
+        self.died = read(&self.path);
+    }
+
     /// Who holds the lease now. Looks without locking, so that looking never refuses anybody.
     pub fn holder(folder: &Path) -> Option<Holder> {
         read(&folder.join(FILE)).filter(|holder| process::alive(holder.process))
@@ -187,6 +192,14 @@ mod tests {
         drop(first);
         assert_eq!(Lease::holder(folder.path()), None);
         assert!(Lease::take(folder.path(), &holder("s-2")).unwrap().died.is_none());
+    }
+
+    #[test]
+    fn a_holder_that_can_do_no_more_is_told_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        Lease::take(folder.path(), &holder("s-1")).unwrap().leave_to_the_next();
+        let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
+        assert_eq!(lease.died, Some(holder("s-1")));
     }
 
     #[test]

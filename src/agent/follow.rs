@@ -30,11 +30,17 @@ pub(super) async fn follow(
         .ok()
         .and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
     let mut reader = EventReader::new(&folder);
+    let mut concluded = false;
     loop {
         // Asked before reading, so that nothing it wrote is missed.
         let alive = agent.is_some_and(process::alive);
-        for event in reader.read().unwrap_or_default() {
-            let last = is_last(&event, wait);
+        let events = reader.read().unwrap_or_default();
+        // An outcome from before that is not one any more.
+        let taken_up = events.iter().rposition(|e| matches!(e.kind, EventKind::TakenUp { .. }));
+        for (index, event) in events.into_iter().enumerate() {
+            let counts = taken_up.is_none_or(|taken_up| taken_up < index);
+            concluded = counts && (concluded || matches!(event.kind, EventKind::Concluded(_)));
+            let last = counts && is_last(&event, wait);
             if event.seq > since {
                 answers.send(&Frame::Event(event));
             }
@@ -43,15 +49,31 @@ pub(super) async fn follow(
             }
         }
         if !alive {
-            let failure = Failure::new(format!("the agent that works on swap {swap} is gone, and the swap has no outcome"))
-                .hint("any next command brings the swap to its end first; traffic is where `model-swap status` says");
-            return answers.send(&Frame::Refused(Refusal::environment(failure)));
+            let gone = if concluded { gone_after_outcome } else { gone_before_outcome };
+            return answers.send(&Frame::Refused(Refusal::environment(gone(swap))));
         }
         tokio::select! {
             () = watch.changed() => {}
             () = gone(agent) => {}
         }
     }
+}
+
+fn gone_after_outcome(swap: &SwapId) -> Failure {
+    Failure::new(format!(
+        "the agent that works on swap {swap} is gone; the swap has its outcome, and perhaps not all that comes after it"
+    ))
+    .hint("`model-swap status` tells what still runs; the next swap retires it")
+}
+
+fn gone_before_outcome(swap: &SwapId) -> Failure {
+    Failure::new(format!(
+        "the agent that works on swap {swap} is gone, and the swap has no outcome"
+    ))
+    .hint(
+        "`model-swap repair`, or any other command that changes something, brings it to its end first; traffic is where \
+         `model-swap status` says",
+    )
 }
 
 async fn gone(agent: Option<ProcessId>) {

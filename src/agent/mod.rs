@@ -8,6 +8,7 @@ mod install;
 mod listed;
 pub mod lockdown;
 mod place;
+mod recover;
 mod rollback;
 mod run;
 
@@ -101,6 +102,7 @@ async fn serve(
             Ok(())
         }
         Command::Abort(wanted) => abort::abort(&dir, (wanted, line), answers).await,
+        Command::Repair(_) => recover::hand_over_repair(&dir, line, answers).await,
         Command::Swap(SwapRequest { wait, .. })
         | Command::Rollback(RollbackRequest { wait, .. }) => {
             if let Some(swap) =

@@ -5,11 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::abort::{never_begun, nothing_to_abort};
+use super::abort::never_begun;
 use super::answer::Answers;
 use super::rollback::{self, INCUMBENT, SPEC};
-use super::{aftermath, barred, confirm_route, follow, parse, place, unchanged};
-use crate::abort::{self, AbortOrder};
+use super::{aftermath, barred, confirm_route, follow, parse, place, recover, unchanged};
+use crate::abort;
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World, observe};
 use crate::host::process::Snapshot;
@@ -23,10 +23,8 @@ use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
 use crate::model::state::{Holder, Past, Requester, brought_by};
-use crate::model::wire::{
-    AbortRequest, Asked, Command, Frame, Refusal, Request, Secrets, SwapRequest,
-};
-use crate::service_dir::{self, ServiceDir, StateError};
+use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest};
+use crate::service_dir::{self, ServiceDir};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
 
@@ -52,17 +50,22 @@ pub async fn run() {
     {
         Ok(Request { command: Command::Abort(wanted), .. }) => {
             drop(line);
-            if let Err(refusal) = end_what_died(&wanted, &mut answers).await {
-                answers.send(&Frame::Refused(refusal));
-            }
-            return;
+            return refused(recover::abort(&wanted, &mut answers).await, &mut answers);
+        }
+        Ok(Request { command: Command::Repair(wanted), .. }) => {
+            drop(line);
+            return refused(recover::repair(&wanted, &mut answers).await, &mut answers);
         }
         Ok(request) => work(request),
         Err(refusal) => return answers.send(&Frame::Refused(refusal)),
     };
     drop(line);
     let Some(work) = work else { return };
-    if let Err(refusal) = act(work, &mut answers).await {
+    refused(act(work, &mut answers).await, &mut answers);
+}
+
+fn refused(ended: Result<(), Refusal>, answers: &mut Answers) {
+    if let Err(refusal) = ended {
         answers.send(&Frame::Refused(refusal));
     }
 }
@@ -85,6 +88,7 @@ fn work(request: Request) -> Option<Work> {
             command,
         }),
         Command::Abort(_)
+        | Command::Repair(_)
         | Command::Plan(_)
         | Command::Status(_)
         | Command::Logs(_)
@@ -113,8 +117,9 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     if let Some(died) = &lease.died {
-        take_over(&dir, &died.swap).map_err(Refusal::environment)?;
-        recover(&dir, &died.swap, &work.asked.secrets).await.map_err(Refusal::environment)?;
+        recover::recover(&dir, &died.swap, &work.asked.secrets)
+            .await
+            .map_err(Refusal::environment)?;
         lease
             .recovered(&holder(&work, Timestamp::now()))
             .map_err(|error| Refusal::environment(error.to_failure()))?;
@@ -187,55 +192,6 @@ async fn wait_for_lease(
     }
 }
 
-/// Brings the swap of an agent that died to its end: whoever wants to abort it finds nobody else to ask.
-async fn end_what_died(wanted: &AbortRequest, answers: &mut Answers) -> Result<(), Refusal> {
-    let AbortRequest { asked, requester, .. } = wanted;
-    let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
-    let dir = ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)?;
-    let lease = Lease::take_from_the_dead(&dir.root())
-        .map_err(|error| Refusal::environment(error.to_failure()))?;
-    let unfinished = lease.and_then(|lease| {
-        let swap = lease.died.as_ref()?.swap.clone();
-        is_unfinished(&dir, &swap).then_some((lease, swap))
-    });
-    let Some((mut lease, swap)) = unfinished else {
-        let nothing = nothing_to_abort(&dir, wanted).await.map_err(Refusal::environment)?;
-        answers.send(&nothing);
-        return Ok(());
-    };
-    let now = Timestamp::now();
-    let order = AbortOrder { at: now, requester: requester.clone() };
-    abort::order(&dir, &swap, &order).map_err(Refusal::environment)?;
-    take_over(&dir, &swap).map_err(Refusal::environment)?;
-    answers.send(&Frame::Accepted { swap: swap.clone() });
-    answers.close();
-    recover(&dir, &swap, &asked.secrets).await.map_err(Refusal::environment)?;
-    let holder = Holder {
-        swap,
-        since: now,
-        process: process::own(),
-        command: "abort".to_owned(),
-        requester: requester.clone(),
-    };
-    lease.recovered(&holder).map_err(|error| Refusal::environment(error.to_failure()))
-}
-
-/// Whether a swap has begun and has no outcome. What cannot be read is for its recovery to tell.
-fn is_unfinished(dir: &ServiceDir, swap: &SwapId) -> bool {
-    let folder = dir.swap(swap);
-    Journal::has_begun(&folder)
-        && Journal::open(&folder).map_or(true, |journal| journal.status().outcome.is_none())
-}
-
-/// Whoever follows a swap looks at this process from now on.
-fn take_over(dir: &ServiceDir, swap: &SwapId) -> Result<(), StateError> {
-    let folder = dir.swap(swap);
-    if !folder.exists() {
-        return Ok(());
-    }
-    service_dir::write_json(&folder.join(follow::AGENT), &process::own())
-}
-
 /// What a command comes to.
 pub(super) struct Decided {
     /// What is asked; a cold rollback puts what the revision was started from into it.
@@ -268,7 +224,7 @@ async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answ
         Err(error) => {
             // Without a journal nothing more may be done; the next command recovers from what is on the disk.
             cx.tell(EventKind::Warning { text: Failure::from(error).to_string() });
-            return;
+            return lease.leave_to_the_next();
         }
     };
     if conclusion.failure.is_none() {
@@ -315,36 +271,14 @@ fn keep_incumbent(world: &World, plan: &Plan, folder: &std::path::Path) -> Resul
     Ok(service_dir::write_json(&folder.join(INCUMBENT), &snapshot)?)
 }
 
-/// Brings the swap of an agent that died to its end.
-async fn recover(dir: &ServiceDir, swap: &SwapId, secrets: &Secrets) -> Result<(), Failure> {
-    let folder = dir.swap(swap);
-    if !Journal::has_begun(&folder) {
-        // It died before it did anything.
-        return Ok(());
-    }
-    let mut journal = Journal::open(&folder)?;
-    let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
-    let Some(RecordKind::Planned { plan, .. }) =
-        journal.records().first().map(|record| record.kind.clone())
-    else {
-        return Ok(());
-    };
-    let spec = serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
-    let asked = Asked { spec, secrets: secrets.clone() };
-    let host = SystemHost::new(&asked);
-    let events = EventLog::open(&folder, swap).map_err(|error| Failure::from_error(&error))?;
-    let cx = Context::new((&host, &asked, dir), swap.clone(), *plan, events);
-    if let Some(conclusion) = executor::recover(&cx, &mut journal).await.map_err(Failure::from)? {
-        if conclusion.failure.is_some() {
-            remember(dir, swap, conclusion.outcome, &cx.plan, host.now());
-        }
-        cx.tell(EventKind::Closed(Closing::Nothing));
-    }
-    Ok(())
-}
-
 /// Adds a swap that did not get as far as `promote` to the history.
-fn remember(dir: &ServiceDir, swap: &SwapId, outcome: Outcome, plan: &Plan, at: Timestamp) {
+pub(super) fn remember(
+    dir: &ServiceDir,
+    swap: &SwapId,
+    outcome: Outcome,
+    plan: &Plan,
+    at: Timestamp,
+) {
     if let Ok(mut state) = dir.load() {
         state.remember(Past {
             swap: swap.clone(),

@@ -162,7 +162,7 @@ fn names(node: &Node<'_>) -> Option<Vec<String>> {
         return Some(all());
     }
     let elements =
-        node.elements("a list of commands, like [plan, swap, rollback, abort, status]")?;
+        node.elements("a list of commands, like [plan, swap, rollback, abort, repair, status]")?;
     let choices: Vec<_> = Command::NAMES.iter().map(|name| (*name, *name)).collect();
     let named: Vec<_> =
         elements.iter().filter_map(|name| name.choice("", &choices)).map(str::to_owned).collect();

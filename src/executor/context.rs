@@ -93,6 +93,11 @@ impl<'a, H: Host> Context<'a, H> {
         self.events.borrow_mut().tell(kind, self.host.now());
     }
 
+    /// Whether the swap's story has its end.
+    pub(super) fn has_told_its_end(&self) -> bool {
+        self.events.borrow().concluded
+    }
+
     /// Tells something worth a line about the step that is being performed.
     pub fn progress(&self, text: impl Into<String>) {
         self.tell(EventKind::Progress { index: self.index.get(), text: text.into() });
@@ -119,7 +124,7 @@ impl<'a, H: Host> Context<'a, H> {
     }
 
     /// Where new requests go, one fragment.
-    fn traffic(&self, serves: Option<&Side>) -> String {
+    pub(super) fn traffic(&self, serves: Option<&Side>) -> String {
         match serves {
             Some(side) => format!(
                 "{} serves from slot {}, port {}",
@@ -210,18 +215,9 @@ impl<'a, H: Host> Context<'a, H> {
         let plan = &self.plan;
         let state = self.dir.load().unwrap_or_default();
         let done = failure.is_none();
-        let (now, before) = match (outcome, done) {
-            // Nobody knows before a person has looked.
-            (Outcome::Stuck, _) => (None, None),
-            (_, true) => (Some(&plan.candidate), plan.incumbent.as_ref()),
-            (_, false) => (plan.incumbent.as_ref(), None),
-        };
-        let traffic = match outcome {
-            Outcome::Stuck => format!(
-                "an undo failed: look where upstream {} points before anything else",
-                self.spec().nginx.upstream
-            ),
-            _ => self.traffic(now),
+        let (now, before) = match done {
+            true => (Some(&plan.candidate), plan.incumbent.as_ref()),
+            false => (plan.incumbent.as_ref(), None),
         };
         let warm = state.retained.filter(|retained| {
             done && outcome == Outcome::Promoted
@@ -230,12 +226,30 @@ impl<'a, H: Host> Context<'a, H> {
         });
         Conclusion {
             outcome,
-            traffic,
+            traffic: self.traffic(now),
             slot: now.map(|side| side.slot.clone()),
             revision: now.map(|side| side.revision.clone()),
             previous_revision: before.map(|side| side.revision.clone()),
             rollback_until: warm.map(|retained| retained.until),
             failure,
+        }
+    }
+
+    /// How this swap ended if an undo failed; what serves is told only where it is proven.
+    pub(super) fn stuck(
+        &self,
+        traffic: String,
+        serves: Option<Side>,
+        failure: Failure,
+    ) -> Conclusion {
+        Conclusion {
+            outcome: Outcome::Stuck,
+            traffic,
+            slot: serves.as_ref().map(|side| side.slot.clone()),
+            revision: serves.map(|side| side.revision),
+            previous_revision: None,
+            rollback_until: None,
+            failure: Some(failure),
         }
     }
 }

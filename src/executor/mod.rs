@@ -100,7 +100,7 @@ pub async fn perform<H: Host>(
     }
 }
 
-/// Brings an interrupted swap to its end, from its journal. `None` if it had one already.
+/// Brings an interrupted swap to its end, from its journal. `None` if it had one already, or is stuck.
 ///
 /// # Errors
 /// If the journal cannot be written.
@@ -109,17 +109,57 @@ pub async fn recover<H: Host>(
     journal: &mut Journal,
 ) -> Result<Option<Conclusion>, JournalError> {
     match recovery::decide(journal.status()) {
-        Recovery::Finished | Recovery::Stuck => Ok(None),
-        Recovery::Conclude => conclude(cx, journal, None).map(Some),
-        Recovery::Unwind => {
-            let died = "the agent that worked on this swap ended before it was done";
-            let failure = match abort::ordered(cx.dir, &cx.swap) {
-                Some(order) => order.failure(),
-                None => Failure::new(died),
-            };
-            unwind(cx, journal, failure).await.map(Some)
+        Recovery::Finished | Recovery::Stuck => {
+            tell_end(cx, journal).await;
+            Ok(None)
         }
+        Recovery::Conclude => conclude(cx, journal, None).map(Some),
+        Recovery::Unwind => unwind(cx, journal, why_unwound(cx, journal)).await.map(Some),
     }
+}
+
+/// As [`recover`], and tries the undo again that a stuck swap failed of: whoever asks for it has mended what was wrong.
+///
+/// # Errors
+/// If the journal cannot be written.
+pub async fn repair<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+) -> Result<Option<Conclusion>, JournalError> {
+    if recovery::decide(journal.status()) == Recovery::Stuck {
+        return unwind(cx, journal, why_unwound(cx, journal)).await.map(Some);
+    }
+    recover(cx, journal).await
+}
+
+/// Tells the outcome of a swap whose agent died between writing it down and telling it.
+async fn tell_end<H: Host>(cx: &Context<'_, H>, journal: &Journal) {
+    let Some(outcome) = journal.status().outcome.filter(|_| !cx.has_told_its_end()) else { return };
+    let failed = journal.records().iter().rev().find_map(|record| match &record.kind {
+        RecordKind::UndoFailed { step, failure } => Some((*step, failure.clone())),
+        _ => None,
+    });
+    let conclusion = match failed {
+        Some((index, why)) if outcome == Outcome::Stuck => {
+            stuck(cx, (index, why), why_unwound(cx, journal)).await
+        }
+        _ if journal.status().promoted() => cx.conclusion(outcome, None),
+        _ => cx.conclusion(outcome, Some(why_unwound(cx, journal))),
+    };
+    cx.tell(EventKind::Concluded(conclusion));
+}
+
+/// Why a swap came to nothing that another process unwinds.
+fn why_unwound<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Failure {
+    if let Some(order) = abort::ordered(cx.dir, &cx.swap) {
+        return order.failure();
+    }
+    let failed = journal.records().iter().rev().find_map(|record| match &record.kind {
+        RecordKind::Failed { failure, .. } => Some(failure.clone()),
+        _ => None,
+    });
+    let died = "the agent that worked on this swap ended before it was done";
+    failed.unwrap_or_else(|| Failure::new(died))
 }
 
 /// Undoes what was begun, backwards, and stops at the first undo that fails.
@@ -149,11 +189,15 @@ async fn unwind<H: Host>(
                 journal.append(kind, cx.host.now())?;
                 cx.tell(EventKind::UndoFinished { index, detail: undone.detail() });
             }
-            Err(stuck) => {
-                let kind = RecordKind::UndoFailed { step: index, failure: stuck.clone() };
+            Err(why) => {
+                let kind = RecordKind::UndoFailed { step: index, failure: why.clone() };
                 journal.append(kind, cx.host.now())?;
-                cx.tell(EventKind::UndoFailed { index, failure: stuck });
-                return conclude(cx, journal, Some((Outcome::Stuck, failure)));
+                cx.tell(EventKind::UndoFailed { index, failure: why.clone() });
+                let conclusion = stuck(cx, (index, why), failure).await;
+                let outcome = conclusion.outcome;
+                journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
+                cx.tell(EventKind::Concluded(conclusion.clone()));
+                return Ok(conclusion);
             }
         }
     }
@@ -165,6 +209,24 @@ async fn unwind<H: Host>(
         Strategy::BlueGreen | Strategy::WarmRollback | Strategy::ColdRollback => Outcome::Failed,
     };
     conclude(cx, journal, Some((outcome, failure)))
+}
+
+/// How a swap ended of which an undo failed: all that a person needs.
+async fn stuck<H: Host>(
+    cx: &Context<'_, H>,
+    (index, why): (usize, Failure),
+    reason: Failure,
+) -> Conclusion {
+    let (traffic, serves) = route::traffic_now(cx).await;
+    let step = cx.plan.steps.get(index).map_or_else(String::new, |s| s.step.to_string());
+    let failure = Failure {
+        message: format!("cannot undo {step}: {}", why.message),
+        causes: [why.causes, vec![format!("it was to be undone because {}", reason.message)]].concat(),
+        hints: why.hints,
+        log_tail: if why.log_tail.is_empty() { reason.log_tail } else { why.log_tail },
+    }
+    .hint("mend that first, then `model-swap repair` (in a workflow `command: repair`) undoes this and the rest");
+    cx.stuck(traffic, serves, failure)
 }
 
 fn is_cutover<H: Host>(cx: &Context<'_, H>, index: usize) -> bool {

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::UpstreamView;
+use crate::journal::Journal;
 use crate::model::failure::Failure;
-use crate::model::ids::SlotName;
+use crate::model::ids::{SlotName, SwapId};
 use crate::model::replica::Replica;
 use crate::model::state::{SlotReport, StatusReport};
 use crate::model::wire::{Asked, Secrets};
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Observed, Occupant};
+use crate::swap::recovery::{self, Recovery};
 use crate::swap::revision;
 
 /// What was found.
@@ -107,11 +109,13 @@ impl World {
                 },
             });
         }
+        let holder = crate::lease::Lease::holder(&dir.root());
         StatusReport {
             service: asked.spec.service.clone(),
             nginx_port: self.seen.nginx_port,
             slots,
-            holder: crate::lease::Lease::holder(&dir.root()),
+            unfinished: if holder.is_none() { unfinished(dir) } else { None },
+            holder,
             serving_swap: state.serving_swap.clone(),
             rollback_until: state
                 .retained
@@ -120,5 +124,16 @@ impl World {
                 .map(|retained| retained.until),
             history: state.history.clone(),
         }
+    }
+}
+
+/// The newest swap that has begun, where a command is needed that brings it to its end.
+fn unfinished(dir: &ServiceDir) -> Option<(SwapId, String)> {
+    let swap = dir.swaps().into_iter().find(|swap| Journal::has_begun(&dir.swap(swap)))?;
+    let folder = dir.swap(&swap);
+    let (status, plan) = (Journal::look(&folder).ok()?, Journal::plan(&folder)?);
+    match recovery::decide(&status) {
+        Recovery::Finished => None,
+        _ => Some((swap, recovery::found(&status, &plan))),
     }
 }

@@ -1,10 +1,12 @@
 //! Where requests go, proven on the running nginx: the file on disk may say otherwise.
 
+use super::context::Context;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Identity, UpstreamView};
 use crate::model::failure::Failure;
 use crate::model::ids::Port;
+use crate::model::plan::Side;
 use crate::model::spec::SwapSpec;
 
 /// What tells the replica on `expected` from the one on `other` in an answer through nginx, if anything does.
@@ -55,5 +57,31 @@ pub async fn prove_route<H: Host>(
         }
         .hint("if the file was changed without a reload, reload nginx (nginx -s reload) and look again")
         .hint("nginx.probe.url must lead through nginx to this upstream; set nginx.probe.host or api_key_env if it needs them")),
+    }
+}
+
+/// Where new requests go now, one fragment, and the side that serves them if that is proven: after an undo that failed
+/// neither plan nor journal can say.
+pub(super) async fn traffic_now<H: Host>(cx: &Context<'_, H>) -> (String, Option<Side>) {
+    let upstream = &cx.spec().nginx.upstream;
+    let view = match cx.host.upstream().await {
+        Ok(view) => view,
+        Err(why) => {
+            return (format!("nobody can tell where upstream {upstream} points: {why}"), None);
+        }
+    };
+    let named = format!("upstream {upstream} names port {}", view.port);
+    let sides = [cx.plan.incumbent.as_ref(), Some(&cx.plan.candidate)].into_iter().flatten();
+    let serves = sides.into_iter().find(|side| side.port == view.port);
+    let other = cx.spec().slots.values().find(|slot| slot.port != view.port);
+    let (Some(side), Some(other)) = (serves, other) else {
+        return (format!("{named}, where neither the old nor the new model is"), None);
+    };
+    match prove_route(cx.host, cx.spec(), &view, other.port).await {
+        Ok(()) => (cx.traffic(Some(side)), Some(side.clone())),
+        Err(_) => (
+            format!("{named} ({}), and requests are not seen to go there", side.revision.model),
+            None,
+        ),
     }
 }

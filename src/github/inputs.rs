@@ -144,6 +144,8 @@ pub enum CommandName {
     Abort,
     /// Say that a swap has failed after all, by what was found out since it was promoted.
     Fail,
+    /// Bring a swap to its end that is stuck, or whose agent died.
+    Repair,
     /// What serves?
     Status,
     /// The candidate's log.
@@ -168,12 +170,13 @@ pub struct InputProblem {
 
 impl CommandName {
     /// Every command.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Plan,
         Self::Swap,
         Self::Rollback,
         Self::Abort,
         Self::Fail,
+        Self::Repair,
         Self::Status,
         Self::Logs,
         Self::History,
@@ -181,7 +184,7 @@ impl CommandName {
 
     /// Whether it only asks, and changes nothing.
     pub fn only_asks(self) -> bool {
-        !matches!(self, Self::Swap | Self::Rollback | Self::Abort | Self::Fail)
+        !matches!(self, Self::Swap | Self::Rollback | Self::Abort | Self::Fail | Self::Repair)
     }
 
     /// The command as a user writes it.
@@ -192,6 +195,7 @@ impl CommandName {
             Self::Rollback => "rollback",
             Self::Abort => "abort",
             Self::Fail => "fail",
+            Self::Repair => "repair",
             Self::Status => "status",
             Self::Logs => "logs",
             Self::History => "history",

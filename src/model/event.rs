@@ -90,6 +90,11 @@ pub enum EventKind {
         /// Why.
         failure: Failure,
     },
+    /// Another process takes the swap up again; an outcome that was told before counts no more.
+    TakenUp {
+        /// What it found, one line.
+        found: String,
+    },
     /// Worth knowing, and no failure.
     Warning {
         /// One line.

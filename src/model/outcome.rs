@@ -38,7 +38,7 @@ impl fmt::Display for Outcome {
 /// Everything that the process can end with. The README's table is held equal to this by a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: promoted, unchanged, a requested rollback or abort done, or a question answered.
+    /// 0: promoted, unchanged, a requested rollback, abort or repair done, or a question answered.
     Done,
     /// 1: a bug in model-swap.
     Bug,
@@ -99,6 +99,14 @@ impl Exit {
         match outcome {
             Outcome::Aborted | Outcome::Unchanged => Self::Done,
             other => Self::of_swap(other),
+        }
+    }
+
+    /// The exit of a requested `repair` that ended so: whatever became of the swap, it is at its end.
+    pub fn of_repair(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Stuck => Self::Stuck,
+            _ => Self::Done,
         }
     }
 

@@ -13,7 +13,9 @@ use super::replica::{Keeper, Replica};
 use super::state::ServiceState;
 
 /// Version of the journal's format.
-pub const JOURNAL_VERSION: u32 = 1;
+///
+/// Version 2: a stuck swap may be taken up again, by the undo that failed.
+pub const JOURNAL_VERSION: u32 = 2;
 
 /// One line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

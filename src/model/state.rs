@@ -27,8 +27,9 @@ pub struct ServiceState {
 }
 
 impl ServiceState {
-    /// Adds a swap to the history and forgets the oldest beyond [`HISTORY`].
+    /// Adds a swap to the history and forgets the oldest beyond [`HISTORY`]. One that was stuck has one entry all the same.
     pub fn remember(&mut self, past: Past) {
+        self.history.retain(|other| other.swap != past.swap);
         self.history.push(past);
         let surplus = self.history.len().saturating_sub(HISTORY);
         self.history.drain(..surplus);
@@ -89,7 +90,7 @@ pub struct Holder {
     pub since: Timestamp,
     /// The agent's process on the server.
     pub process: ProcessId,
-    /// `swap` or `rollback`.
+    /// `swap`, `rollback`, `abort`, `repair` or `retire`.
     pub command: String,
     /// Who asked.
     pub requester: Requester,
@@ -127,6 +128,9 @@ pub struct StatusReport {
     pub slots: Vec<SlotReport>,
     /// Who holds the lease.
     pub holder: Option<Holder>,
+    /// The newest swap and what is found of it, if it is not at its end and nobody works on it.
+    #[serde(default)]
+    pub unfinished: Option<(SwapId, String)>,
     /// The swap whose result serves, if it was one.
     pub serving_swap: Option<SwapId>,
     /// Until when a warm rollback is possible.

@@ -17,7 +17,10 @@ use super::spec::SwapSpec;
 use super::state::{HistoryReport, Holder, Requester, StatusReport};
 
 /// Version of the wire. An agent answers this one and the two before it.
-pub const WIRE_VERSION: u32 = 1;
+///
+/// Version 2: `repair`. An agent of version 1 may know nothing of a plan's digest and would swap whatever the plan is; it
+/// refuses a request of this version.
+pub const WIRE_VERSION: u32 = 2;
 
 /// The versions that an agent whose own is `own` answers. Which agent a runner meets may not be its choice: a forced
 /// command in `authorized_keys` names one.
@@ -54,6 +57,8 @@ pub enum Command {
     Rollback(RollbackRequest),
     /// Give a swap up before `promote`, and follow that.
     Abort(AbortRequest),
+    /// Bring a swap to its end that is stuck, or whose agent died, and follow that.
+    Repair(RepairRequest),
     /// What serves?
     Status(Asked),
     /// The log of the replica that was started last.
@@ -75,7 +80,7 @@ pub enum Command {
 
 impl Command {
     /// Every [`Command::name`].
-    pub const NAMES: [&str; 6] = ["plan", "swap", "rollback", "abort", "status", "logs"];
+    pub const NAMES: [&str; 7] = ["plan", "swap", "rollback", "abort", "repair", "status", "logs"];
 
     /// The name that people know it by.
     pub fn name(&self) -> &'static str {
@@ -84,6 +89,7 @@ impl Command {
             Self::Swap(_) => "swap",
             Self::Rollback(_) => "rollback",
             Self::Abort(_) => "abort",
+            Self::Repair(_) => "repair",
             // Whoever may see what serves may see how it came to that.
             Self::Status(_) | Self::History(_) | Self::Follow { .. } => "status",
             Self::Logs(_) => "logs",
@@ -105,6 +111,7 @@ impl Command {
             Self::Plan(request) | Self::Swap(request) => &request.asked,
             Self::Rollback(request) => &request.asked,
             Self::Abort(request) => &request.asked,
+            Self::Repair(request) => &request.asked,
             Self::Status(asked)
             | Self::Logs(asked)
             | Self::History(asked)
@@ -173,6 +180,15 @@ pub struct AbortRequest {
     pub of: Option<SwapId>,
     /// Send events after this number.
     pub since: u64,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// A request to bring a swap to its end that nobody works on any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairRequest {
+    /// Which service.
+    pub asked: Asked,
     /// Who asks.
     pub requester: Requester,
 }

@@ -17,13 +17,13 @@ pub struct Log {
     began: Option<Timestamp>,
     plan: Option<Plan>,
     shown: Vec<Failure>,
-    wanted: Option<Outcome>,
+    wanted: &'static [Outcome],
 }
 
 impl Log {
-    /// A log for somebody who wants a swap to end so, whatever it was begun for.
-    pub fn wanting(outcome: Outcome) -> Self {
-        Self { wanted: Some(outcome), ..Self::default() }
+    /// A log for somebody who wants a swap to end in one of these ways, whatever it was begun for.
+    pub fn wanting(outcomes: &'static [Outcome]) -> Self {
+        Self { wanted: outcomes, ..Self::default() }
     }
 
     /// The lines of one event; none for one that was shown before, as it happens after a reconnect.
@@ -71,6 +71,7 @@ impl Log {
             EventKind::TrafficIsBack { traffic } => {
                 line(format!("↩ traffic is where it was{}", after_colon(traffic)))
             }
+            EventKind::TakenUp { found } => line(format!("taken up again{}", after_colon(found))),
             EventKind::Warning { text } => vec![Line::Warning(inert(text))],
             EventKind::Overdue { failure } => {
                 let text = format!("kept and watched{}", after_colon(&failure.message));
@@ -125,7 +126,7 @@ impl Log {
     /// Going back is what was wanted only where the plan was to go back.
     fn is_wanted(&self, outcome: Outcome) -> bool {
         match outcome {
-            _ if self.wanted == Some(outcome) => true,
+            _ if self.wanted.contains(&outcome) => true,
             Outcome::Promoted | Outcome::Unchanged => true,
             Outcome::RolledBack => {
                 self.plan.as_ref().is_some_and(|plan| plan.strategy.is_rollback())

@@ -22,6 +22,9 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
             .rollback_until
             .map(|until| format!("a warm rollback is possible until {}", moment(until))),
     );
+    text.extend(report.unfinished.as_ref().map(|(swap, found)| {
+        format!("{swap} is not at its end: {}; `model-swap repair` brings it there", inert(found))
+    }));
     text.push(report.holder.as_ref().map_or_else(|| "nobody is at work".to_owned(), holder));
     if !report.history.is_empty() {
         text.push("history, newest first:".to_owned());
@@ -147,6 +150,7 @@ mod tests {
                     ..Requester::default()
                 },
             }),
+            unfinished: Some(("s-3".parse().unwrap(), "its agent ended\n in cut_over".to_owned())),
             serving_swap: Some("s-2".parse().unwrap()),
             rollback_until: Some(at("2026-11-23T09:25:00Z")),
             history: vec![
@@ -184,6 +188,7 @@ mod tests {
   b     8002  serving  yes    12         Qwen/B\r (r-b)
 serving is the result of s-2
 a warm rollback is possible until 2026-11-23 09:25:00 UTC
+s-3 is not at its end: its agent ended\n in cut_over; `model-swap repair` brings it there
 at work since 2026-11-23 09:20:00 UTC: swap s-3 (pid 77, asked by ann, https://github.com/x)
 history, newest first:
   2026-11-23 09:15:00 UTC  s-2  promoted     Qwen/B (r-b)
@@ -197,6 +202,7 @@ history, newest first:
         let idle = StatusReport {
             slots: Vec::new(),
             holder: None,
+            unfinished: None,
             serving_swap: None,
             rollback_until: None,
             history: Vec::new(),

@@ -72,6 +72,11 @@ impl Summary {
             EventKind::UndoFailed { index, failure } => {
                 self.step(*index, StepResult::UndoFailed, None, Some(&failure.message));
             }
+            // The steps' rows say what becomes of it now.
+            EventKind::TakenUp { found } => {
+                self.conclusion = None;
+                self.warnings.push(format!("taken up again: {found}"));
+            }
             EventKind::Warning { text } => self.warnings.push(text.clone()),
             EventKind::Overdue { failure } => self.warnings.push(failure.message.clone()),
             EventKind::Concluded(conclusion) => {

@@ -34,6 +34,10 @@ const RECONNECTS: [Duration; 6] = [
     Duration::from_secs(60),
 ];
 
+/// How a swap may end that was to be repaired: anyhow, but at its end.
+const REPAIRED: [Outcome; 4] =
+    [Outcome::Promoted, Outcome::RolledBack, Outcome::Failed, Outcome::Aborted];
+
 /// The way to the server.
 pub(super) struct Line<'a> {
     pub(super) target: &'a Target,
@@ -191,6 +195,9 @@ fn thread(command: &Command) -> Option<Thread> {
         Command::Abort(request) => {
             Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
         }
+        Command::Repair(request) => {
+            Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
+        }
         Command::Plan(_)
         | Command::Status(_)
         | Command::Logs(_)
@@ -204,8 +211,9 @@ impl Followed {
     pub(super) fn of(command: CommandName) -> Self {
         match command {
             CommandName::Abort => {
-                Self { aborting: true, log: Log::wanting(Outcome::Aborted), ..Self::default() }
+                Self { aborting: true, log: Log::wanting(&[Outcome::Aborted]), ..Self::default() }
             }
+            CommandName::Repair => Self { log: Log::wanting(&REPAIRED), ..Self::default() },
             _ => Self::default(),
         }
     }
@@ -291,6 +299,7 @@ impl Followed {
         match (setting.inputs.command, kept) {
             (_, true) => Exit::Stuck,
             (CommandName::Abort, false) => Exit::of_abort(outcome),
+            (CommandName::Repair, false) => Exit::of_repair(outcome),
             (CommandName::Rollback | CommandName::Fail, false) => Exit::of_rollback(outcome),
             (_, false) => Exit::of_swap(outcome),
         }

@@ -251,9 +251,11 @@ fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
         CommandName::Plan => {
             &Outputs { plan_digest: outputs.plan_digest.clone(), ..Outputs::default() }
         }
-        CommandName::Swap | CommandName::Rollback | CommandName::Abort | CommandName::Fail => {
-            outputs
-        }
+        CommandName::Swap
+        | CommandName::Rollback
+        | CommandName::Abort
+        | CommandName::Fail
+        | CommandName::Repair => outputs,
     };
     if let Some(path) = &setting.run.output
         && let Err(error) = output::write_outputs(path, outputs)

@@ -9,7 +9,8 @@ use crate::github::inputs::{CommandName, Held};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
-    AbortRequest, Asked, Command, Request, RollbackRequest, Secrets, SwapRequest, WIRE_VERSION,
+    AbortRequest, Asked, Command, RepairRequest, Request, RollbackRequest, Secrets, SwapRequest,
+    WIRE_VERSION,
 };
 
 /// The request that the inputs and the configuration come to.
@@ -47,6 +48,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         CommandName::Abort => Command::Abort(AbortRequest { asked, of: None, since: 0, requester }),
         // Before anything else it asks what serves.
         CommandName::Fail | CommandName::Status => Command::Status(asked),
+        CommandName::Repair => Command::Repair(RepairRequest { asked, requester }),
         CommandName::Logs => Command::Logs(asked),
         CommandName::History => Command::History(asked),
     };

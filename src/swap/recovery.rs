@@ -1,7 +1,8 @@
 //! What an interrupted swap needs, decided from its journal alone.
 
-use super::transition::Status;
+use super::transition::{Status, StepStatus};
 use crate::model::outcome::Outcome;
+use crate::model::plan::Plan;
 
 /// What to do with a swap whose agent is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +27,39 @@ pub fn decide(status: &Status) -> Recovery {
     }
 }
 
+/// What is found of a swap that nobody works on, and what it needs, one line for people.
+pub fn found(status: &Status, plan: &Plan) -> String {
+    let name = |index: usize| {
+        plan.all_steps().nth(index).map_or_else(|| "a step".to_owned(), |s| s.step.to_string())
+    };
+    let at = |wanted: StepStatus| status.steps.iter().rposition(|found| *found == wanted).map(name);
+    let undone = status.to_undo().into_iter().map(name).collect::<Vec<_>>().join(", ");
+    let rest = match undone.as_str() {
+        "" => "nothing is left to undo".to_owned(),
+        undone => format!("to undo: {undone}"),
+    };
+    if let Some(step) = at(StepStatus::UndoFailed) {
+        return format!("{step} could not be undone; {rest}");
+    }
+    if status.outcome.is_some() {
+        return "it has its outcome".to_owned();
+    }
+    if status.promoted() {
+        return "its agent ended when every step was done, and did not say so".to_owned();
+    }
+    if let Some(step) = at(StepStatus::Undoing) {
+        return format!("its agent ended while it undid {step}; {rest}");
+    }
+    match at(StepStatus::Started) {
+        Some(step) => format!("its agent ended in {step}; {rest}"),
+        None => format!("its agent ended between two steps; {rest}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::failure::Failure;
     use crate::model::record::{Done, RecordKind, Undo};
     use crate::swap::planner::tests::two_slot_plan;
     use crate::swap::transition::apply;
@@ -50,5 +81,37 @@ mod tests {
         assert_eq!(after(&kinds), Recovery::Conclude);
         kinds.push(RecordKind::Concluded { outcome: Outcome::Promoted });
         assert_eq!(after(&kinds), Recovery::Finished);
+    }
+
+    #[test]
+    fn what_is_found_is_said_with_what_is_left_to_undo() {
+        let plan = two_slot_plan();
+        let mut kinds = Vec::new();
+        let mut found = |more: Vec<RecordKind>| {
+            kinds.extend(more);
+            let status = Status::of_plan(&plan);
+            found(&kinds.iter().fold(status, |status, kind| apply(&status, kind).unwrap()), &plan)
+        };
+        let started = |step| RecordKind::Started { step, undo: Undo::Nothing };
+        let done = |step| RecordKind::Succeeded { step, done: Done::Nothing };
+        let rows = [
+            (vec![], "its agent ended between two steps; nothing is left to undo"),
+            (vec![started(0)], "its agent ended in reserve_slot b; to undo: reserve_slot b"),
+            (
+                vec![done(0), started(1)],
+                "its agent ended in start_replica b; to undo: start_replica b, reserve_slot b",
+            ),
+            (
+                vec![RecordKind::UndoStarted { step: 1 }],
+                "its agent ended while it undid start_replica b; to undo: start_replica b, reserve_slot b",
+            ),
+            (
+                vec![RecordKind::UndoFailed { step: 1, failure: Failure::new("x") }],
+                "start_replica b could not be undone; to undo: start_replica b, reserve_slot b",
+            ),
+        ];
+        for (more, text) in rows {
+            assert_eq!(found(more), text);
+        }
     }
 }

@@ -96,7 +96,9 @@ impl Status {
 pub fn apply(status: &Status, kind: &RecordKind) -> Result<Status, Illegal> {
     let mut next = status.clone();
     let refuse = |reason| Err(Illegal { record: name(kind), reason });
-    if status.closed {
+    let reopens =
+        status.outcome == Some(Outcome::Stuck) && matches!(kind, RecordKind::UndoStarted { .. });
+    if status.closed && !reopens {
         return refuse("the swap is closed");
     }
     match kind {
@@ -122,7 +124,8 @@ pub fn apply(status: &Status, kind: &RecordKind) -> Result<Status, Illegal> {
         }
         RecordKind::UndoStarted { step } => {
             let first = status.to_undo().first().copied();
-            if status.outcome.is_some() {
+            // A person has mended what the undo failed of.
+            if status.outcome.is_some() && !reopens {
                 return refuse("the outcome is known");
             }
             if status.promoted() {
@@ -132,6 +135,7 @@ pub fn apply(status: &Status, kind: &RecordKind) -> Result<Status, Illegal> {
                 return refuse("undo goes backwards, step by step, and never past a retire");
             }
             next.steps[*step] = StepStatus::Undoing;
+            (next.outcome, next.closed) = (None, false);
         }
         RecordKind::UndoFinished { step, .. } | RecordKind::UndoFailed { step, .. } => {
             if status.steps.get(*step) != Some(&StepStatus::Undoing) {
@@ -358,5 +362,23 @@ mod tests {
         let status = run(&kinds).unwrap();
         assert!(apply(&status, &concluded(Outcome::Failed)).is_err());
         assert!(apply(&status, &concluded(Outcome::Stuck)).is_ok());
+    }
+
+    #[test]
+    fn only_what_is_stuck_is_taken_up_again_and_by_the_undo_that_failed() {
+        let mut kinds = vec![started(0), succeeded(0), started(1), failed(1)];
+        kinds.push(RecordKind::UndoStarted { step: 1 });
+        kinds.push(RecordKind::UndoFailed { step: 1, failure: Failure::new("x") });
+        kinds.extend([concluded(Outcome::Stuck), RecordKind::Closed]);
+        let stuck = run(&kinds).unwrap();
+        assert!(apply(&stuck, &RecordKind::UndoStarted { step: 0 }).is_err());
+        assert!(apply(&stuck, &started(2)).is_err());
+        assert!(apply(&stuck, &concluded(Outcome::Failed)).is_err());
+        kinds.extend(undone(1));
+        kinds.extend(undone(0));
+        kinds.extend([concluded(Outcome::Failed), RecordKind::Closed]);
+        let repaired = run(&kinds).unwrap();
+        assert_eq!((repaired.outcome, repaired.closed), (Some(Outcome::Failed), true));
+        assert!(apply(&repaired, &RecordKind::UndoStarted { step: 0 }).is_err());
     }
 }

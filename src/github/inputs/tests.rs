@@ -77,7 +77,7 @@ fn all_problems_come_at_once() {
             Some("did you mean `known-hosts`?"),
         ),
         (
-            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, fail, status, logs and history",
+            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, fail, repair, status, logs and history",
             Some("did you mean `rollback`?"),
         ),
         (

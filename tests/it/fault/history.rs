@@ -3,6 +3,7 @@
 //! The agent: does the steps in order, each once; after a failure or a death undoes what it began, last first, a step's
 //! undo as often as it dies or is stuck in it, and never past a `retire`; concludes once, only when all is done, all is
 //! undone or an undo failed; then only goes forward with what comes after `promote`, as often as that takes; and closes.
+//! What is stuck may be taken up again, closed or not, by the undo that failed.
 //! Which word a conclusion uses (failed or aborted, promoted or rolled back) is the executor's and not the table's.
 
 use model_swap::model::failure::Failure;
@@ -72,6 +73,10 @@ impl<'a> Agent<'a> {
     }
 
     fn may(&self, kind: &RecordKind) -> bool {
+        let stuck = self.outcome == Some(Outcome::Stuck);
+        if stuck && matches!(kind, RecordKind::UndoStarted { .. }) {
+            return matches!((self.now, kind), (Now::UndoFailed(one), RecordKind::UndoStarted { step }) if one == *step);
+        }
         let settled = self.outcome.is_some();
         if self.closed {
             return false;
@@ -116,7 +121,10 @@ impl<'a> Agent<'a> {
                 (self.now, self.half_done) = (Now::Idle, false);
             }
             RecordKind::Failed { .. } => self.now = Now::Failed,
-            RecordKind::UndoStarted { step } => self.now = Now::Undoing(*step),
+            RecordKind::UndoStarted { step } => {
+                self.now = Now::Undoing(*step);
+                (self.outcome, self.closed) = (None, false);
+            }
             RecordKind::UndoFinished { step, .. } => self.now = Now::Undone(*step),
             RecordKind::UndoFailed { step, .. } => self.now = Now::UndoFailed(*step),
             RecordKind::Concluded { outcome } => self.outcome = Some(*outcome),

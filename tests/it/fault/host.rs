@@ -167,6 +167,7 @@ impl SimHost {
                 EventKind::Progress { .. }
                 | EventKind::TrafficIsBack { .. }
                 | EventKind::Overdue { .. }
+                | EventKind::TakenUp { .. }
                 | EventKind::Warning { .. } => continue,
                 _ => Stage::Outside,
             };

@@ -318,6 +318,13 @@ impl Scene {
         recovered.map(|recovered| recovered.expect("the journal can be written"))
     }
 
+    /// Does what a person asks for who has mended what an undo failed of.
+    pub(crate) async fn repair(&self, attempt: &Attempt) -> Option<Conclusion> {
+        let (cx, mut journal) = self.reopen(attempt);
+        self.host.arm(&[]);
+        executor::repair(&cx, &mut journal).await.expect("the journal can be written")
+    }
+
     /// A swap that goes well.
     pub(crate) async fn promoted(&self, id: &str, model: &str) -> Attempt {
         let attempt = self.swap(id, model).await;

@@ -146,6 +146,19 @@ async fn whatever_fails_in_a_rollback_to_somebodys_unit_the_world_is_as_before()
     every_fault_is_unwound(Kind::BackToUnit).await;
 }
 
+/// A person is told which undo failed and why, where traffic is and what to do.
+fn assert_honest(scene: &Scene, attempt: &Attempt, conclusion: &Conclusion, what: &str) {
+    let failure = conclusion.failure.as_ref().unwrap();
+    assert!(failure.message.starts_with("cannot undo "), "{what}: {failure:#?}");
+    assert!(failure.message.contains("as ordered"), "{what}: {failure:#?}");
+    assert!(failure.hints.iter().any(|h| h.contains("model-swap repair")), "{what}: {failure:#?}");
+    let loaded = scene.host.world.borrow().loaded;
+    let incumbent = attempt.plan.incumbent.as_ref().unwrap();
+    let side = if loaded == incumbent.port { incumbent } else { &attempt.plan.candidate };
+    assert_eq!(conclusion.revision.as_ref(), Some(&side.revision), "{what}: {conclusion:#?}");
+    assert!(conclusion.traffic.contains(&side.revision.model), "{what}: {conclusion:#?}");
+}
+
 /// For every step that fails decisively: every verb of the unwinding fails as well.
 async fn every_failed_undo_is_stuck(kind: Kind) {
     let (calls, _) = clean(kind).await;
@@ -164,14 +177,14 @@ async fn every_failed_undo_is_stuck(kind: Kind) {
             for wrong in [Wrong::Fails, Wrong::DoesAndFails] {
                 let second = Fault { call: later, wrong };
                 let what = format!("{kind:?}: {call:?}, then {undoing:?} {second:?}");
-                let (scene, attempt, _, conclusion) = run(kind, &[first, second]).await;
+                let (scene, attempt, before, conclusion) = run(kind, &[first, second]).await;
                 assert_eq!(scene.host.struck(), [call.clone(), undoing.clone()], "{what}");
                 if conclusion.outcome != Outcome::Stuck {
                     assert!(!DECISIVE.contains(&undoing.verb), "{what}: was overlooked");
                     continue;
                 }
                 stuck += 1;
-                assert!(conclusion.traffic.contains("an undo failed"), "{what}: {conclusion:?}");
+                assert_honest(&scene, &attempt, &conclusion, &what);
                 let records = scene.records(&attempt);
                 let [
                     ..,
@@ -189,6 +202,12 @@ async fn every_failed_undo_is_stuck(kind: Kind) {
                 let facts = scene.facts();
                 assert_eq!(scene.recover(&attempt, &[]).await.unwrap(), None, "{what}");
                 assert_eq!(scene.facts(), facts, "{what}");
+                // Until that person has mended it, and says so.
+                let repaired = scene.repair(&attempt).await.expect("it is taken up again");
+                assert_ne!(repaired.outcome, Outcome::Stuck, "{what}: {repaired:#?}");
+                let (now, before) = had_back(&scene, &attempt, &before);
+                assert_eq!(now, before, "{what}");
+                assert_eq!(scene.repair(&attempt).await, None, "{what}");
             }
         }
     }

@@ -4,6 +4,7 @@
 //! Whatever starts on this server carries `TESTBED=<its scratch folder>` in its environment, so that the end of the
 //! server is the end of every process that was started on it, however detached, and of no other process.
 
+mod faults;
 mod incumbent;
 mod nginx;
 mod ports;
@@ -22,6 +23,7 @@ use std::process::Child;
 use anyhow::Context;
 use tempfile::TempDir;
 
+pub use self::faults::Aim;
 pub use self::incumbent::{ByHand, Wrapped};
 pub use self::ports::free_port;
 use self::processes::Owner;
@@ -54,6 +56,8 @@ pub struct ServerSpec {
     /// User and group id that the whole of nginx runs as; only root can choose another than its own. Whatever a
     /// configuration test run by root finds good, such a master may be unable to load.
     pub nginx_uid: Option<u32>,
+    /// Whether the agents of this server can be struck by [`GpuServer::strike`].
+    pub faults: bool,
 }
 
 impl Default for ServerSpec {
@@ -63,6 +67,7 @@ impl Default for ServerSpec {
             main_lines: String::new(),
             http_lines: String::new(),
             nginx_uid: None,
+            faults: false,
         }
     }
 }
@@ -118,7 +123,8 @@ impl GpuServer {
         let nginx_command = nginx::command(&nginx, scratch.path());
         // From here on a failure drops the server, and that ends what already runs.
         let mut server = Self { scratch, ports, keys, nginx_command, bash, sshd: None };
-        server.sshd = Some(sshd::start(server.scratch(), ports.ssh)?);
+        let env = if spec.faults { faults::prepare(server.scratch())? } else { String::new() };
+        server.sshd = Some(sshd::start(server.scratch(), ports.ssh, &env)?);
         nginx::start(&server, &spec)?;
         Ok(server)
     }
@@ -202,6 +208,14 @@ impl GpuServer {
     /// If there is no readable pid file.
     pub fn nginx_workers(&self) -> anyhow::Result<Vec<u32>> {
         Ok(processes::children(self.nginx_master()?))
+    }
+
+    /// Strikes the next agents of this server; `None` lets them live.
+    ///
+    /// # Errors
+    /// If the order cannot be written.
+    pub fn strike(&self, aim: Option<Aim>) -> anyhow::Result<()> {
+        faults::order(self.scratch(), aim)
     }
 
     /// What was started on this server (sessions, incumbents, whatever came of them) and still runs, one line each:

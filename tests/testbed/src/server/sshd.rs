@@ -56,15 +56,15 @@ impl Keys {
     }
 }
 
-/// Starts sshd as a child and returns when it greets.
-pub(super) fn start(scratch: &Path, port: u16) -> anyhow::Result<Child> {
+/// Starts sshd as a child and returns when it greets. `env` is given to every session as well.
+pub(super) fn start(scratch: &Path, port: u16, env: &str) -> anyhow::Result<Child> {
     let program = programs::find("sshd")?;
     if rustix::process::getuid().is_root() {
         // Where sshd, as root, jails its unprivileged half; a boot would have made it.
         fs::create_dir_all("/run/sshd").context("/run/sshd cannot be made")?;
     }
     let config = scratch.join("ssh/sshd_config");
-    fs::write(&config, config_text(scratch, port))?;
+    fs::write(&config, config_text(scratch, port, env))?;
     let log = scratch.join("logs/sshd.log");
     let mut child = Command::new(program)
         .arg("-D")
@@ -95,7 +95,7 @@ pub(super) fn start(scratch: &Path, port: u16) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-fn config_text(scratch: &Path, port: u16) -> String {
+fn config_text(scratch: &Path, port: u16, env: &str) -> String {
     let at = scratch.display();
     // PAM and strict modes ask for a system's own accounts and homes, which a scratch folder is not. A home in scratch
     // keeps the login scripts of whoever runs the test out of every session: bash reads ~/.bashrc under sshd.
@@ -111,7 +111,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv {MARK}={at} HOME={at}/home
+SetEnv {MARK}={at} HOME={at}/home {env}
 Subsystem sftp internal-sftp
 "
     )

@@ -1,0 +1,215 @@
+//! Brings a swap to its end that nobody works on any more: its agent died, or it is stuck and a person has mended why.
+
+use jiff::Timestamp;
+
+use super::abort::nothing_to_abort;
+use super::answer::Answers;
+use super::rollback::SPEC;
+use super::run::remember;
+use super::{follow, hand_over, observe_at_rest, place, unchanged};
+use crate::abort::{self, AbortOrder};
+use crate::event_log::{EventLog, EventReader};
+use crate::executor::{self, Context};
+use crate::host::{Host, SystemHost, process};
+use crate::journal::Journal;
+use crate::lease::{Lease, LeaseError};
+use crate::model::event::{Closing, EventKind};
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
+use crate::model::record::RecordKind;
+use crate::model::state::{Holder, Requester};
+use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Secrets, Wait};
+use crate::service_dir::{self, ServiceDir};
+use crate::swap::recovery;
+
+/// [`Holder::command`] of whoever repairs.
+const REPAIR: &str = "repair";
+
+/// What is wanted of a swap that nobody works on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Its end, unless it is stuck: then nothing is tried again by itself.
+    End,
+    /// Its end, and the undo that it is stuck at once more.
+    Repair,
+}
+
+/// Has a detached agent repair, and tells what it finds and does. `line` is the request as it came.
+pub(super) async fn hand_over_repair(
+    dir: &ServiceDir,
+    line: &str,
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
+    let swap = hand_over(dir, line, answers).await.map_err(Refusal::environment)?;
+    let Some(swap) = swap else { return Ok(()) };
+    // What was told before is another command's story, but for the plan, which names the steps.
+    let told = EventReader::new(&dir.swap(&swap)).read().unwrap_or_default();
+    let taken_up =
+        |event: &&crate::model::event::Event| matches!(event.kind, EventKind::TakenUp { .. });
+    let since = told.iter().rev().find(taken_up).map_or(0, |event| event.seq.saturating_sub(1));
+    if let Some(planned) = told.into_iter().next().filter(|_| since > 0) {
+        answers.send(&Frame::Event(planned));
+    }
+    follow::follow(dir, &swap, (since, Wait::Promoted), answers).await;
+    Ok(())
+}
+
+/// The detached agent's part: takes up the newest swap if it is stuck or unfinished.
+pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Result<(), Refusal> {
+    let RepairRequest { asked, requester } = wanted;
+    let dir = service_dir(asked)?;
+    let newest = dir.swaps().into_iter().find(|swap| Journal::has_begun(&dir.swap(swap)));
+    let swap = newest.as_ref().filter(|swap| needs(&dir, swap, Wanted::Repair)).cloned();
+    let own = |swap: SwapId| holder(swap, REPAIR, requester);
+    // Where no swap ever was, there is nobody's id to hold the lease by.
+    let Some(newest) = newest else { return nothing_to_repair(&dir, asked, answers).await };
+    let mut lease = match Lease::take(&dir.root(), &own(newest.clone())) {
+        Ok(lease) => lease,
+        // Asked again by a runner that had lost the first answer.
+        Err(LeaseError::Held { holder: Some(holder) }) if holder.command == REPAIR => {
+            answers.send(&Frame::Accepted { swap: holder.swap.clone() });
+            return Ok(());
+        }
+        Err(error) => return Err(Refusal::environment(error.to_failure())),
+    };
+    // Another command may have ended meanwhile what had no outcome a moment ago.
+    let Some(swap) = swap.filter(|swap| needs(&dir, swap, Wanted::Repair)) else {
+        if let Some(died) = lease.died.clone() {
+            // Its swap has its outcome, and perhaps nobody was told.
+            recover(&dir, &died.swap, &asked.secrets).await.map_err(Refusal::environment)?;
+            let own = own(newest);
+            lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))?;
+        }
+        return nothing_to_repair(&dir, asked, answers).await;
+    };
+    let accepted = || {
+        answers.send(&Frame::Accepted { swap: swap.clone() });
+        answers.close();
+    };
+    bring_to_end(&dir, &swap, (&asked.secrets, Wanted::Repair), accepted)
+        .await
+        .map_err(Refusal::environment)?;
+    lease.recovered(&own(swap)).map_err(|error| Refusal::environment(error.to_failure()))
+}
+
+/// The detached agent's part of an abort where nobody is there to be asked: what died is brought to its end.
+pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Result<(), Refusal> {
+    let AbortRequest { asked, requester, .. } = wanted;
+    let dir = service_dir(asked)?;
+    let lease = Lease::take_from_the_dead(&dir.root())
+        .map_err(|error| Refusal::environment(error.to_failure()))?;
+    let unfinished = lease.and_then(|lease| {
+        let swap = lease.died.as_ref()?.swap.clone();
+        needs(&dir, &swap, Wanted::End).then_some((lease, swap))
+    });
+    let Some((mut lease, swap)) = unfinished else {
+        let nothing = nothing_to_abort(&dir, wanted).await.map_err(Refusal::environment)?;
+        answers.send(&nothing);
+        return Ok(());
+    };
+    let order = AbortOrder { at: Timestamp::now(), requester: requester.clone() };
+    abort::order(&dir, &swap, &order).map_err(Refusal::environment)?;
+    let accepted = || {
+        answers.send(&Frame::Accepted { swap: swap.clone() });
+        answers.close();
+    };
+    bring_to_end(&dir, &swap, (&asked.secrets, Wanted::End), accepted)
+        .await
+        .map_err(Refusal::environment)?;
+    let own = holder(swap, "abort", requester);
+    lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))
+}
+
+/// Brings the swap of an agent that died to its end, before another command begins.
+pub(super) async fn recover(
+    dir: &ServiceDir,
+    swap: &SwapId,
+    secrets: &Secrets,
+) -> Result<(), Failure> {
+    bring_to_end(dir, swap, (secrets, Wanted::End), || {}).await
+}
+
+async fn bring_to_end(
+    dir: &ServiceDir,
+    swap: &SwapId,
+    (secrets, wanted): (&Secrets, Wanted),
+    accepted: impl FnOnce(),
+) -> Result<(), Failure> {
+    let folder = dir.swap(swap);
+    if !Journal::has_begun(&folder) {
+        // It died before it did anything.
+        return Ok(());
+    }
+    let mut journal = Journal::open(&folder)?;
+    let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
+    let Some(RecordKind::Planned { plan, .. }) =
+        journal.records().first().map(|record| record.kind.clone())
+    else {
+        return Ok(());
+    };
+    let spec = serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
+    let asked = Asked { spec, secrets: secrets.clone() };
+    let host = SystemHost::new(&asked);
+    let events = EventLog::open(&folder, swap).map_err(|error| Failure::from_error(&error))?;
+    let cx = Context::new((&host, &asked, dir), swap.clone(), *plan, events);
+    // Whoever follows the swap looks at this process from now on.
+    service_dir::write_json(&folder.join(follow::AGENT), &process::own())?;
+    if is_open(journal.status().outcome, wanted) {
+        cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
+    }
+    accepted();
+    let ended = match wanted {
+        Wanted::End => executor::recover(&cx, &mut journal).await,
+        Wanted::Repair => executor::repair(&cx, &mut journal).await,
+    };
+    if let Some(conclusion) = ended.map_err(Failure::from)? {
+        if conclusion.failure.is_some() {
+            remember(dir, swap, conclusion.outcome, &cx.plan, host.now());
+        }
+        cx.tell(EventKind::Closed(Closing::Nothing));
+    }
+    Ok(())
+}
+
+/// Whether a swap has begun and is not at its end. What cannot be read is for its recovery to tell.
+fn needs(dir: &ServiceDir, swap: &SwapId, wanted: Wanted) -> bool {
+    let folder = dir.swap(swap);
+    Journal::has_begun(&folder)
+        && Journal::open(&folder).map_or(true, |journal| is_open(journal.status().outcome, wanted))
+}
+
+fn is_open(outcome: Option<Outcome>, wanted: Wanted) -> bool {
+    match outcome {
+        None => true,
+        Some(Outcome::Stuck) => wanted == Wanted::Repair,
+        Some(_) => false,
+    }
+}
+
+async fn nothing_to_repair(
+    dir: &ServiceDir,
+    asked: &Asked,
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
+    let host = SystemHost::new(asked);
+    let world = observe_at_rest(&host, dir, asked).await.map_err(Refusal::environment)?;
+    let reason = format!("no swap of service {} needs repair", dir.service());
+    answers.send(&unchanged(&host, &world, dir, asked, reason).await);
+    Ok(())
+}
+
+fn service_dir(asked: &Asked) -> Result<ServiceDir, Refusal> {
+    let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
+    ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)
+}
+
+fn holder(swap: SwapId, command: &str, requester: &Requester) -> Holder {
+    Holder {
+        swap,
+        since: Timestamp::now(),
+        process: process::own(),
+        command: command.to_owned(),
+        requester: requester.clone(),
+    }
+}

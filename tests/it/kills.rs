@@ -1,0 +1,176 @@
+//! The agent is killed at an exact record of a real swap's journal, under load, and `repair` brings the swap to its end.
+//!
+//! The library that strikes is the test's (`testbed::server::Aim`): the binary is the one that is shipped.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use testbed::action::Run;
+use testbed::server::{Aim, ServerSpec, listeners};
+
+use crate::step::Step;
+use crate::support::{NAME, NEW, OLD, World};
+
+/// The records of a first swap, in their order: the plan, and each step begun and done; then the outcome, and each of
+/// the two steps after it; then the end.
+const PROMOTED: usize = 11;
+const CONCLUDED: usize = PROMOTED + 1;
+const CLOSED: usize = CONCLUDED + 5;
+
+/// The record that announces the cutover.
+const CUTTING_OVER: usize = 8;
+
+/// The state of a service that knows of nothing.
+const NO_STATE: &str = r#"{"v":1,"serving":null,"serving_swap":null,"retained":null}"#;
+
+/// A server on which agents can be struck; a swap's old model is retired as soon as it is drained.
+pub(crate) async fn world() -> Result<World> {
+    let spec = ServerSpec { faults: true, ..ServerSpec::default() };
+    let mut world = World::on(spec, &[]).await?;
+    world.settings.retain = "0s".to_owned();
+    Ok(world)
+}
+
+/// What an unwound swap leaves as it was: nginx's file, claims, state but for its history, who listens in either slot.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    nginx: String,
+    files: BTreeMap<PathBuf, String>,
+    listeners: [Vec<u32>; 2],
+}
+
+impl Facts {
+    pub(crate) fn of(world: &World) -> Result<Self> {
+        let (a, b) = world.server.slot_ports();
+        let state = world.server.state_dir();
+        let mut files = BTreeMap::new();
+        for claim in fs::read_dir(state.join("claims"))?.flatten() {
+            files.insert(claim.path(), fs::read_to_string(claim.path())?);
+        }
+        let path = state.join(NAME).join("state.json");
+        // There is none before the first swap.
+        let text = fs::read_to_string(&path).unwrap_or_else(|_| NO_STATE.to_owned());
+        let mut known: serde_json::Value = serde_json::from_str(&text)?;
+        known.as_object_mut().context("an object")?.remove("history");
+        files.insert(path, known.to_string());
+        let nginx = fs::read_to_string(world.server.nginx_config())?;
+        Ok(Self { nginx, files, listeners: [listeners(a)?, listeners(b)?] })
+    }
+}
+
+/// The journal of the newest swap: its whole lines, and whether half of one follows.
+fn journal(world: &World) -> Result<(Vec<String>, bool)> {
+    let swaps = world.server.state_dir().join(NAME).join("swaps");
+    let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    let text = fs::read_to_string(folders.last().context("no swap")?.join("journal.ndjson"))?;
+    let torn = !text.is_empty() && !text.ends_with('\n');
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    if torn {
+        lines.pop();
+    }
+    Ok((lines, torn))
+}
+
+async fn repair(world: &World) -> Result<Run> {
+    Step::run(world.action("repair", NEW, &[])?).await
+}
+
+/// Runs a swap whose agent is killed there, and asserts that it was.
+async fn killed(world: &World, aim: Aim) -> Result<()> {
+    world.server.strike(Some(aim))?;
+    let run = Step::run(world.action("swap", NEW, &[("wait", "retired")])?).await?;
+    world.server.strike(None)?;
+    let (lines, torn) = journal(world)?;
+    let (whole, half) = match aim {
+        Aim::After(record) => (record, false),
+        Aim::Within(record) => (record - 1, true),
+        Aim::Full(_) => anyhow::bail!("that kills nobody"),
+    };
+    assert_eq!((lines.len(), torn), (whole, half), "{aim:?} struck elsewhere\n{run}");
+    run.refused(3, &["the agent "]);
+    Ok(())
+}
+
+/// Asserts that a second repair finds nothing to do and changes nothing.
+async fn assert_settled(world: &World, what: &str) -> Result<()> {
+    let before = (Facts::of(world)?, journal(world)?);
+    repair(world).await?.ended(0, "unchanged").answered(&["no swap of service chat needs repair"]);
+    assert_eq!((Facts::of(world)?, journal(world)?), before, "{what}: a second repair acted");
+    Ok(())
+}
+
+/// A swap that dies before it is promoted comes to nothing, again and again on the same server.
+async fn comes_to_nothing(aims: Vec<Aim>) -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    // The folder of claims is made by whoever comes first.
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    for aim in aims {
+        let what = format!("{aim:?}");
+        killed(&world, aim).await?;
+        let run = repair(&world).await?;
+        let outcome = match aim {
+            // Not one whole record: it did nothing.
+            Aim::Within(1) => "unchanged",
+            Aim::After(record) if record > CUTTING_OVER => "rolled-back",
+            Aim::Within(record) if record > CUTTING_OVER => "rolled-back",
+            _ => "failed",
+        };
+        let run = run.ended(0, outcome);
+        assert!(
+            outcome == "unchanged" || run.stdout.contains("taken up again: its agent"),
+            "{run}"
+        );
+        assert_eq!(world.serves().await?, OLD, "{what}\n{run}");
+        assert_eq!(Facts::of(&world)?, before, "{what}\n{run}");
+        assert_settled(&world, &what).await?;
+    }
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_before_promote_leaves_the_world_as_it_was() -> Result<()> {
+    let mut aims: Vec<_> = (1..PROMOTED).map(Aim::After).collect();
+    // The record that says that a step is done, lost: it is done all the same.
+    aims.extend([1, 3, 5, 7, 9, PROMOTED].map(Aim::Within));
+    let rest = aims.split_off(aims.len() / 2);
+    tokio::try_join!(comes_to_nothing(aims), comes_to_nothing(rest))?;
+    Ok(())
+}
+
+/// A swap that dies when it is promoted has promoted.
+async fn is_the_world_after(aim: Aim) -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    let what = format!("{aim:?}");
+    killed(&world, aim).await?;
+    let has_outcome = !matches!(aim, Aim::After(PROMOTED) | Aim::Within(CONCLUDED));
+    repair(&world).await?.ended(0, if has_outcome { "unchanged" } else { "promoted" });
+    assert_eq!(world.serves().await?, NEW, "{what}");
+    assert_settled(&world, &what).await?;
+    // What its agent could not retire any more, the next one does.
+    world.run("swap", "Qwen/Third", &[("wait", "retired")]).await?.ended(0, "promoted");
+    assert!(!world.old_runs()?, "{what}");
+    assert_eq!(world.serves().await?, "Qwen/Third", "{what}");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_after_promote_has_promoted() -> Result<()> {
+    let aims: Vec<_> = (PROMOTED..=CLOSED).map(Aim::After).collect();
+    let some = async |aims: &[Aim]| -> Result<()> {
+        for aim in aims {
+            is_the_world_after(*aim).await.with_context(|| format!("{aim:?}"))?;
+        }
+        Ok(())
+    };
+    let half = aims.len() / 2;
+    tokio::try_join!(some(&aims[..half]), some(&aims[half..]))?;
+    Ok(())
+}

@@ -1,0 +1,72 @@
+/* Stands before libc in the agents of a throwaway server, and strikes one at an exact write: see faults.rs.
+   $FAULTS is the server's folder; the file `aim` in it says where, and is read at every write that counts. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int ends_with(const char *text, const char *end) {
+    size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
+/* Whether the file is one of the state folder's, and whether it is a journal. */
+static int in_state(int fd, int *journal) {
+    char link[64], path[4096], state[4096];
+    const char *folder = getenv("FAULTS");
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (folder == NULL || length < 0)
+        return 0;
+    path[length] = 0;
+    snprintf(state, sizeof state, "%s/state/", folder);
+    *journal = ends_with(path, "/journal.ndjson");
+    /* The binary is brought before there is an agent, and what is said in logs is no deed. */
+    return strncmp(path, state, strlen(state)) == 0 && !ends_with(path, "/events.ndjson")
+        && !ends_with(path, ".log") && strstr(path, "/bin/") == NULL;
+}
+
+static unsigned aimed(const char *what) {
+    char path[4096], word[16];
+    unsigned number = 0;
+    snprintf(path, sizeof path, "%s/aim", getenv("FAULTS"));
+    FILE *aim = fopen(path, "r");
+    if (aim == NULL)
+        return 0;
+    int read = fscanf(aim, "%15s %u", word, &number);
+    fclose(aim);
+    return read == 2 && strcmp(word, what) == 0 ? number : 0;
+}
+
+static unsigned records, writes;
+
+ssize_t write(int fd, const void *bytes, size_t count) {
+    ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
+    int journal = 0;
+    if (!in_state(fd, &journal))
+        return real(fd, bytes, count);
+    unsigned full = aimed("full");
+    if (full != 0 && ++writes >= full) {
+        if (writes == full && real(fd, bytes, count / 2) < 0)
+            return -1;
+        errno = ENOSPC;
+        return -1;
+    }
+    if (journal && ++records == aimed("within")) {
+        if (real(fd, bytes, count / 2) >= 0)
+            raise(SIGKILL);
+    }
+    return real(fd, bytes, count);
+}
+
+int fdatasync(int fd) {
+    int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
+    int journal = 0, synced = real(fd);
+    if (in_state(fd, &journal) && journal && records == aimed("after"))
+        raise(SIGKILL);
+    return synced;
+}

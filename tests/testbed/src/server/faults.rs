@@ -1,0 +1,45 @@
+//! Faults at an exact write of an agent: a library that sshd's sessions load before all others, made from `faults.c`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::programs;
+
+/// The C of the library. In C because a library that stands before libc needs what is unsafe in Rust.
+const SOURCE: &str = include_str!("faults.c");
+
+/// Where an agent is struck. Records and writes are counted from 1, within one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    /// Killed when this record of its journal is on the disk, and nothing after it is done.
+    After(usize),
+    /// Killed when half of this record is written: what it tells of is done.
+    Within(usize),
+    /// From this write to a file of the state folder on, event logs apart, the disk is full.
+    Full(usize),
+}
+
+/// Makes the library; gives the environment of the sessions that load it.
+pub(super) fn prepare(scratch: &Path) -> anyhow::Result<String> {
+    let (source, library) = (scratch.join("faults.c"), scratch.join("faults.so"));
+    fs::write(&source, SOURCE)?;
+    let mut compiler = Command::new(programs::find("cc")?);
+    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source);
+    programs::check(&mut compiler)?;
+    Ok(format!("LD_PRELOAD={} FAULTS={}", library.display(), scratch.display()))
+}
+
+pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
+    let text = match aim {
+        None => return Ok(fs::remove_file(file(scratch))?),
+        Some(Aim::After(record)) => format!("after {record}"),
+        Some(Aim::Within(record)) => format!("within {record}"),
+        Some(Aim::Full(write)) => format!("full {write}"),
+    };
+    Ok(fs::write(file(scratch), text)?)
+}
+
+fn file(scratch: &Path) -> PathBuf {
+    scratch.join("aim")
+}
