@@ -164,12 +164,12 @@ impl SimHost {
             watched.stage = match event.kind {
                 EventKind::StepStarted { index } => Stage::Act(index),
                 EventKind::UndoStarted { index } => Stage::Undo(index),
-                EventKind::Progress { .. }
-                | EventKind::TrafficIsBack { .. }
-                | EventKind::Overdue { .. }
-                | EventKind::TakenUp { .. }
-                | EventKind::Warning { .. } => continue,
-                _ => Stage::Outside,
+                EventKind::StepSucceeded { .. }
+                | EventKind::StepFailed { .. }
+                | EventKind::UndoFinished { .. }
+                | EventKind::UndoFailed { .. }
+                | EventKind::Concluded(_) => Stage::Outside,
+                _ => watched.stage,
             };
         }
         watched.stage
