@@ -17,7 +17,7 @@ pub use afterwards::afterwards;
 pub use voice::{Surface, Voice};
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Config, Overrides};
@@ -27,6 +27,7 @@ use crate::github::run::WorkflowRun;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
 use crate::model::state::StatusReport;
+use crate::model::target::{HostAddr, Target};
 use crate::model::wire::Request;
 use crate::remote::agent::Install;
 use crate::remote::build::Build;
@@ -36,6 +37,9 @@ use crate::render::{self, Line, failure, summary};
 use crate::swap::outline;
 use follow::Followed;
 use report::Reporter;
+
+/// Where GitHub's runner mounts the workspace into the container of an action, and nowhere else.
+const ACTION_WORKSPACE: &str = "/github/workspace";
 
 /// Everything a command needs to know of where it runs.
 #[derive(Debug, Clone)]
@@ -239,8 +243,24 @@ fn load(setting: &Setting) -> Result<Config, Stopped> {
         host: inputs.host.clone(),
     };
     let name = inputs.config.display().to_string();
-    config::load(&text, &name, &overrides)
-        .map_err(|problems| Stopped::input(problems.to_failures()))
+    let config = config::load(&text, &name, &overrides)
+        .map_err(|problems| Stopped::input(problems.to_failures()))?;
+    refuse_container(setting, &config.target)?;
+    Ok(config)
+}
+
+/// In the action's container this machine is the container, wherever its runner is.
+fn refuse_container(setting: &Setting, target: &Target) -> Result<(), Stopped> {
+    let is_action = setting.run.workspace.as_deref() == Some(Path::new(ACTION_WORKSPACE));
+    if target.host != HostAddr::Local || !is_action {
+        return Ok(());
+    }
+    let failure =
+        Failure::new("host is local, and the action runs in a container: neither nginx nor models are in it").hint(
+            "name the server, even if the runner is on it: `host: USER@NAME`; or run the program itself, without the \
+             container: `model-swap swap`",
+        );
+    Err(Stopped::input(vec![failure]))
 }
 
 /// Outputs: what the rest of the workflow finds afterwards.

@@ -1,6 +1,7 @@
 //! Integration tests with the real sshd, the real nginx and real processes.
 
 mod abort;
+mod access;
 mod adoption;
 mod approved;
 mod candidate;

@@ -6,10 +6,12 @@ use super::{Acted, Undone};
 use crate::executor::context::{Context, old_workers};
 use crate::host::Host;
 use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
 use crate::model::outcome::Outcome;
 use crate::model::plan::Strategy;
 use crate::model::record::{Record, Retained, Undo};
 use crate::model::state::{Past, ServiceState};
+use crate::service_dir::StateError;
 
 pub(super) fn prepare<H: Host>(cx: &Context<'_, H>) -> Result<Undo, Failure> {
     Ok(Undo::State(cx.dir.load()?))
@@ -46,6 +48,13 @@ pub(super) async fn act<H: Host>(
         ),
         _ => format!("{} serves", candidate.revision),
     };
+    if let Some(slot) = newcomer(cx, &state) {
+        match cx.dir.claim(slot, cx.slot(slot)) {
+            // Where somebody else holds its place, the two share it by a person's choice.
+            Ok(()) | Err(StateError::Claimed { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     cx.host.promoted(&candidate.keeper).await?;
     let revision = candidate.revision.clone();
     state.serving = Some(candidate);
@@ -56,8 +65,19 @@ pub(super) async fn act<H: Host>(
 }
 
 pub(super) fn undo<H: Host>(cx: &Context<'_, H>, before: &ServiceState) -> Result<Undone, Failure> {
+    if let Some(slot) = newcomer(cx, before) {
+        cx.dir.release(cx.slot(slot))?;
+    }
     cx.dir.save(before)?;
     Ok(Undone::Quietly("the record of what serves is as before".to_owned()))
+}
+
+/// The slot of an incumbent that was started by somebody else and has claimed nothing: from now on it is this service's
+/// to keep warm, and nobody may start another model on its GPU.
+fn newcomer<'a, H: Host>(cx: &'a Context<'_, H>, before: &ServiceState) -> Option<&'a SlotName> {
+    let slot = cx.plan.incumbent.as_ref().map(|side| &side.slot)?;
+    let known = before.serving.as_ref().is_some_and(|serving| &serving.slot == slot);
+    (!known).then_some(slot)
 }
 
 /// People read it; nobody needs its nanoseconds.

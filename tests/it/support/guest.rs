@@ -13,7 +13,7 @@ pub(crate) struct GuestWorld {
     // Before its network: what is in it ends first.
     pub(crate) guest: Guest,
     pub(crate) settings: Settings,
-    _lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 /// Runs a test in a world whose old model is a unit, as root, on a thread that is in the guest's network.
@@ -36,7 +36,7 @@ pub(crate) fn on_guest_of(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let guest = Guest::boot(&lab, spec).await?;
-        test(&mut GuestWorld { guest, settings: Settings::default(), _lab: lab }).await
+        test(&mut GuestWorld { guest, settings: Settings::default(), lab }).await
     })
 }
 

@@ -16,7 +16,7 @@ use crate::service;
 pub const ENGINE: &str = "/opt/vllm/bin/vllm";
 /// The file with the service's upstream.
 pub const UPSTREAM_FILE: &str = "/etc/nginx/conf.d/llm.conf";
-/// The GPUs that its `nvidia-smi` knows, as a configuration names them.
+/// The GPUs of the two slots, of the four that its `nvidia-smi` knows.
 pub const GPUS: [&str; 2] = ["0", "1"];
 
 /// User and group id of the first user that is made on Debian.
@@ -27,7 +27,7 @@ const LOG_FORMAT: &str = r#"log_format llm '$remote_addr [$time_iso8601] "$reque
 access_log /var/log/nginx/llm.log llm;
 "#;
 
-/// Prints what `nvidia-smi` prints for two GPUs, in the formats of its documentation; a GPU is used by every engine whose
+/// Prints what `nvidia-smi` prints for four GPUs, in the formats of its documentation; a GPU is used by every engine whose
 /// `CUDA_VISIBLE_DEVICES` names it.
 const NVIDIA_SMI: &str = include_str!("../../fixtures/nvidia-smi");
 

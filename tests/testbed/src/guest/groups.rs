@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
@@ -12,28 +14,49 @@ use crate::server::processes::until;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
+/// Waits for the end of its input, which is the end of the test's process, and clears up what that left.
+///
+/// The guest's PID 1 outlives systemd-nspawn, and nobody else would end it after a test that was killed.
+const HEIR: &str = r#"cat >/dev/null
+scratch=$1; shift
+while pids=$(find "$@" -name cgroup.procs -exec cat {} + 2>/dev/null) && [ -n "$pids" ]; do
+    kill -KILL $pids
+    sleep 0.1
+done
+for group; do [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} +; done
+rm -rf "$scratch""#;
+
 /// One group in every hierarchy that systemd uses. They go with this value, and whatever runs in them.
-pub(super) struct Groups(Vec<PathBuf>);
+pub(super) struct Groups {
+    paths: Vec<PathBuf>,
+    heir: Child,
+}
 
 impl Groups {
-    pub(super) fn make() -> Result<Self> {
+    /// Makes them; should this process be killed, they and the scratch folder go as well.
+    pub(super) fn make(scratch: &Path) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{}{}", prefix(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let groups = Self(hierarchies().into_iter().map(|at| at.join(&name)).collect());
-        for group in &groups.0 {
+        let paths: Vec<_> = hierarchies().into_iter().map(|at| at.join(&name)).collect();
+        let mut heir = Command::new("sh");
+        heir.args(["-c", HEIR, "heir"]).arg(scratch).args(&paths);
+        // A group of its own: Ctrl-C on a terminal is for the test.
+        let heir = heir.stdin(Stdio::piped()).process_group(0).spawn()?;
+        let groups = Self { paths, heir };
+        for group in &groups.paths {
             fs::create_dir(group).with_context(|| format!("{} cannot be made", group.display()))?;
         }
         Ok(groups)
     }
 
     pub(super) fn paths(&self) -> &[PathBuf] {
-        &self.0
+        &self.paths
     }
 
     /// Kills what runs in them and returns when it is gone.
     pub(super) fn end_all(&self) -> Result<()> {
         until("the guest's processes end", || {
-            let members: Vec<_> = self.0.iter().flat_map(|group| members(group)).collect();
+            let members: Vec<_> = self.paths.iter().flat_map(|group| members(group)).collect();
             for pid in &members {
                 self.kill(*pid)?;
             }
@@ -44,7 +67,7 @@ impl Groups {
     fn kill(&self, pid: Pid) -> Result<()> {
         let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
         // Asked again while the handle pins the process: the number alone may meanwhile be a stranger's.
-        if self.0.iter().any(|group| members(group).contains(&pid)) {
+        if self.paths.iter().any(|group| members(group).contains(&pid)) {
             match pidfd_send_signal(&handle, Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                 Err(error) => return Err(error).context("a process of the guest cannot be killed"),
@@ -58,9 +81,11 @@ impl Drop for Groups {
     fn drop(&mut self) {
         let gone = self.end_all().and_then(|()| {
             until("the guest's control groups can go", || {
-                Ok(self.0.iter().all(|group| remove(group).is_ok()))
+                Ok(self.paths.iter().all(|group| remove(group).is_ok()))
             })
         });
+        drop(self.heir.stdin.take());
+        let gone = gone.and_then(|()| Ok(self.heir.wait().map(drop)?));
         if let Err(error) = gone {
             // A test that fails already must not abort on top, yet what is left behind has to be seen.
             let _ = writeln!(std::io::stderr(), "guest: {error:#}");

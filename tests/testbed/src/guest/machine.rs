@@ -15,7 +15,7 @@ use crate::server::processes::{children, command_line};
 use crate::server::programs;
 
 /// Boots, and boots again for as long as the guest asks for it: then systemd-nspawn ends with 133 (its source,
-/// `EXIT_FORCE_RESTART`). `setpriv` lets each end with its parent, and the mount is in a namespace of this shell's own.
+/// `EXIT_FORCE_RESTART`). `setpriv` lets it end with this shell, and the mount is in a namespace of this shell's own.
 ///
 /// Where the scratch folder cannot be a layer (it is on one itself), the disk is a copy.
 const BOOT: &str = r#"set -eu
@@ -48,7 +48,7 @@ impl Machine {
         for folder in ["upper", "work", "root"] {
             fs::create_dir_all(scratch.join(folder))?;
         }
-        let groups = Groups::make()?;
+        let groups = Groups::make(scratch)?;
         let mut argv = vec![text(root)?.to_owned(), text(scratch)?.to_owned()];
         for group in groups.paths() {
             argv.push(text(group)?.to_owned());
@@ -69,15 +69,14 @@ impl Machine {
     pub(super) fn start(&mut self) -> Result<()> {
         ensure!(self.boot.is_none(), "the guest is up already");
         let console = File::options().create(true).append(true).open(&self.console)?;
-        let mut boot = Command::new("setpriv");
-        boot.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"])
-            .args(["sh", "-c", BOOT, "boot"])
+        let mut boot = Command::new("unshare");
+        boot.args(["--mount", "--propagation", "private", "sh", "-c", BOOT, "boot"])
             .args(&self.argv)
             .stdin(Stdio::null())
             .stdout(console.try_clone()?)
             .stderr(console)
             .process_group(0);
-        self.boot = Some(boot.spawn().context("cannot run setpriv (Debian: util-linux)")?);
+        self.boot = Some(boot.spawn().context("cannot run unshare (Debian: util-linux)")?);
         Ok(())
     }
 

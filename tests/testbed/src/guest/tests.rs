@@ -1,6 +1,7 @@
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::{GPUS, Guest, GuestSpec, INCUMBENT, Lab, SLOTS, left_behind, ran_as_root};
+use super::{Guest, GuestSpec, INCUMBENT, Lab, SLOTS, left_behind, ran_as_root};
+use crate::server::processes::{parent_of, until};
 use crate::service;
 
 /// One boot for all of it: what a test may take for granted of a guest.
@@ -25,10 +26,9 @@ fn a_guest_boots_reboots_loses_power_and_leaves_nothing() -> Result<()> {
             );
             let query = "--query-gpu=index,memory.total,memory.used";
             let gpus = guest.run(&["nvidia-smi", query, "--format=csv,noheader,nounits"]).await?;
-            assert_eq!(gpus, "0, 143771, 71746\n1, 143771, 512\n");
+            assert_eq!(gpus, "0, 143771, 71746\n1, 143771, 512\n2, 143771, 512\n3, 143771, 512\n");
             assert_eq!(guest.listeners(SLOTS.0).await?.len(), 1);
             assert!(guest.listeners(SLOTS.1).await?.is_empty());
-            assert_eq!(GPUS.len(), 2);
 
             std::fs::write(guest.file("/root/kept")?, "by the disk")?;
             let boot =
@@ -60,4 +60,45 @@ fn a_guest_boots_reboots_loses_power_and_leaves_nothing() -> Result<()> {
     let own = format!("testbed-guest-{}", std::process::id());
     assert!(!mounts.contains(&own) && !mounts.contains("/tmp/guest-"), "{mounts}");
     Ok(())
+}
+
+/// A test that is killed clears up nothing, and its guest is not its child.
+#[test]
+fn the_end_of_the_process_is_the_end_of_its_guests() -> Result<()> {
+    const INSIDE: &str = "TESTBED_TO_BE_KILLED";
+    if ran_as_root()? {
+        return Ok(());
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let lab = Lab::enter()?;
+        let guest = runtime.block_on(Guest::boot(&lab, GuestSpec::bare()))?;
+        let groups = left_behind();
+        println!("{} {}", guest.pid1()?, guest.scratch.path().display());
+        println!(
+            "{}",
+            groups.iter().map(|at| at.display().to_string()).collect::<Vec<_>>().join(" ")
+        );
+        std::thread::park();
+    }
+    let name = "guest::tests::the_end_of_the_process_is_the_end_of_its_guests";
+    let mut test = std::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "yes")
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let said = std::io::BufReader::new(test.stdout.take().context("no output")?);
+    let mut said = std::io::BufRead::lines(said)
+        .skip_while(|line| line.as_ref().is_ok_and(|line| !line.contains(" /tmp/guest-")));
+    let mut line = || Ok::<_, anyhow::Error>(said.next().context("no word of a guest")??);
+    let (first, groups) = (line()?, line()?);
+    let (pid, scratch) = first.rsplit_once(' ').context("two words")?;
+    let pid: u32 = pid.rsplit(' ').next().context("a pid")?.parse()?;
+    assert!(parent_of(pid).is_some());
+    test.kill()?;
+    test.wait()?;
+    until("the guest and its files go", || {
+        let paths = groups.split(' ').chain([scratch]).map(std::path::Path::new);
+        Ok(parent_of(pid).is_none() && paths.filter(|path| path.exists()).count() == 0)
+    })
 }
