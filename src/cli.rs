@@ -165,6 +165,15 @@ pub enum Part {
     Session,
     /// Works on one request from stdin, detached.
     Run,
+    /// Goes on with what is unfinished or kept warm, as systemd's unit.
+    Resume {
+        /// The folder of state and journals.
+        #[arg(long)]
+        state_dir: PathBuf,
+        /// The service.
+        #[arg(long)]
+        service: ServiceName,
+    },
     /// Becomes a replica.
     Launch,
     /// Checks this binary and puts it in its place.

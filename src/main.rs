@@ -133,6 +133,7 @@ fn serve(part: Part) -> anyhow::Result<ExitCode> {
         Part::Launch => return Ok(process::launch_main()),
         Part::Session => on_one_thread(agent::session(Access::Full))?,
         Part::Run => on_one_thread(agent::run())?,
+        Part::Resume { state_dir, service } => on_one_thread(agent::resume(&state_dir, &service))?,
         Part::Install { digest } => {
             agent::install(&digest)?;
             writeln!(std::io::stdout(), "installed")?;

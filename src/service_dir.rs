@@ -8,6 +8,7 @@
 //!   <service>/
 //!     state.json                  model::state::ServiceState
 //!     lease.json                  who works on it
+//!     boot                        of which boot the processes in state.json are
 //!     agent.log                   what agents said on stderr
 //!     aborts/<swap>.json          abort::AbortOrder
 //!     swaps/<swap>/               journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
@@ -17,7 +18,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hmac::{Hmac, KeyInit, Mac};
 use rustix::fs::{FlockOperation, flock};
@@ -26,7 +27,7 @@ use sha2::Sha256;
 
 use crate::host::durable::{self, DurableError};
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::{ServiceName, SlotName, SwapId};
+use crate::model::ids::{ProcessId, ServiceName, SlotName, SwapId};
 use crate::model::spec::{Gpu, Slot};
 use crate::model::state::{STATE_VERSION, ServiceState};
 use crate::model::wire::Secrets;
@@ -34,6 +35,9 @@ use crate::swap::revision::hex;
 
 /// Bytes of the key that secrets are hashed with.
 const KEY_BYTES: usize = 32;
+
+/// Between two tries for the lock of the host; flock tells nobody when it comes free.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Mode of every file: state and journals are their owner's alone.
 const PRIVATE: u32 = 0o600;
@@ -227,6 +231,46 @@ impl ServiceDir {
     /// If the disk refuses; the old state is then still there.
     pub fn save(&self, state: &ServiceState) -> Result<(), StateError> {
         write_json(&self.root().join("state.json"), state)
+    }
+
+    /// Takes what is of another boot out of the state: processes that were there then are gone, whoever has their pids now.
+    /// What their keepers started again is found by its keeper.
+    ///
+    /// # Errors
+    /// If the disk refuses, or the state cannot be read.
+    pub fn forget_last_boot(&self, boot: &str) -> Result<(), StateError> {
+        let path = self.root().join("boot");
+        let last = fs::read_to_string(&path).unwrap_or_default();
+        if last == boot {
+            return Ok(());
+        }
+        let mut state = self.load()?;
+        if let Some(serving) = &mut state.serving {
+            serving.main = ProcessId::GONE;
+        }
+        if let Some(retained) = &mut state.retained {
+            retained.replica.main = ProcessId::GONE;
+            retained.old_workers.clear();
+        }
+        // State of a version that wrote no boot down is of this one, as far as anybody can tell.
+        if !last.is_empty() {
+            self.save(&state)?;
+        }
+        durable::write(&path, boot.as_bytes(), PRIVATE)
+            .map_err(|source| StateError::Write { path, source })
+    }
+
+    /// Waits for the one lock of this host; another service's claims and reloads take seconds.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub async fn lock_host(&self) -> Result<HostLock, StateError> {
+        loop {
+            if let Some(lock) = self.try_lock_host()? {
+                return Ok(lock);
+            }
+            tokio::time::sleep(LOCK_RETRY).await;
+        }
     }
 
     /// Tries for the one lock of this host: claims and nginx reloads of all services go one after another.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use crate::executor::{self, Context};
 use crate::host::Host;
 use crate::host::watch::Watch;
@@ -15,6 +17,7 @@ use crate::model::spec::OnTimeout;
 use crate::model::state::Holder;
 use crate::model::step::Step;
 use crate::service_dir::ServiceDir;
+use crate::swap::transition::StepStatus;
 
 /// How long a command waits for such a holder: stopping a drained engine takes seconds.
 const RETIRE_WAIT: Duration = Duration::from_secs(120);
@@ -66,8 +69,12 @@ async fn later<H: Host>(
 ) -> Result<Closing, Superseded> {
     let mut closing = Closing::Nothing;
     for (index, planned) in cx.plan.all_steps().enumerate().skip(cx.plan.steps.len()) {
+        let is_done = journal.status().steps[index] == StepStatus::Succeeded;
         if let Step::Retire { slot } = &planned.step {
             closing = Closing::Retired { slot: slot.clone() };
+            if is_done {
+                continue;
+            }
             // Held while it is stopped, so that no command builds on what is about to go.
             let _lease = match its_time(cx, slot, &holder).await? {
                 Ok(lease) => lease,
@@ -79,6 +86,10 @@ async fn later<H: Host>(
             if let Err(failure) = performed.map_err(Failure::from).and_then(|done| done) {
                 return Ok(Closing::Kept { slot: slot.clone(), failure });
             }
+            continue;
+        }
+        // By another agent, which ended before it was through.
+        if is_done {
             continue;
         }
         let performed = tokio::select! {
@@ -102,7 +113,8 @@ async fn its_time<H: Host>(
     holder: &Holder,
 ) -> Result<Result<Lease, Failure>, Superseded> {
     let until = mine(cx).ok_or(Superseded)?.until;
-    let left = until.duration_since(cx.host.now());
+    // The clock may have been set since, or have lost its battery in a reboot: never longer than was asked for.
+    let left = until.duration_since(cx.host.now()).min(longest(cx));
     tokio::select! {
         () = cx.host.pause(left.try_into().unwrap_or_default()) => {}
         () = superseded(cx) => return Err(Superseded),
@@ -123,6 +135,11 @@ async fn its_time<H: Host>(
             Err(failure) => return Ok(Err(failure)),
         }
     }
+}
+
+/// As long as a replica is kept warm at most.
+fn longest<H: Host>(cx: &Context<'_, H>) -> SignedDuration {
+    SignedDuration::try_from(cx.spec().retain).unwrap_or(SignedDuration::MAX)
 }
 
 async fn lease_to_retire<H: Host>(

@@ -1,17 +1,52 @@
 //! Follows a swap's event log for a runner, from any number on, for as long as it asked.
 
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
 use super::answer::Answers;
 use crate::event_log::EventReader;
+use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
 use crate::host::watch::Watch;
 use crate::model::event::{Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SwapId};
 use crate::model::wire::{Frame, Refusal, Wait};
-use crate::service_dir::ServiceDir;
+use crate::service_dir::{self, ServiceDir, StateError};
 
 /// The file that names the agent's process, in the swap's folder.
 pub(super) const AGENT: &str = "agent.json";
+
+/// How long systemd and the agent that it keeps may take to go on with a swap.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks whether they did.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What [`AGENT`] holds.
+#[derive(Serialize, Deserialize)]
+struct AtWork {
+    #[serde(flatten)]
+    process: ProcessId,
+    /// Of which boot.
+    #[serde(default)]
+    boot: Option<String>,
+}
+
+/// Whoever follows the swap of this folder looks at this process from now on.
+pub(super) fn take_over(folder: &Path) -> Result<(), StateError> {
+    let own = AtWork { process: process::own(), boot: Some(process::boot()) };
+    service_dir::write_json(&folder.join(AGENT), &own)
+}
+
+/// The agent that works on the swap of this folder, or did within this boot.
+pub(super) fn at_work(folder: &Path) -> Option<ProcessId> {
+    let text = std::fs::read(folder.join(AGENT)).ok()?;
+    let AtWork { process, boot } = serde_json::from_slice(&text).ok()?;
+    boot.is_none_or(|boot| boot == process::boot()).then_some(process)
+}
 
 /// Sends the events after `since` until the stream may end.
 pub(super) async fn follow(
@@ -26,9 +61,8 @@ pub(super) async fn follow(
             .hint("model-swap status lists the latest swaps");
         return answers.send(&Frame::Refused(Refusal::input(failure)));
     };
-    let agent = std::fs::read(folder.join(AGENT))
-        .ok()
-        .and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
+    let mut agent = at_work(&folder);
+    let mut waited = None;
     let mut reader = EventReader::new(&folder);
     let mut concluded = false;
     loop {
@@ -49,6 +83,17 @@ pub(super) async fn follow(
             }
         }
         if !alive {
+            // Where systemd keeps the agent, another one takes over within moments.
+            let successor = at_work(&folder).filter(|successor| Some(*successor) != agent);
+            let begin = *waited.get_or_insert_with(Instant::now);
+            if successor.is_some() {
+                (agent, waited) = (successor, None);
+                continue;
+            }
+            if AgentUnit::of(dir.service()).is_there() && begin.elapsed() < TAKEOVER_LIMIT {
+                sleep(LOOK).await;
+                continue;
+            }
             let gone = if concluded { gone_after_outcome } else { gone_before_outcome };
             return answers.send(&Frame::Refused(Refusal::environment(gone(swap))));
         }

@@ -5,16 +5,20 @@ mod aftermath;
 mod answer;
 mod follow;
 mod install;
+mod left;
 mod listed;
 pub mod lockdown;
 mod place;
 mod recover;
+mod resume;
 mod rollback;
 mod run;
 
 pub use install::install;
+pub use resume::resume;
 pub use run::run;
 
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -247,6 +251,12 @@ async fn confirm_route<H: Host>(host: &H, spec: &SwapSpec, world: &World) -> Res
         // What does not answer proves nothing, and is why somebody swaps.
         _ => Ok(()),
     }
+}
+
+/// Says on stderr what stands in the way of an agent whom nobody follows; systemd's journal keeps it.
+fn log(failure: &Failure) {
+    // Where nobody reads it, nobody misses it.
+    let _ = writeln!(std::io::stderr(), "model-swap: {failure}");
 }
 
 /// Every reason of the planner's at once.

@@ -4,12 +4,12 @@ use jiff::Timestamp;
 
 use super::abort::nothing_to_abort;
 use super::answer::Answers;
-use super::rollback::SPEC;
+use super::left::Left;
 use super::run::remember;
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
-use crate::event_log::{EventLog, EventReader};
-use crate::executor::{self, Context};
+use crate::event_log::EventReader;
+use crate::executor;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
@@ -17,10 +17,9 @@ use crate::model::event::{Closing, EventKind};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
-use crate::model::record::RecordKind;
 use crate::model::state::{Holder, Requester};
 use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Secrets, Wait};
-use crate::service_dir::{self, ServiceDir};
+use crate::service_dir::ServiceDir;
 use crate::swap::recovery;
 
 /// [`Holder::command`] of whoever repairs.
@@ -136,25 +135,10 @@ async fn bring_to_end(
     (secrets, wanted): (&Secrets, Wanted),
     accepted: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let folder = dir.swap(swap);
-    if !Journal::has_begun(&folder) {
-        // It died before it did anything.
-        return Ok(());
-    }
-    let mut journal = Journal::open(&folder)?;
-    let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
-    let Some(RecordKind::Planned { plan, .. }) =
-        journal.records().first().map(|record| record.kind.clone())
-    else {
-        return Ok(());
-    };
-    let spec = serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
-    let asked = Asked { spec, secrets: secrets.clone() };
-    let host = SystemHost::new(&asked);
-    let events = EventLog::open(&folder, swap).map_err(|error| Failure::from_error(&error))?;
-    let cx = Context::new((&host, &asked, dir), swap.clone(), *plan, events);
+    let Some((left, mut journal)) = Left::open(dir, swap, secrets)? else { return Ok(()) };
+    let cx = left.context(dir)?;
     // Whoever follows the swap looks at this process from now on.
-    service_dir::write_json(&folder.join(follow::AGENT), &process::own())?;
+    follow::take_over(&dir.swap(swap))?;
     if is_open(journal.status().outcome, wanted) {
         cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
     }
@@ -165,7 +149,7 @@ async fn bring_to_end(
     };
     if let Some(conclusion) = ended.map_err(Failure::from)? {
         if conclusion.failure.is_some() {
-            remember(dir, swap, conclusion.outcome, &cx.plan, host.now());
+            remember(dir, swap, conclusion.outcome, &cx.plan, cx.host.now());
         }
         cx.tell(EventKind::Closed(Closing::Nothing));
     }

@@ -1,5 +1,6 @@
 //! The detached agent: lease → recovery → plan → journal → steps → outcome → what comes after.
 
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use super::{aftermath, barred, confirm_route, follow, parse, place, recover, unc
 use crate::abort;
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World, observe};
+use crate::host::agent_unit::AgentUnit;
 use crate::host::process::Snapshot;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
@@ -22,6 +24,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
+use crate::model::replica::Systemd;
 use crate::model::state::{Holder, Past, Requester, brought_by};
 use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest};
 use crate::service_dir::{self, ServiceDir};
@@ -108,6 +111,8 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         taken = wait_for_lease(&dir, &work, &attaches, answers) => taken,
         _ = abort::until_ordered(&dir, &work.swap) => return Err(never_begun(&work.swap)),
     };
+    dir.forget_last_boot(&process::boot())
+        .map_err(|error| Refusal::environment(error.to_failure()))?;
     let mut lease = match taken {
         Ok(lease) => lease,
         Err(LeaseError::Held { holder: Some(holder) }) if attaches(&holder) => {
@@ -155,6 +160,9 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             if let Command::Swap(SwapRequest { plan_digest: Some(approved), .. }) = &work.command {
                 outline::confirm(&work.asked.spec, &plan, approved).map_err(Refusal::input)?;
             }
+            if host.systemd() == Systemd::Usable {
+                arm(&dir, &state_dir).await.map_err(Refusal::environment)?;
+            }
             let mut begun =
                 open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             begun.0.again = again;
@@ -162,6 +170,13 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             Ok(())
         }
     }
+}
+
+/// From now on systemd brings an agent back that goes on with this service.
+async fn arm(dir: &ServiceDir, state_dir: &Path) -> Result<(), Failure> {
+    // The agent that it kept last may be about to remove the unit.
+    let _lock = dir.lock_host().await?;
+    AgentUnit::of(dir.service()).arm(state_dir).await
 }
 
 /// Takes the lease; waits for another command's for as long as was asked for, and says so.
@@ -247,7 +262,7 @@ fn open<'a>(
 ) -> Result<Begun<'a>, Failure> {
     let folder = dir.make_swap(&work.swap)?;
     service_dir::write_json(&folder.join(SPEC), &work.asked.spec)?;
-    service_dir::write_json(&folder.join(follow::AGENT), &process::own())?;
+    follow::take_over(&folder)?;
     keep_incumbent(&world, &plan, &folder)?;
     let journal = Journal::create(&folder, &work.swap, &plan, host.now())?;
     let events =
@@ -262,7 +277,7 @@ fn open<'a>(
 }
 
 /// An adopted incumbent's argv, folder and environment: enough to start it again. Mode 0600, it holds secrets.
-fn keep_incumbent(world: &World, plan: &Plan, folder: &std::path::Path) -> Result<(), Failure> {
+fn keep_incumbent(world: &World, plan: &Plan, folder: &Path) -> Result<(), Failure> {
     let replica = plan.incumbent.as_ref().and_then(|side| world.replicas.get(&side.slot));
     let Some(adopted) = replica.filter(|replica| replica.revision.is_adopted()) else {
         return Ok(());

@@ -21,6 +21,7 @@ use crate::model::plan::Strategy;
 use crate::model::record::{RecordKind, Traffic, Undo};
 use crate::model::step::Step;
 use crate::swap::recovery::{self, Recovery};
+use crate::swap::transition::StepStatus;
 use steps::Acted;
 
 /// Executes a plan up to and including `promote`, or unwinds what it began. An order to abort is looked for between the
@@ -160,6 +161,50 @@ fn why_unwound<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Failure {
     });
     let died = "the agent that worked on this swap ended before it was done";
     failed.unwrap_or_else(|| Failure::new(died))
+}
+
+/// Finishes a swap whose agent is gone, whose traffic was moved, and whose incumbent does not come back.
+///
+/// # Errors
+/// If the journal cannot be written.
+pub async fn finish<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+) -> Result<Conclusion, JournalError> {
+    for index in 0..cx.plan.steps.len() {
+        let done = match journal.status().steps[index] {
+            StepStatus::Succeeded => continue,
+            StepStatus::Pending => perform(cx, journal, index).await?,
+            _ => again(cx, journal, index).await?,
+        };
+        if let Err(failure) = done {
+            return unwind(cx, journal, failure).await;
+        }
+    }
+    conclude(cx, journal, None)
+}
+
+/// Does the rest of a step that another agent began, at whose end the world is as it wanted it.
+async fn again<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    index: usize,
+) -> Result<Result<(), Failure>, JournalError> {
+    let Some(planned) = cx.plan.steps.get(index) else { return Ok(Ok(())) };
+    cx.begin(index);
+    let undo = undo_of(journal, index);
+    match steps::again(cx, &planned.step, &undo, journal.records()).await {
+        Ok(Acted { done, detail }) => {
+            journal.append(RecordKind::Succeeded { step: index, done }, cx.host.now())?;
+            cx.tell(EventKind::StepSucceeded { index, took_ms: 0, detail });
+            Ok(Ok(()))
+        }
+        Err(failure) => {
+            let kind = RecordKind::Failed { step: index, failure: failure.clone() };
+            journal.append(kind, cx.host.now())?;
+            Ok(Err(failure))
+        }
+    }
 }
 
 /// Undoes what was begun, backwards, and stops at the first undo that fails.

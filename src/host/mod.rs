@@ -12,6 +12,7 @@ use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
 use crate::model::replica::{Found, Keeper, Replica, Systemd};
 
+pub mod agent_unit;
 pub mod durable;
 pub mod engine;
 pub mod exec;

@@ -116,6 +116,11 @@ pub struct ProcessId {
     pub start: u64,
 }
 
+impl ProcessId {
+    /// A process that is not there: one of another boot, say.
+    pub const GONE: Self = Self { pid: 0, start: 0 };
+}
+
 impl fmt::Display for ProcessId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.pid.fmt(f)

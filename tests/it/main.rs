@@ -18,6 +18,7 @@ mod github;
 mod kills;
 mod nginx;
 mod plan;
+mod resume;
 mod rollback;
 mod runner;
 mod secrets;

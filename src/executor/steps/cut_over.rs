@@ -80,6 +80,26 @@ pub(super) async fn act<H: Host>(
     Ok(Acted { done: Done::CutOver { old_workers }, detail: proof.to_string() })
 }
 
+/// Proves a cutover that another agent made.
+pub(super) async fn again<H: Host>(
+    cx: &Context<'_, H>,
+    from: &SlotName,
+    to: &SlotName,
+) -> Result<Acted, Failure> {
+    let (old, new) = (cx.slot(from).port, cx.slot(to).port);
+    let view = cx.host.upstream().await?;
+    if view.port != new {
+        return Err(Failure::new(format!(
+            "traffic goes to port {}, not to port {new} of slot {to}",
+            view.port
+        )));
+    }
+    prove_route(cx.host, cx.spec(), &view, old).await?;
+    let old_workers = cx.host.loaded(view.master)?.old_workers;
+    let detail = format!("new requests go to port {new}");
+    Ok(Acted { done: Done::CutOver { old_workers }, detail })
+}
+
 /// Waits until no worker from before takes new connections, so that whoever asks from now on meets the candidate.
 async fn one_generation<H: Host>(cx: &Context<'_, H>, old: &[ProcessId], port: Port) {
     let limit = cx.host.now() + OVERLAP_LIMIT;

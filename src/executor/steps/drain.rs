@@ -79,7 +79,9 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     let watched = Watched::of(&retained);
     let drain = &cx.spec().drain;
     // A swap that needs the slot gives it the whole time again; after promote the clock began at cutover.
-    let begin = if cx.after_promote() { retained.since } else { cx.host.now() };
+    // Never in the future: the clock may have been set since.
+    let now = cx.host.now();
+    let begin = if cx.after_promote() { retained.since.min(now) } else { now };
     match while_unused(cx, slot, &watched, begin + drain.timeout).await? {
         Idle::Yes => Ok(Acted::plainly(format!(
             "nothing is in flight on port {port}, and no old nginx worker is left"

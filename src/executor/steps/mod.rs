@@ -96,6 +96,24 @@ pub(super) async fn act<H: Host>(
     }
 }
 
+/// Does the rest of a step that another agent began, where traffic is at the candidate already.
+pub(super) async fn again<H: Host>(
+    cx: &Context<'_, H>,
+    step: &Step,
+    undo: &Undo,
+    records: &[Record],
+) -> Result<Acted, Failure> {
+    match (step, undo) {
+        (Step::CutOver { from, to }, _) => cut_over::again(cx, from, to).await,
+        (Step::Promote { .. }, Undo::State(before)) => {
+            // It may have been saved already; once is enough.
+            promote::undo(cx, before)?;
+            promote::act(cx, records).await
+        }
+        _ => Err(Failure::new(format!("{step} was interrupted"))),
+    }
+}
+
 /// Undoes the step, however far it came.
 pub(super) async fn undo<H: Host>(
     cx: &Context<'_, H>,

@@ -20,6 +20,12 @@ pub fn own() -> ProcessId {
     with_pid(pid)
 }
 
+/// What tells this boot of the machine from every other one (random(4)).
+pub fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
+}
+
 /// The process that has this pid now; one that is gone, if none has.
 pub fn with_pid(pid: i32) -> ProcessId {
     row(pid).map_or(ProcessId { pid, start: 0 }, |row| row.id)

@@ -14,6 +14,8 @@ use crate::model::replica::{Keeper, Replica};
 mod process;
 mod systemd;
 
+pub(super) use systemd::{UNITS, command_line, make_durable};
+
 use process::Process;
 use systemd::Systemd;
 

@@ -25,7 +25,7 @@ use crate::model::wire::MARKER;
 use unit_file::Made;
 
 /// Where units of this host's administrator are (systemd.unit(5)).
-const UNITS: &str = "/etc/systemd/system";
+pub(in crate::host) const UNITS: &str = "/etc/systemd/system";
 /// Environment files of our units. Not under /etc: that is kept in version control on many servers.
 const ENVIRONMENTS: &str = "/var/lib/model-swap/env.d";
 
@@ -267,6 +267,11 @@ impl Systemd<'_> {
     }
 }
 
+/// A command line as the value of `ExecStart=`.
+pub(in crate::host) fn command_line(program: &Path, argv: &[String]) -> Result<String, Failure> {
+    unit_file::command(program, argv).map_err(|unfit| Failure::from_error(&unfit))
+}
+
 /// The main process of a unit; the last one, where none runs.
 fn main_of(shown: &Shown) -> ProcessId {
     match shown.has_main() {
@@ -277,7 +282,7 @@ fn main_of(shown: &Shown) -> ProcessId {
 }
 
 /// Whatever was enabled or disabled outlasts a loss of power from now on.
-fn make_durable() -> Result<(), Failure> {
+pub(in crate::host) fn make_durable() -> Result<(), Failure> {
     let failed = |error: io::Error| unreadable("make durable", Path::new(UNITS), &error);
     let folders = fs::read_dir(UNITS).map_err(failed)?.flatten().map(|entry| entry.path());
     let wants = folders.filter(|folder| folder.extension().is_some_and(|kind| kind == "wants"));

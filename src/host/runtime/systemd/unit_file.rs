@@ -134,7 +134,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// `@` has the program get `argv[0]` as it was given, whatever the name of its file.
-fn command(program: &Path, argv: &[String]) -> Result<String, Unfit> {
+pub(super) fn command(program: &Path, argv: &[String]) -> Result<String, Unfit> {
     let program = text("the program", program)?;
     let first = quoted(&format!("@{}", specifiers(program)));
     let words = argv.iter().map(|word| quoted(&specifiers(word).replace('$', "$$")));

@@ -1,0 +1,102 @@
+//! The unit that brings the agent back, after a crash and after a boot: there while anything of a service is unfinished or
+//! kept warm.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::runtime::{self, UNITS};
+use super::{durable, systemctl};
+use crate::model::failure::Failure;
+use crate::model::ids::ServiceName;
+use crate::model::replica::Unit;
+
+/// The unit of one service's agent.
+#[derive(Debug)]
+pub struct AgentUnit {
+    unit: Unit,
+    service: ServiceName,
+}
+
+impl AgentUnit {
+    /// The unit of a service.
+    pub fn of(service: &ServiceName) -> Self {
+        let unit = Unit { name: format!("model-swap-agent@{service}.service"), user: None };
+        Self { unit, service: service.clone() }
+    }
+
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.file().exists()
+    }
+
+    /// Has it run from now on, and after every boot.
+    ///
+    /// # Errors
+    /// If systemd or the disk refuses.
+    pub async fn arm(&self, state_dir: &Path) -> Result<(), Failure> {
+        let text = self.text(state_dir)?;
+        let is_same = fs::read_to_string(self.file()).is_ok_and(|there| there == text);
+        if is_same && systemctl::show(&self.unit).await?.is_up() {
+            return Ok(());
+        }
+        durable::write(&self.file(), text.as_bytes(), 0o644)
+            .map_err(|error| Failure::from_error(&error))?;
+        systemctl::reload(&self.unit).await?;
+        systemctl::order(&self.unit, "enable", &["enable"], Duration::ZERO).await?;
+        runtime::make_durable()?;
+        // One that is about to end must not pass for one that has started.
+        let restart = ["restart", "--no-block"];
+        Ok(systemctl::order(&self.unit, "start", &restart, Duration::ZERO).await?)
+    }
+
+    /// Removes it; what runs of it is not stopped.
+    ///
+    /// # Errors
+    /// If systemd or the disk refuses.
+    pub async fn disarm(&self) -> Result<(), Failure> {
+        systemctl::order(&self.unit, "disable", &["disable"], Duration::ZERO).await?;
+        match fs::remove_file(self.file()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::from_error(&error));
+            }
+            _ => {}
+        }
+        runtime::make_durable()?;
+        Ok(systemctl::reload(&self.unit).await?)
+    }
+
+    fn file(&self) -> PathBuf {
+        Path::new(UNITS).join(&self.unit.name)
+    }
+
+    fn text(&self, state_dir: &Path) -> Result<String, Failure> {
+        let failed = |error: io::Error| Failure::from_error(&error);
+        let program = std::env::current_exe().map_err(failed)?;
+        let state_dir = state_dir.display().to_string();
+        let words = ["model-swap", "agent", "resume", "--state-dir", &state_dir, "--service"];
+        let argv: Vec<_> =
+            words.into_iter().chain([self.service.as_str()]).map(str::to_owned).collect();
+        Ok(format!(
+            "# Written by model-swap, and removed by it when nothing is left to be done.
+[Unit]
+Description=model-swap goes on with what is unfinished or kept warm for {service}
+After=network-online.target nginx.service
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command}
+Restart=on-failure
+RestartSec=5
+KillMode=process
+
+[Install]
+WantedBy=multi-user.target
+",
+            service = self.service,
+            command = runtime::command_line(&program, &argv)?,
+        ))
+    }
+}
