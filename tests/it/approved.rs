@@ -113,8 +113,14 @@ async fn only_our_own_comment_on_the_pull_request_of_this_commit_counts() -> Res
     assert_eq!(now.len(), before.len() + 1, "{now:?}");
     assert!(before.iter().zip(&now).all(|(one, other)| one.body == other.body), "{now:?}");
 
-    let systemd = NOWHERE.replace("replica:\n", "replica:\n  runtime: systemd\n");
-    Step::run(plan("chat")?.with_config(&systemd)?).await?.refused(3, &["systemd"]);
+    // Here is no such configuration of nginx.
+    let state = tempfile::tempdir()?;
+    let here = format!(
+        "{}\nstate_dir: {}\n",
+        NOWHERE.replace("deploy@gpu.invalid", "local"),
+        state.path().display()
+    );
+    Step::run(plan("chat")?.with_config(&here)?).await?.refused(3, &["nginx"]);
     refused(&["the comment on pull request 7 says that there was no plan"]).await?;
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
