@@ -10,7 +10,7 @@ use crate::agent::lockdown;
 use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
-use crate::model::wire::{Wait, When};
+use crate::model::wire::{KeptWarm, Wait, When};
 
 /// Where root lists the services that a key with a forced command may ask about.
 const SERVICES: &str = lockdown::SERVICES;
@@ -119,6 +119,21 @@ pub enum Verb {
         /// Options.
         #[command(flatten)]
         common: Common,
+    },
+    /// Check everything that a swap needs, here and on the server, and say how to mend it; changes nothing.
+    Doctor {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Give the server back: what serves runs on, and everything else of the service goes, records and binaries too.
+    Uninstall {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+        /// Drain and stop a model that is still kept warm, instead of refusing.
+        #[arg(long)]
+        retire_now: bool,
     },
     /// Set this server up.
     Server {
@@ -238,6 +253,10 @@ impl Verb {
             Self::Repair { common } => common.inputs(CommandName::Repair)?,
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
             Self::History { common } => common.inputs(CommandName::History)?,
+            Self::Doctor { common } => common.inputs(CommandName::Doctor)?,
+            Self::Uninstall { common, retire_now } => {
+                Inputs { kept: retire_now.into(), ..common.inputs(CommandName::Uninstall)? }
+            }
             Self::Agent { .. } | Self::Server { .. } => return Ok(None),
         };
         let token = env.get("GITHUB_TOKEN").filter(|token| !token.is_empty());
@@ -274,6 +293,7 @@ impl Common {
             lock_wait: Duration::ZERO,
             wait: Wait::Promoted,
             when: When::Changed,
+            kept: KeptWarm::Refuse,
             github_token: None,
         })
     }

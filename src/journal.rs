@@ -142,6 +142,13 @@ impl Journal {
         fs::read(folder.join(FILE)).is_ok_and(|text| text.contains(&b'\n'))
     }
 
+    /// Whether the swap of this folder has an outcome, as far as its journal can be read. Changes nothing.
+    pub fn has_concluded(folder: &Path) -> bool {
+        let text = fs::read_to_string(folder.join(FILE)).unwrap_or_default();
+        let mut records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+        records.any(|record| matches!(record.kind, RecordKind::Concluded { .. }))
+    }
+
     /// Opens the journal of an interrupted swap to go on with it. A torn last line is cut off.
     ///
     /// # Errors

@@ -144,6 +144,11 @@ impl Lease {
         self.died = read(&self.path);
     }
 
+    /// Who held the lease when they died, if nobody has recovered what they left. Looks without locking.
+    pub fn left_by_the_dead(folder: &Path) -> Option<Holder> {
+        read(&folder.join(FILE)).filter(|holder| !process::alive(holder.process))
+    }
+
     /// Who holds the lease now. Looks without locking, so that looking never refuses anybody.
     pub fn holder(folder: &Path) -> Option<Holder> {
         read(&folder.join(FILE)).filter(|holder| process::alive(holder.process))

@@ -33,6 +33,14 @@ use crate::model::state::{STATE_VERSION, ServiceState};
 use crate::model::wire::Secrets;
 use crate::swap::revision::hex;
 
+/// What all services share in the state folder, beside the binaries.
+pub const SHARED: [&str; 3] = [CLAIMS, "host.lock", "key"];
+
+const CLAIMS: &str = "claims";
+
+/// The agent's binaries, where they are kept in the state folder.
+const BINARIES: &str = "bin";
+
 /// Bytes of the key that secrets are hashed with.
 const KEY_BYTES: usize = 32;
 
@@ -147,16 +155,26 @@ impl ServiceDir {
     /// # Errors
     /// If the disk refuses.
     pub fn open(state_dir: &Path, service: &ServiceName) -> Result<Self, StateError> {
-        let this = Self { state_dir: state_dir.to_owned(), service: service.clone() };
+        let this = Self::look(state_dir, service);
         for folder in [this.claims(), this.root().join("swaps"), this.aborts()] {
             make_private(&folder)?;
         }
         Ok(this)
     }
 
+    /// The folders as they may be there already: nothing is made.
+    pub fn look(state_dir: &Path, service: &ServiceName) -> Self {
+        Self { state_dir: state_dir.to_owned(), service: service.clone() }
+    }
+
     /// The service's folder.
     pub fn root(&self) -> PathBuf {
         self.state_dir.join(self.service.as_str())
+    }
+
+    /// The folder of all services.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
     /// The folder of the orders to abort.
@@ -298,15 +316,32 @@ impl ServiceDir {
     pub fn claim(&self, name: &SlotName, slot: &Slot) -> Result<(), StateError> {
         let claim = Claim { service: self.service.clone(), slot: name.clone() };
         for (resource, path) in self.resources(slot) {
-            let taken =
-                fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Claim>(&text).ok());
-            if let Some(claim) = taken.filter(|taken| taken.service != self.service) {
+            if let Some(claim) = self.claimed_by_another(&path) {
                 self.release(slot)?;
                 return Err(StateError::Claimed { resource, claim });
             }
             write_json(&path, &claim)?;
         }
         Ok(())
+    }
+
+    /// Whether port and GPUs of a slot could be claimed. Claims nothing.
+    ///
+    /// # Errors
+    /// If another service has one of them.
+    pub fn check_claim(&self, slot: &Slot) -> Result<(), StateError> {
+        for (resource, path) in self.resources(slot) {
+            let taken = self.claimed_by_another(&path);
+            if let Some(claim) = taken {
+                return Err(StateError::Claimed { resource, claim });
+            }
+        }
+        Ok(())
+    }
+
+    fn claimed_by_another(&self, path: &Path) -> Option<Claim> {
+        let claim: Claim = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        (claim.service != self.service).then_some(claim)
     }
 
     /// Gives up port and GPUs of a slot, where they are this service's.
@@ -326,6 +361,37 @@ impl ServiceDir {
             }
         }
         Ok(())
+    }
+
+    /// Gives up every port and GPU that this service has claimed, under whatever configuration.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn release_all(&self) -> Result<(), StateError> {
+        for entry in fs::read_dir(self.claims()).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let claim =
+                fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Claim>(&text).ok());
+            if claim.is_some_and(|claim| claim.service == self.service) {
+                fs::remove_file(&path).map_err(|source| StateError::Io {
+                    act: "remove",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The other services that have a folder beside this one's.
+    pub fn others(&self) -> Vec<ServiceName> {
+        let folders = fs::read_dir(&self.state_dir).into_iter().flatten().flatten();
+        folders
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| ![CLAIMS, BINARIES, self.service.as_str()].contains(&name.as_str()))
+            .filter_map(|name| name.parse().ok())
+            .collect()
     }
 
     /// A hash of secret values that says whether they changed and nothing else: keyed by a file of this host.
@@ -359,7 +425,7 @@ impl ServiceDir {
     }
 
     fn claims(&self) -> PathBuf {
-        self.state_dir.join("claims")
+        self.state_dir.join(CLAIMS)
     }
 
     fn resources(&self, slot: &Slot) -> Vec<(String, PathBuf)> {

@@ -3,16 +3,19 @@
 mod abort;
 mod aftermath;
 mod answer;
+mod doctor;
 mod follow;
 mod install;
 mod left;
 mod listed;
 pub mod lockdown;
 mod place;
+mod prune;
 mod recover;
 mod resume;
 mod rollback;
 mod run;
+mod uninstall;
 
 pub use install::install;
 pub use resume::resume;
@@ -83,7 +86,11 @@ async fn serve(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: state_dir.clone(),
     }));
-    let dir = ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)?;
+    let dir = match &request.command {
+        // Whoever only looks makes no folder.
+        Command::Doctor(_) => ServiceDir::look(&state_dir, &asked.spec.service),
+        _ => ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)?,
+    };
     match &request.command {
         Command::Plan(wanted) => plan(&dir, wanted, answers).await,
         Command::Status(asked) => {
@@ -100,10 +107,18 @@ async fn serve(
             answers.send(&Frame::History { report });
             Ok(())
         }
+        Command::Doctor(asked) => {
+            let checkup = Box::new(doctor::checkup(&dir, asked).await);
+            answers.send(&Frame::Checkup { checkup });
+            Ok(())
+        }
         Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers).await,
         Command::Follow { swap, since, wait, .. } => {
             follow::follow(&dir, swap, (*since, *wait), answers).await;
             Ok(())
+        }
+        Command::Uninstall(_) => {
+            hand_over(&dir, line, answers).await.map(drop).map_err(Refusal::environment)
         }
         Command::Abort(wanted) => abort::abort(&dir, (wanted, line), answers).await,
         Command::Repair(_) => recover::hand_over_repair(&dir, line, answers).await,
@@ -231,7 +246,9 @@ async fn hand_over(
         answers.send(&frame);
         match frame {
             Frame::Accepted { swap } => return Ok(Some(swap)),
-            Frame::Unchanged { .. } | Frame::Refused { .. } => return Ok(None),
+            Frame::Unchanged { .. } | Frame::Refused { .. } | Frame::Uninstalled(_) => {
+                return Ok(None);
+            }
             _ => {}
         }
     }

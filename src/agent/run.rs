@@ -9,7 +9,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use super::abort::never_begun;
 use super::answer::Answers;
 use super::rollback::{self, INCUMBENT, SPEC};
-use super::{aftermath, barred, confirm_route, follow, parse, place, recover, unchanged};
+use super::{
+    aftermath, barred, confirm_route, follow, parse, place, prune, recover, unchanged, uninstall,
+};
 use crate::abort;
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World, observe};
@@ -59,6 +61,13 @@ pub async fn run() {
             drop(line);
             return refused(recover::repair(&wanted, &mut answers).await, &mut answers);
         }
+        Ok(Request { command: Command::Uninstall(wanted), .. }) => {
+            drop(line);
+            if let Err(refusal) = uninstall::uninstall(&wanted, &mut answers).await {
+                answers.send(&Frame::Refused(refusal));
+            }
+            return;
+        }
         Ok(request) => work(request),
         Err(refusal) => return answers.send(&Frame::Refused(refusal)),
     };
@@ -92,10 +101,12 @@ fn work(request: Request) -> Option<Work> {
         }),
         Command::Abort(_)
         | Command::Repair(_)
+        | Command::Uninstall(_)
         | Command::Plan(_)
         | Command::Status(_)
         | Command::Logs(_)
         | Command::History(_)
+        | Command::Doctor(_)
         | Command::Follow { .. } => None,
     }
 }
@@ -167,6 +178,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
                 open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             begun.0.again = again;
             work_on(begun, &work, lease, answers).await;
+            prune::prune(&dir);
             Ok(())
         }
     }

@@ -155,11 +155,14 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     })
 }
 
-/// The commands that a listing allows unless it says otherwise: all of them.
+/// What has to be allowed by name: it takes away the way back.
+const BY_NAME_ONLY: &str = "uninstall";
+
+/// The commands that a listing allows unless it says otherwise: all but [`BY_NAME_ONLY`].
 fn names(node: &Node<'_>) -> Option<Vec<String>> {
-    let all = || Command::NAMES.iter().map(ToString::to_string).collect();
+    let usual = Command::NAMES.iter().filter(|name| **name != BY_NAME_ONLY);
     if node.value().is_none() {
-        return Some(all());
+        return Some(usual.map(ToString::to_string).collect());
     }
     let elements =
         node.elements("a list of commands, like [plan, swap, rollback, abort, repair, status]")?;
@@ -228,7 +231,8 @@ fn or_none(value: Option<&str>) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::wire::Asked;
+    use crate::model::state::Requester;
+    use crate::model::wire::{Asked, KeptWarm, UninstallRequest};
 
     const TEXT: &str = r#"
 models: [ "Qwen/*" ]
@@ -319,6 +323,23 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         let listing = Listing::load(&format!("{TEXT}allow: [plan]\n"), "chat.yaml").unwrap();
         let found = listing.objections(&Command::Status(asked("", "")));
         assert_eq!(found[0].message, "the command status is not allowed (allowed: plan)");
+    }
+
+    #[test]
+    fn giving_the_server_back_is_allowed_by_name_only() {
+        let wanted = Command::Uninstall(UninstallRequest {
+            asked: asked("", ""),
+            swap: "s-1".parse().unwrap(),
+            kept: KeptWarm::Refuse,
+            requester: Requester::default(),
+        });
+        let objections = |more: &str| {
+            Listing::load(&format!("{TEXT}{more}"), "chat.yaml").unwrap().objections(&wanted)
+        };
+        let expected = "the command uninstall is not allowed (allowed: plan, swap, rollback, abort, \
+                        status, logs, doctor)";
+        assert_eq!(objections("")[0].message, expected);
+        assert_eq!(objections("allow: [uninstall]\n"), []);
     }
 
     #[test]

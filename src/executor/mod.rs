@@ -7,7 +7,7 @@ mod steps;
 
 use context::Cutover;
 pub use context::{Context, started};
-pub use observe::{World, observe};
+pub use observe::{World, look, observe};
 pub use route::prove_route;
 
 use crate::abort;

@@ -9,7 +9,7 @@ use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::{SlotName, SwapId};
 use crate::model::replica::Replica;
-use crate::model::state::{SlotReport, StatusReport};
+use crate::model::state::{ServiceState, SlotReport, StatusReport};
 use crate::model::wire::{Asked, Secrets};
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Observed, Occupant};
@@ -38,6 +38,24 @@ pub async fn observe<H: Host>(
     git_sha: Option<String>,
 ) -> Result<World, Failure> {
     let spec = &asked.spec;
+    let secret_env = |(name, _): &(&String, &String)| spec.replica.secret_env.contains(name);
+    let secrets = asked.secrets.0.iter().filter(secret_env);
+    let secrets = secrets.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let hash = dir.keyed_hash(&Secrets(secrets))?;
+    look(host, || dir.load().map_err(Failure::from), asked, (&hash, git_sha)).await
+}
+
+/// As [`observe`], with the hash of the secrets and the service's state as they are known: looks, and keeps nothing.
+///
+/// # Errors
+/// If nginx, a port or the state cannot be read.
+pub async fn look<H: Host>(
+    host: &H,
+    load: impl FnOnce() -> Result<ServiceState, Failure>,
+    asked: &Asked,
+    (hash, git_sha): (&str, Option<String>),
+) -> Result<World, Failure> {
+    let spec = &asked.spec;
     let upstream = host.upstream().await?;
     let mut slots = BTreeMap::new();
     for (name, slot) in &spec.slots {
@@ -52,22 +70,14 @@ pub async fn observe<H: Host>(
         }
         slots.insert(name.clone(), occupant);
     }
-    let secret_env = |(name, _): &(&String, &String)| spec.replica.secret_env.contains(name);
-    let secrets = asked
-        .secrets
-        .0
-        .iter()
-        .filter(secret_env)
-        .map(|(name, value)| (name.clone(), value.clone()));
-    let hash = dir.keyed_hash(&Secrets(secrets.collect()))?;
     let serving = spec.slots.iter().find(|(_, slot)| slot.port == upstream.port);
     let incumbent =
         serving.and_then(|(name, _)| slots[name].found.as_ref()).map(|found| found.main);
     let seen = Observed {
-        state: dir.load()?,
+        state: load()?,
         nginx_port: upstream.port,
         worker_shutdown_timeout: upstream.worker_shutdown_timeout,
-        wanted: revision::specified(spec, &hash, git_sha),
+        wanted: revision::specified(spec, hash, git_sha),
         systemd: host.systemd(),
         program: host.runnable(incumbent),
         wanted_names: host.names(),

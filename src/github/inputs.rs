@@ -13,7 +13,7 @@ use crate::model::failure::Hint;
 use crate::model::ids::{InvalidName, ServiceName, SwapId};
 use crate::model::plan::PlanDigest;
 use crate::model::secret::Secret;
-use crate::model::wire::{Wait, When};
+use crate::model::wire::{KeptWarm, Wait, When};
 
 /// An input as `action.yml` declares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct Inputs {
     pub lock_wait: Duration,
     /// Whether an equal revision is swapped all the same.
     pub when: When,
+    /// What `uninstall` does with a replica that is still kept warm.
+    pub kept: KeptWarm,
     /// Token for deployments.
     pub github_token: Option<Secret>,
 }
@@ -152,6 +154,10 @@ pub enum CommandName {
     Logs,
     /// What could a rollback go back to?
     History,
+    /// Is everything there that a swap needs?
+    Doctor,
+    /// Remove everything of the service but what serves; from a terminal only.
+    Uninstall,
 }
 
 /// An input that cannot be used. Never holds a secret's value.
@@ -169,8 +175,8 @@ pub struct InputProblem {
 }
 
 impl CommandName {
-    /// Every command.
-    pub const ALL: [Self; 9] = [
+    /// Every command that a step of a workflow may have.
+    pub const ALL: [Self; 10] = [
         Self::Plan,
         Self::Swap,
         Self::Rollback,
@@ -180,11 +186,15 @@ impl CommandName {
         Self::Status,
         Self::Logs,
         Self::History,
+        Self::Doctor,
     ];
 
     /// Whether it only asks, and changes nothing.
     pub fn only_asks(self) -> bool {
-        !matches!(self, Self::Swap | Self::Rollback | Self::Abort | Self::Fail | Self::Repair)
+        !matches!(
+            self,
+            Self::Swap | Self::Rollback | Self::Abort | Self::Fail | Self::Repair | Self::Uninstall
+        )
     }
 
     /// The command as a user writes it.
@@ -199,6 +209,8 @@ impl CommandName {
             Self::Status => "status",
             Self::Logs => "logs",
             Self::History => "history",
+            Self::Doctor => "doctor",
+            Self::Uninstall => "uninstall",
         }
     }
 }
@@ -239,6 +251,7 @@ impl Inputs {
             when: reader
                 .choice("force", &[("false", When::Changed), ("true", When::Always)])
                 .unwrap_or(When::Changed),
+            kept: KeptWarm::Refuse,
             github_token: reader.token("github-token"),
         };
         reader.problems.extend(inputs.contradictions());

@@ -13,9 +13,11 @@ use crate::model::record::UpstreamImage;
 use crate::model::replica::{Found, Keeper, Replica, Systemd};
 
 pub mod agent_unit;
+pub mod disk;
 pub mod durable;
 pub mod engine;
 pub mod exec;
+pub mod gpu;
 pub mod nginx;
 pub mod process;
 pub mod runtime;

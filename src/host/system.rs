@@ -51,6 +51,11 @@ impl SystemHost {
         runtime::can_start(keeper).await
     }
 
+    /// The nginx in front.
+    pub fn nginx(&self) -> &Nginx {
+        &self.nginx
+    }
+
     /// argv of the spec's replica in a slot.
     fn argv(&self, slot: &SlotName) -> Vec<String> {
         let slot = &self.spec.slots[slot];

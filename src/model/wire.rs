@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkup::Checkup;
 use super::event::Event;
 use super::failure::Failure;
 use super::ids::SwapId;
@@ -65,6 +66,10 @@ pub enum Command {
     Logs(Asked),
     /// What could a rollback go back to?
     History(Asked),
+    /// Is everything there that a swap needs?
+    Doctor(Asked),
+    /// Remove everything of a service but what serves.
+    Uninstall(UninstallRequest),
     /// Follow a swap that is under way, or was.
     Follow {
         /// Where.
@@ -80,7 +85,8 @@ pub enum Command {
 
 impl Command {
     /// Every [`Command::name`].
-    pub const NAMES: [&str; 7] = ["plan", "swap", "rollback", "abort", "repair", "status", "logs"];
+    pub const NAMES: [&str; 9] =
+        ["plan", "swap", "rollback", "abort", "repair", "status", "logs", "doctor", "uninstall"];
 
     /// The name that people know it by.
     pub fn name(&self) -> &'static str {
@@ -93,6 +99,8 @@ impl Command {
             // Whoever may see what serves may see how it came to that.
             Self::Status(_) | Self::History(_) | Self::Follow { .. } => "status",
             Self::Logs(_) => "logs",
+            Self::Doctor(_) => "doctor",
+            Self::Uninstall(_) => "uninstall",
         }
     }
 
@@ -112,9 +120,11 @@ impl Command {
             Self::Rollback(request) => &request.asked,
             Self::Abort(request) => &request.asked,
             Self::Repair(request) => &request.asked,
+            Self::Uninstall(request) => &request.asked,
             Self::Status(asked)
             | Self::Logs(asked)
             | Self::History(asked)
+            | Self::Doctor(asked)
             | Self::Follow { asked, .. } => asked,
         }
     }
@@ -191,6 +201,45 @@ pub struct RepairRequest {
     pub asked: Asked,
     /// Who asks.
     pub requester: Requester,
+}
+
+/// A request to give the server back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UninstallRequest {
+    /// Which service.
+    pub asked: Asked,
+    /// Id of the work itself, where something has to be retired first.
+    pub swap: SwapId,
+    /// What becomes of a replica that is still kept warm.
+    pub kept: KeptWarm,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// What becomes of a replica that is still kept warm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptWarm {
+    /// It is in the way.
+    Refuse,
+    /// It is drained and retired first (`--retire-now`).
+    RetireNow,
+}
+
+impl From<bool> for KeptWarm {
+    /// From an option `--retire-now`.
+    fn from(retire_now: bool) -> Self {
+        if retire_now { Self::RetireNow } else { Self::Refuse }
+    }
+}
+
+/// What has become of everything of a service, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Uninstalled {
+    /// What is gone.
+    pub removed: Vec<String>,
+    /// What stays, and why.
+    pub left: Vec<String>,
 }
 
 /// When a swap is made.
@@ -273,6 +322,13 @@ pub enum Frame {
         /// The report.
         report: Box<HistoryReport>,
     },
+    /// The answer to `doctor`.
+    Checkup {
+        /// What was found on the server.
+        checkup: Box<Checkup>,
+    },
+    /// The answer to `uninstall`.
+    Uninstalled(Uninstalled),
     /// A line of the answer to `logs`.
     Line {
         /// The line.

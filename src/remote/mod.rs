@@ -11,6 +11,7 @@ pub mod key;
 pub mod known_hosts;
 pub mod public_key;
 pub mod session;
+pub mod way;
 
 mod bring;
 mod exec;

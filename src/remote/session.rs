@@ -235,7 +235,7 @@ fn in_folder(path: &Path) -> impl FnOnce(io::Error) -> RemoteError {
 }
 
 /// A short name of plain characters: it goes into a socket's address, ssh's configuration and a shell's command line.
-fn private_folder() -> Result<TempDir, RemoteError> {
+pub(super) fn private_folder() -> Result<TempDir, RemoteError> {
     let usual = std::env::temp_dir();
     let fits = usual.to_str().is_some_and(|path| {
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
@@ -253,7 +253,7 @@ fn private_folder() -> Result<TempDir, RemoteError> {
 /// Writes ssh's configuration; gives its path and the fingerprint of the key, if one was given.
 ///
 /// A file and not options, because a jump's ssh is given the file and never the options.
-async fn configure(
+pub(super) async fn configure(
     folder: &Path,
     target: &Target,
     host: &str,
@@ -323,7 +323,7 @@ fn split_known_name(name: &str) -> (String, u16) {
 }
 
 /// The host that a list of jumps begins with.
-fn first_hop(jump: &str) -> &str {
+pub(super) fn first_hop(jump: &str) -> &str {
     let hop = jump.split(',').next().unwrap_or_default();
     let host = hop.rsplit('@').next().unwrap_or_default();
     match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {

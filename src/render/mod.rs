@@ -3,6 +3,7 @@
 //! Text that came from the server is made inert here: control characters are escaped and lines are cut. What a line
 //! becomes on a terminal or in a workflow's log is the caller's to say.
 
+pub mod checkup;
 pub mod difference;
 pub mod failure;
 pub mod history;
@@ -15,6 +16,7 @@ mod sample;
 pub mod status;
 pub mod summary;
 mod text;
+pub mod uninstalled;
 
 /// One line, or one act, of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]

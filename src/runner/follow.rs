@@ -61,6 +61,8 @@ pub(super) struct Followed {
     lines: Vec<String>,
     pub(super) seq: u64,
     pub(super) traffic: Traffic,
+    /// Whether the server was given back.
+    uninstalled: bool,
     /// Whether the swap that is followed is to be aborted.
     aborting: bool,
 }
@@ -202,6 +204,8 @@ fn thread(command: &Command) -> Option<Thread> {
         | Command::Status(_)
         | Command::Logs(_)
         | Command::History(_)
+        | Command::Doctor(_)
+        | Command::Uninstall(_)
         | Command::Follow { .. } => None,
     }
 }
@@ -255,6 +259,12 @@ impl Followed {
             }
             Frame::History { report } => voice.say(history::lines(&report)),
             Frame::Line { text } => self.lines.push(text),
+            Frame::Uninstalled(report) => {
+                voice.say(render::uninstalled::lines(&report));
+                self.uninstalled = true;
+            }
+            // The answer to `doctor`, which is not followed.
+            Frame::Checkup { .. } => {}
             Frame::Refused(Refusal { failures, fault }) => {
                 return Err(Ended::Refused(Stopped { failures, exit: fault.exit() }));
             }
@@ -287,7 +297,7 @@ impl Followed {
 
     /// How the process should exit.
     pub(super) fn exit(&self, setting: &Setting) -> Exit {
-        if setting.inputs.command.only_asks() || self.unchanged.is_some() {
+        if setting.inputs.command.only_asks() || self.unchanged.is_some() || self.uninstalled {
             return Exit::Done;
         }
         let Some(outcome) = self.outcome() else {
@@ -352,7 +362,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    fn new() -> Result<Self, Stopped> {
+    pub(super) fn new() -> Result<Self, Stopped> {
         let handler = |kind| {
             signal(kind).map_err(|error| Stopped {
                 failures: vec![Failure::from_error(&error)],
@@ -370,7 +380,8 @@ impl Stop {
         self.interrupt.recv().await;
     }
 
-    async fn asked(&mut self) {
+    /// Either of them.
+    pub(super) async fn asked(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

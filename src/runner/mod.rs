@@ -5,6 +5,7 @@ mod api;
 mod approved;
 mod cancel;
 mod comment;
+mod doctor;
 mod fail;
 mod follow;
 mod reconcile;
@@ -114,6 +115,7 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
             CommandName::Swap if setting.inputs.plan_digest == Some(Held::ToPullRequest) => {
                 approved::swap(setting, &config, voice).await
             }
+            CommandName::Doctor => doctor::doctor(setting, &config, voice).await,
             _ => ask(setting, &config, voice).await,
         },
     };
@@ -163,16 +165,7 @@ async fn converse(
     limit: Option<Duration>,
     voice: &mut Voice,
 ) -> Result<Told, Stopped> {
-    let install = Install {
-        build: Build::own().map_err(|error| Stopped::remote(&error))?,
-        others: std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())),
-        state_dir: config.spec.state_dir.clone(),
-        nginx_config: config.spec.nginx.config.clone(),
-    };
-    let credentials = Credentials {
-        key: setting.inputs.ssh_key.clone(),
-        known_hosts: setting.inputs.known_hosts.clone(),
-    };
+    let (credentials, install) = (credentials(setting), install(config)?);
     let line = follow::Line { target: &config.target, credentials, install };
     let mut reporter = Reporter::new(setting, &config.spec.service);
     let mut followed = Followed::of(setting.inputs.command);
@@ -209,6 +202,22 @@ async fn converse(
     }
     let plan_digest = outputs.plan_digest;
     Ok(Told { markdown, plan_digest, status: followed.status.take(), ..Told::of(exit) })
+}
+
+fn credentials(setting: &Setting) -> Credentials {
+    Credentials {
+        key: setting.inputs.ssh_key.clone(),
+        known_hosts: setting.inputs.known_hosts.clone(),
+    }
+}
+
+fn install(config: &Config) -> Result<Install, Stopped> {
+    Ok(Install {
+        build: Build::own().map_err(|error| Stopped::remote(&error))?,
+        others: std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())),
+        state_dir: config.spec.state_dir.clone(),
+        nginx_config: config.spec.nginx.config.clone(),
+    })
 }
 
 /// `plan` without the server: what the configuration alone says.
@@ -266,7 +275,13 @@ fn refuse_container(setting: &Setting, target: &Target) -> Result<(), Stopped> {
 /// Outputs: what the rest of the workflow finds afterwards.
 fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
     let outputs = match setting.inputs.command {
-        CommandName::Status | CommandName::Logs | CommandName::History => return,
+        CommandName::Status
+        | CommandName::Logs
+        | CommandName::History
+        | CommandName::Doctor
+        | CommandName::Uninstall => {
+            return;
+        }
         // Nothing was done that the others could tell of.
         CommandName::Plan => {
             &Outputs { plan_digest: outputs.plan_digest.clone(), ..Outputs::default() }

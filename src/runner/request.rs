@@ -10,7 +10,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
     AbortRequest, Asked, Command, RepairRequest, Request, RollbackRequest, Secrets, SwapRequest,
-    WIRE_VERSION,
+    UninstallRequest, WIRE_VERSION,
 };
 
 /// The request that the inputs and the configuration come to.
@@ -51,6 +51,13 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         CommandName::Repair => Command::Repair(RepairRequest { asked, requester }),
         CommandName::Logs => Command::Logs(asked),
         CommandName::History => Command::History(asked),
+        CommandName::Doctor => Command::Doctor(asked),
+        CommandName::Uninstall => Command::Uninstall(UninstallRequest {
+            asked,
+            swap: new_id()?,
+            kept: inputs.kept,
+            requester,
+        }),
     };
     Ok(Request { v: WIRE_VERSION, command })
 }

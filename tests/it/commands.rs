@@ -116,13 +116,13 @@ async fn logs_are_those_of_the_latest_candidate_also_of_one_that_failed() -> Res
 }
 
 /// Runs the binary as a person does, with the server's files in a folder of their own.
-struct Terminal<'a> {
+pub(crate) struct Terminal<'a> {
     world: &'a World,
     folder: tempfile::TempDir,
 }
 
 impl<'a> Terminal<'a> {
-    fn at(world: &'a World) -> Result<Self> {
+    pub(crate) fn at(world: &'a World) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let file = |name: &str| folder.path().join(name);
         fs::write(file("model-swap.yaml"), world.config(NEW))?;
@@ -131,7 +131,7 @@ impl<'a> Terminal<'a> {
         Ok(Self { world, folder })
     }
 
-    async fn run(&self, words: &str) -> Result<Output> {
+    pub(crate) async fn run(&self, words: &str) -> Result<Output> {
         let mut command = Command::new(binary());
         let (mark, scratch) = self.world.server.mark();
         command

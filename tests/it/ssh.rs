@@ -9,7 +9,7 @@ use crate::step::Step;
 use crate::support::{NEW, OLD, World};
 
 /// A new pair of keys: the private one, and the public one's type and base64.
-fn new_key(passphrase: &str) -> Result<(String, String)> {
+pub(crate) fn new_key(passphrase: &str) -> Result<(String, String)> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("key");
     let made = Command::new("ssh-keygen")

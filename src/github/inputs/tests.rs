@@ -32,6 +32,7 @@ fn nothing_given_is_a_swap_by_the_file() {
             wait: Wait::Promoted,
             lock_wait: std::time::Duration::ZERO,
             when: When::Changed,
+            kept: KeptWarm::Refuse,
             github_token: None,
         }
     );
@@ -77,7 +78,7 @@ fn all_problems_come_at_once() {
             Some("did you mean `known-hosts`?"),
         ),
         (
-            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, fail, repair, status, logs and history",
+            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, fail, repair, status, logs, history and doctor",
             Some("did you mean `rollback`?"),
         ),
         (

@@ -67,7 +67,7 @@ pub enum NginxError {
         master: i32,
     },
     /// No running nginx was found by its pid file.
-    #[error("{} {problem}", file.display())]
+    #[error("no running nginx was found: {} {problem}", file.display())]
     PidFile {
         /// The pid file.
         file: PathBuf,
@@ -221,6 +221,10 @@ impl Hint for NginxError {
             Self::Unproven { .. } => {
                 "let nginx.probe.url (and nginx.probe.host) name a URL that nginx proxies to this upstream, with an API key \
                  that the replicas accept"
+                    .to_owned()
+            }
+            Self::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "set nginx.config to the file that holds (or includes) the upstream block; `nginx -T` lists them all"
                     .to_owned()
             }
             Self::Exec(_)

@@ -6,6 +6,7 @@
 
 mod call;
 mod error;
+mod examine;
 mod mounts;
 mod process;
 mod prove;
@@ -29,6 +30,7 @@ use crate::model::spec::NginxSpec;
 use crate::swap::nginx_conf::{ConfError, Dump, Located, active_servers, port_of, with_port};
 
 pub use error::NginxError;
+pub use examine::Examined;
 use process::{Master, read_pid};
 pub use prove::{Expectation, Identity, Proof};
 pub use reload::Reloaded;
@@ -105,8 +107,13 @@ impl Nginx {
     pub async fn view(&self) -> Result<UpstreamView, NginxError> {
         let dump = call::test_and_dump(&self.spec.command).await?;
         let running = self.running(&dump).await?;
+        self.upstream_in(&dump, &running)
+    }
+
+    /// The upstream of a configuration that passed its test, if its file can be changed.
+    fn upstream_in(&self, dump: &Dump, running: &Running) -> Result<UpstreamView, NginxError> {
         let located = dump.locate(&self.spec.upstream, &self.ports)?;
-        let file = self.file_of(&located, &running)?;
+        let file = self.file_of(&located, running)?;
         mounts::refuse_bind_mount(&file, &located.file, running.master.process.pid)?;
         refuse_foreign(&file)?;
         let content = read(&file)?;
@@ -124,7 +131,7 @@ impl Nginx {
             server,
             master: running.master.process,
             worker_shutdown_timeout: dump.worker_shutdown_timeout(),
-            error_log: call::error_log(&dump),
+            error_log: call::error_log(dump),
         })
     }
 

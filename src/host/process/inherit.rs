@@ -4,6 +4,8 @@
 //! incumbent's own identity comes from `/proc`, where every user is known by number.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use procfs::process::Process;
@@ -119,6 +121,29 @@ pub fn inherited(process: ProcessId) -> Result<Inherited, ProcessError> {
     })
 }
 
+/// Name of a user, or the number where `/etc/passwd` knows none.
+pub fn user_name(uid: u32) -> String {
+    let account = accounts().ok().and_then(|list| list.into_iter().find(|known| known.uid == uid));
+    account.map_or_else(|| uid.to_string(), |account| account.name)
+}
+
+/// Whether a user may execute a file, as far as permission bits tell: access lists may allow more.
+///
+/// # Errors
+/// With the folder, or the file itself, that the user may not pass.
+pub fn reaches(identity: &Identity, file: &Path) -> Result<(), PathBuf> {
+    if identity.uid == 0 {
+        return Ok(());
+    }
+    let file = file.canonicalize().map_err(|_| file.to_owned())?;
+    let mut places: Vec<&Path> = file.ancestors().collect();
+    places.reverse();
+    let barrier = places
+        .into_iter()
+        .find(|place| !std::fs::metadata(place).is_ok_and(|found| identity.may_execute(&found)));
+    barrier.map_or(Ok(()), |place| Err(place.to_owned()))
+}
+
 impl Inherited {
     /// A user of `/etc/passwd`, in its home folder.
     ///
@@ -154,6 +179,17 @@ impl Inherited {
 }
 
 impl Identity {
+    /// By the bits for the owner, else for the group, else for others (path_resolution(7)).
+    fn may_execute(&self, found: &Metadata) -> bool {
+        let group = found.gid() == self.gid || self.groups.contains(&found.gid());
+        let bit = match (found.uid() == self.uid, group) {
+            (true, _) => 0o100,
+            (false, true) => 0o010,
+            (false, false) => 0o001,
+        };
+        found.mode() & bit != 0
+    }
+
     /// Whether the agent itself runs as this user: nothing to change, and no right to.
     pub fn is_own(&self) -> bool {
         self.uid == rustix::process::geteuid().as_raw()

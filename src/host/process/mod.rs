@@ -29,13 +29,13 @@ mod testing;
 
 pub use crate::swap::redact::redact;
 pub use find::{find, listeners};
-pub use inherit::{Identity, Inherited, argv, environment, inherited};
+pub use inherit::{Identity, Inherited, argv, environment, inherited, reaches, user_name};
 pub use launch::{Launch, Launcher, Started, launch_main, start};
 pub use log::{last_lines, log_tail};
 pub use resolve::resolve;
 pub use snapshot::Snapshot;
 pub use stop::{StopOrder, Stopped, cut, exited, restarted_by, stop};
-pub use table::{alive, boot, find_marked, own, tree, with_pid};
+pub use table::{alive, boot, find_marked, outputs, own, programs_in, tree, with_pid};
 
 /// Something could not be learned about a process, or done to it.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! One look at `/proc`: who lives, who descends from whom.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use procfs::process::Stat;
 
@@ -29,6 +30,22 @@ pub fn boot() -> String {
 /// The process that has this pid now; one that is gone, if none has.
 pub fn with_pid(pid: i32) -> ProcessId {
     row(pid).map_or(ProcessId { pid, start: 0 }, |row| row.id)
+}
+
+/// The files that a process writes its output to, as far as they may be looked at.
+pub fn outputs(process: ProcessId) -> BTreeSet<PathBuf> {
+    let stream = |number: u8| std::fs::read_link(format!("/proc/{process}/fd/{number}")).ok();
+    [1, 2].into_iter().filter_map(stream).filter(|file| file.is_file()).collect()
+}
+
+/// The executables under a folder that are running, as far as they may be looked at; a replaced one counts by the name
+/// that it had.
+pub fn programs_in(folder: &Path) -> BTreeSet<PathBuf> {
+    let processes = procfs::process::all_processes().into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| process.exe().ok())
+        .filter(|program| program.starts_with(folder))
+        .collect()
 }
 
 /// The process and all its living descendants, the process itself first; empty if it is gone.

@@ -42,6 +42,17 @@ pub struct Logs {
     pub http: Vec<String>,
 }
 
+/// Whether access logs say which replica answered a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLog {
+    /// There is one whose format has `$upstream_addr`.
+    Tells,
+    /// There are some, and none says it.
+    Silent,
+    /// All are off.
+    Off,
+}
+
 /// A `proxy_pass` that names a port of this machine instead of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectPass {
@@ -153,6 +164,36 @@ impl Dump {
     pub fn worker_shutdown_timeout(&self) -> Option<Duration> {
         let value = self.first_args(&[], "worker_shutdown_timeout").pop()?;
         parse_time(&value).filter(|timeout| !timeout.is_zero())
+    }
+
+    /// Whether access logs say which replica answered a request. Without any directive nginx writes its format `combined`,
+    /// which does not.
+    pub fn access_log(&self) -> AccessLog {
+        let mut telling = Vec::new();
+        let mut formats = Vec::new();
+        self.visit(&mut |_, directive| {
+            let args: Vec<&str> = directive.args().collect();
+            match (directive.name(), &args[..]) {
+                ("log_format", [name, text @ ..])
+                    if text.iter().any(|part| part.contains("$upstream_addr")) =>
+                {
+                    telling.push((*name).to_owned());
+                }
+                ("access_log", ["off", ..]) => formats.push(None),
+                ("access_log", [_, format, ..]) if !format.contains('=') => {
+                    formats.push(Some((*format).to_owned()));
+                }
+                ("access_log", _) => formats.push(Some("combined".to_owned())),
+                _ => {}
+            }
+        });
+        if formats.iter().flatten().any(|format| telling.contains(format)) {
+            AccessLog::Tells
+        } else if !formats.is_empty() && formats.iter().all(Option::is_none) {
+            AccessLog::Off
+        } else {
+            AccessLog::Silent
+        }
     }
 
     /// Finds the only active `server` line of an upstream. `ports` are the replicas', for the hint.

@@ -11,7 +11,7 @@ mod units;
 #[cfg(test)]
 mod tests;
 
-pub use dump::{DirectPass, Dump, Located, Logs};
+pub use dump::{AccessLog, DirectPass, Dump, Located, Logs};
 pub use edit::{active_servers, port_of, replace_servers, with_port};
 pub use error::ConfError;
 pub use syntax::{Directive, SyntaxError, Word, parse};

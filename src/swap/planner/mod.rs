@@ -7,6 +7,7 @@ use crate::config::command;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
+use crate::model::record::Retained;
 use crate::model::replica::{Found, Keeper, Replica, Revision, Systemd, Unit};
 use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec};
 use crate::model::state::ServiceState;
@@ -141,7 +142,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         return Ok(Decision::Unchanged(reason));
     }
     let mut failures = obstacles(spec, seen, from, to);
-    failures.extend(cutting_nginx(spec, seen));
+    failures.extend(cutting_nginx(spec, seen.worker_shutdown_timeout));
     if !failures.is_empty() {
         return Err(failures);
     }
@@ -184,6 +185,39 @@ fn make_room(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Vec<PlannedSt
     // It listens no more, but its children may be there still, and hold the GPU.
     let dead = seen.state.retained.as_ref().filter(|retained| &retained.replica.slot == slot);
     dead.map(|dead| retire(&dead.replica)).into_iter().collect()
+}
+
+/// Plans to retire what a swap has left warm, with nothing else in its place.
+///
+/// # Errors
+/// If nginx points at no slot, or at what was left.
+pub fn plan_clearing(
+    spec: &SwapSpec,
+    seen: &Observed,
+    retained: &Retained,
+) -> Result<Plan, Failure> {
+    let from = serving_slot(spec, seen.nginx_port)?;
+    let left = &retained.replica;
+    if from == &left.slot {
+        let text = format!("nginx points at {}, which was to be retired", left.revision);
+        return Err(Failure::new(text)
+            .hint("run a swap or a rollback first, so that it is known what serves"));
+    }
+    let is_there = replica_in(&left.slot, spec, seen).is_some_and(|found| found.main == left.main);
+    let serving = replica_in(from, spec, seen).map(|replica| side_of(spec, replica));
+    let first = if is_there { vec![drain(spec, &left.slot)] } else { Vec::new() };
+    let mut plan = Plan {
+        service: spec.service.clone(),
+        strategy: Strategy::BlueGreen,
+        candidate: serving.clone().unwrap_or_else(|| side_of(spec, left.clone())),
+        incumbent: serving,
+        steps: first.into_iter().chain([retire(left)]).collect(),
+        later: Vec::new(),
+        notes: Vec::new(),
+        digest: String::new(),
+    };
+    plan.digest = revision::of_plan(spec, &plan);
+    Ok(plan)
 }
 
 /// Every reason against a swap, but for what nginx would cut.
@@ -266,8 +300,8 @@ fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> 
 }
 
 /// A `worker_shutdown_timeout` below the drain timeout cuts streams.
-fn cutting_nginx(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
-    let limit = seen.worker_shutdown_timeout.filter(|limit| !limit.is_zero())?;
+pub fn cutting_nginx(spec: &SwapSpec, timeout: Option<Duration>) -> Option<Failure> {
+    let limit = timeout.filter(|limit| !limit.is_zero())?;
     let drain = spec.drain.timeout;
     (limit < drain).then(|| {
         Failure::new(format!(

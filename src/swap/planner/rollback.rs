@@ -120,7 +120,9 @@ impl Back {
         let incumbent = replica_in(from, spec, seen);
         steps.extend([await_ready(spec, to), cut_over(spec, from, to), promote(spec, to)]);
         // Going back is worth more than the streams that a hasty nginx may cut.
-        notes.extend(cutting_nginx(spec, seen).map(|failure| failure.to_string()));
+        notes.extend(
+            cutting_nginx(spec, seen.worker_shutdown_timeout).map(|failure| failure.to_string()),
+        );
         let mut plan = Plan {
             service: spec.service.clone(),
             strategy: self.strategy,

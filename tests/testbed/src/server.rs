@@ -17,6 +17,7 @@ mod tests;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
@@ -116,7 +117,7 @@ impl GpuServer {
             .context("no scratch folder under /tmp")?;
         let ports =
             Ports { nginx: free_port()?, ssh: free_port()?, a: free_port()?, b: free_port()? };
-        for folder in ["ssh", "run", "logs", "temp", "state", "home"] {
+        for folder in ["ssh", "run", "logs", "temp", "state", "home", "bin"] {
             fs::create_dir(scratch.path().join(folder))?;
         }
         let keys = Keys::make(scratch.path(), ports.ssh)?;
@@ -172,6 +173,16 @@ impl GpuServer {
     /// An empty folder in scratch for the state of what is under test.
     pub fn state_dir(&self) -> PathBuf {
         self.scratch().join("state")
+    }
+
+    /// Puts a script in the first folder of every session's `PATH`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn put_program(&self, name: &str, script: &str) -> anyhow::Result<()> {
+        let file = self.scratch().join("bin").join(name);
+        fs::write(&file, script)?;
+        Ok(fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?)
     }
 
     /// The ports of slots a and b.

@@ -50,6 +50,25 @@ fn what_is_not_set_is_not_made_up() {
 }
 
 #[test]
+fn a_log_tells_the_replica_if_one_that_is_written_names_the_upstream() {
+    const FORMATS: &str =
+        "log_format own escape=json '$request' ' $upstream_addr'; log_format other '$request';";
+    for (directives, expected) in [
+        ("", AccessLog::Silent),
+        ("access_log off;", AccessLog::Off),
+        ("access_log /a.log;", AccessLog::Silent),
+        ("access_log /a.log buffer=32k;", AccessLog::Silent),
+        ("access_log /a.log other;", AccessLog::Silent),
+        ("access_log /a.log own;", AccessLog::Tells),
+        ("access_log off; server { access_log /a.log own gzip; }", AccessLog::Tells),
+        ("access_log off; server { access_log /a.log other; }", AccessLog::Silent),
+    ] {
+        let text = format!("http {{ {FORMATS} {directives} }}");
+        assert_eq!(dump(&[("/n.conf", &text)]).access_log(), expected, "{directives}");
+    }
+}
+
+#[test]
 fn directives_of_included_files_belong_to_the_including_context() {
     let dump = dump(&[
         ("/n/n.conf", "include main.d/*;\nhttp { include http.d/*; }"),

@@ -17,6 +17,9 @@ use super::programs;
 /// How long a banner may take: sshd sends it at once.
 const BANNER_WITHIN: Duration = Duration::from_secs(2);
 
+/// `PATH` of a session behind the server's own `bin`, where a test puts programs that this machine lacks.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Who logs in how.
 pub(super) struct Keys {
     /// `user@127.0.0.1`.
@@ -111,7 +114,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv {MARK}={at} HOME={at}/home {env}
+SetEnv {MARK}={at} HOME={at}/home PATH={at}/bin:{PATH} {env}
 Subsystem sftp internal-sftp
 "
     )

@@ -5,6 +5,7 @@
 //! and every option of ssh; the relay that makes the distance; a fresh throwaway server for each single run, which
 //! somebody has logged in to once before the clock starts. Nobody reports to GitHub.
 
+mod memory;
 mod script;
 mod table;
 
@@ -22,6 +23,7 @@ use testbed::server::{GpuServer, ServerSpec};
 use testbed::service::{self, Settings, engine};
 use testbed::{built, interrupt};
 
+use memory::Cost;
 use script::Ssh;
 use table::Times;
 
@@ -95,13 +97,14 @@ async fn bench(options: Options) -> Result<()> {
         table::megabytes(size),
         if cfg!(debug_assertions) { "not optimised: times mean little" } else { "release" },
     ))?;
+    let mut cost = Cost::of_size(size);
     let mut columns: Vec<Times> = options.round_trips.iter().map(|_| Times::default()).collect();
     for round in 0..=options.runs {
         for (round_trip, times) in options.round_trips.iter().zip(&mut columns) {
             for variant in in_turn(round) {
                 let took = Trial::set(&program, *round_trip, options.engine_start)
                     .await?
-                    .run(variant)
+                    .run(variant, &mut cost)
                     .await
                     .with_context(|| format!("{} failed", variant.name()))?;
                 if round > 0 {
@@ -113,7 +116,7 @@ async fn bench(options: Options) -> Result<()> {
     for (round_trip, times) in options.round_trips.iter().zip(&columns) {
         say(&format!("\nRound trip {} ms\n{times}", round_trip.as_millis()))?;
     }
-    Ok(())
+    say(&format!("\n{cost}"))
 }
 
 /// All variants, each round beginning with another one, so that no one always follows the same.
@@ -150,7 +153,7 @@ impl Trial {
     }
 
     /// Performs one run and gives the time from the start of its process to its end.
-    async fn run(self, variant: Variant) -> Result<Duration> {
+    async fn run(self, variant: Variant, cost: &mut Cost) -> Result<Duration> {
         let port = self.relay.address().port();
         let ssh = Ssh::new(&self.server, port, &self.known_hosts)?;
         ssh.run("true", "").await?;
@@ -177,6 +180,9 @@ impl Trial {
         };
         // The script is done while old workers still send requests to the model that it has killed.
         service::until_serves(self.server.nginx_addr(), serves).await?;
+        if matches!(variant, Variant::Cold | Variant::Warm) {
+            cost.look(&self.server)?;
+        }
         self.server.stop()?;
         Ok(took)
     }

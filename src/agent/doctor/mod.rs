@@ -1,0 +1,68 @@
+//! Everything that a swap needs of this server, looked at all at once. Changes nothing.
+
+mod places;
+mod proxy;
+mod replicas;
+
+use jiff::Timestamp;
+
+use crate::executor;
+use crate::host::SystemHost;
+use crate::model::checkup::{Checkup, Finding};
+use crate::model::failure::Failure;
+use crate::model::wire::{Asked, When};
+use crate::service_dir::ServiceDir;
+use crate::swap::planner::{self, Decision};
+
+/// Looks at everything.
+pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
+    let host = SystemHost::new(asked);
+    let mut findings = places::look(dir, asked);
+    let (proxy, upstream) = proxy::look(&host, &asked.spec).await;
+    findings.extend(proxy);
+    findings.extend(replicas::look(&host, dir, asked, upstream.as_ref()).await);
+    findings.push(plan(&host, dir, asked, &findings).await);
+    Checkup { at: Timestamp::now(), findings }
+}
+
+/// The last word is the planner's: what it would refuse, whatever else was looked at.
+async fn plan(host: &SystemHost, dir: &ServiceDir, asked: &Asked, before: &[Finding]) -> Finding {
+    const WHAT: &str = "plan of a swap";
+    if before.iter().any(Finding::is_failure) {
+        return Finding::unseen(WHAT, "what failed above is in the way");
+    }
+    // A hash of secrets says whether they have changed: nothing that a swap could fail for.
+    let load = || dir.load().map_err(Failure::from);
+    let world = match executor::look(host, load, asked, ("", None)).await {
+        Ok(world) => world,
+        Err(failure) => return Finding::fail(WHAT, failure),
+    };
+    match planner::plan_swap(&asked.spec, &world.seen, When::Always) {
+        Ok(Decision::Act(plan)) => {
+            let steps: Vec<_> = plan.steps.iter().map(|step| step.step.name()).collect();
+            let seen = steps.join(", ");
+            match plan.notes.is_empty() {
+                true => Finding::ok(WHAT, seen),
+                false => {
+                    Finding { mend: Vec::new(), ..Finding::warn(WHAT, plan.notes.join("; "), "") }
+                }
+            }
+        }
+        Ok(Decision::Unchanged(reason)) => Finding::ok(WHAT, reason),
+        Err(failures) => {
+            let seen = failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            let hints = failures.into_iter().flat_map(|failure| failure.hints).collect();
+            Finding::fail(WHAT, Failure { hints, ..Failure::new(seen) })
+        }
+    }
+}
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        GIB.. => format!("{} GiB", bytes / GIB),
+        _ => format!("{} MiB", bytes / MIB),
+    }
+}

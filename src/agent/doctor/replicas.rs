@@ -1,0 +1,283 @@
+//! The slots and who is in them, the way there through nginx, and what the next replica needs: program, GPUs, runtime.
+
+use std::collections::BTreeMap;
+
+use super::size;
+use crate::executor::prove_route;
+use crate::host::engine::Answer;
+use crate::host::gpu::{self, Gpus, Tenant};
+use crate::host::nginx::UpstreamView;
+use crate::host::process::{self, ProcessError, reaches};
+use crate::host::{Host, SystemHost};
+use crate::model::checkup::Finding;
+use crate::model::failure::{Failure, Hint};
+use crate::model::ids::{ProcessId, SlotName};
+use crate::model::replica::{Found, Systemd};
+use crate::model::spec::{Gpu, Runtime, Slot, SwapSpec};
+use crate::model::wire::Asked;
+use crate::service_dir::ServiceDir;
+
+const ROUTE: &str = "probe through nginx";
+const PROGRAM: &str = "engine program";
+const RUNTIME: &str = "runtime";
+const GPUS: &str = "GPUs";
+
+const MIB: u64 = 1 << 20;
+
+/// Who listens on a slot's port, and how they answer.
+struct Occupant {
+    found: Found,
+    answer: Answer,
+}
+
+pub(super) async fn look(
+    host: &SystemHost,
+    dir: &ServiceDir,
+    asked: &Asked,
+    upstream: Option<&UpstreamView>,
+) -> Vec<Finding> {
+    let spec = &asked.spec;
+    let mut findings = Vec::new();
+    let mut occupants: BTreeMap<&SlotName, Occupant> = BTreeMap::new();
+    for (name, slot) in &spec.slots {
+        match host.find(slot.port).await {
+            Ok(found) => {
+                if let Some(found) = found {
+                    occupants.insert(name, Occupant { found, answer: host.ask(slot.port).await });
+                }
+                let role = Role::of(name, slot, upstream, dir, occupants.get(name));
+                findings.push(slot_finding(name, slot, dir, &role, occupants.get(name)));
+            }
+            Err(failure) => findings.push(Finding::fail(place(name, slot), failure)),
+        }
+    }
+    findings.push(route(host, spec, upstream, &occupants).await);
+    let serving = upstream
+        .and_then(|view| spec.slots.iter().find(|(_, slot)| slot.port == view.port))
+        .and_then(|(name, _)| occupants.get(name));
+    findings.push(program(host, spec, serving.map(|occupant| occupant.found.main)));
+    findings.push(runtime(host, spec));
+    findings.extend(gpus(spec, &occupants).await);
+    findings
+}
+
+/// What a slot is for now.
+enum Role {
+    /// nginx sends requests there, as far as its file says.
+    Serving,
+    /// This service's own, from an earlier swap.
+    Kept,
+    /// The next replica starts here.
+    Free,
+}
+
+impl Role {
+    fn of(
+        name: &SlotName,
+        slot: &Slot,
+        upstream: Option<&UpstreamView>,
+        dir: &ServiceDir,
+        occupant: Option<&Occupant>,
+    ) -> Self {
+        if upstream.is_some_and(|view| view.port == slot.port) {
+            return Self::Serving;
+        }
+        let state = dir.load().unwrap_or_default();
+        let known = state.serving.iter().chain(state.retained.iter().map(|r| &r.replica));
+        let is_ours = |occupant: &Occupant| {
+            known
+                .clone()
+                .any(|replica| &replica.slot == name && occupant.found.tree.contains(&replica.main))
+        };
+        if occupant.is_some_and(is_ours) { Self::Kept } else { Self::Free }
+    }
+}
+
+fn place(name: &SlotName, slot: &Slot) -> String {
+    format!("slot {name}, port {}", slot.port)
+}
+
+fn slot_finding(
+    name: &SlotName,
+    slot: &Slot,
+    dir: &ServiceDir,
+    role: &Role,
+    occupant: Option<&Occupant>,
+) -> Finding {
+    let what = place(name, slot);
+    if let Err(claimed) = dir.check_claim(slot) {
+        return Finding::fail(what, claimed);
+    }
+    let Some(Occupant { found, answer }) = occupant else {
+        return match role {
+            Role::Serving => Finding::warn(
+                what,
+                "nginx sends requests there, and nobody listens: the service is down",
+                "a swap brings a model into service in the other slot",
+            ),
+            Role::Kept | Role::Free => Finding::ok(what, "free"),
+        };
+    };
+    let who = format!("process {} ({})", found.main, found.argv.join(" "));
+    match (role, answer) {
+        (Role::Serving, Answer::Ready(models)) => {
+            Finding::ok(what, format!("serves {models}: {who}"))
+        }
+        (Role::Kept, Answer::Ready(models)) => {
+            Finding::ok(what, format!("kept for a rollback, {models}: {who}"))
+        }
+        (Role::Serving | Role::Kept, answer) => Finding::warn(
+            what,
+            format!("{who} {}", unready(answer)),
+            "look at its log; a swap brings another replica into service",
+        ),
+        (Role::Free, _) => Finding::fail(
+            what,
+            Failure::new(format!("taken by {who}, which is no replica of this service"))
+                .hint(format!("stop it, or give slot {name} another port")),
+        ),
+    }
+}
+
+fn unready(answer: &Answer) -> String {
+    match answer {
+        Answer::Ready(_) => "is ready".to_owned(),
+        Answer::Refused => "does not answer".to_owned(),
+        Answer::Locked => {
+            "wants another API key: set nginx.probe.api_key_env, and its value in the step's env"
+                .to_owned()
+        }
+        Answer::Unwell(why) => format!("does not answer as a ready replica does: {why}"),
+    }
+}
+
+/// The proof that a swap begins with.
+async fn route(
+    host: &SystemHost,
+    spec: &SwapSpec,
+    upstream: Option<&UpstreamView>,
+    occupants: &BTreeMap<&SlotName, Occupant>,
+) -> Finding {
+    let Some(view) = upstream else {
+        return Finding::unseen(ROUTE, "the upstream is not known");
+    };
+    let serving = spec.slots.iter().find(|(_, slot)| slot.port == view.port);
+    let other = spec.slots.values().find(|slot| slot.port != view.port);
+    let (Some((name, _)), Some(other)) = (serving, other) else {
+        return Finding::unseen(ROUTE, "the upstream points at no slot");
+    };
+    if !matches!(occupants.get(name), Some(Occupant { answer: Answer::Ready(_), .. })) {
+        return Finding::unseen(ROUTE, "nothing behind nginx answers as ready");
+    }
+    let url = &spec.nginx.probe.url;
+    match prove_route(host, spec, view, other.port).await {
+        Ok(()) => Finding::ok(ROUTE, format!("{url} is seen to reach port {}", view.port)),
+        Err(failure) => Finding::fail(ROUTE, failure),
+    }
+}
+
+fn program(host: &SystemHost, spec: &SwapSpec, incumbent: Option<ProcessId>) -> Finding {
+    let resolved = || -> Result<Finding, Failure> {
+        let inherited = host.inherited(incumbent)?;
+        let path = spec.replica.env.get("PATH").unwrap_or(&inherited.path);
+        let word = spec.replica.command.first().map_or("", String::as_str);
+        let file = process::resolve(word, path, &inherited.cwd)
+            .map_err(|error: ProcessError| error.to_failure())?;
+        let user = inherited.user.clone().unwrap_or_else(|| inherited.identity.uid.to_string());
+        let seen = format!("{}, to run as {user}", file.display());
+        Ok(match reaches(&inherited.identity, &file) {
+            Ok(()) => Finding::ok(PROGRAM, seen),
+            Err(barrier) => Finding::warn(
+                PROGRAM,
+                format!("{seen}, who may not pass {}", barrier.display()),
+                format!("let {user} in (chmod o+x {0}), or set replica.user", barrier.display()),
+            ),
+        })
+    };
+    resolved().unwrap_or_else(|failure| Finding::fail(PROGRAM, failure))
+}
+
+fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {
+    let systemd = match host.systemd() {
+        Systemd::Absent => "systemd is not PID 1",
+        Systemd::Denied => "systemd is PID 1, and the agent, which is not root, may not use it",
+        Systemd::Usable => "systemd is PID 1",
+    };
+    match (spec.replica.runtime, host.systemd()) {
+        (Runtime::Systemd, Systemd::Absent | Systemd::Denied) => Finding::fail(
+            RUNTIME,
+            Failure::new(format!("replica.runtime is systemd, and {systemd}"))
+                .hint("write `runtime: process`, or leave it out"),
+        ),
+        (Runtime::Process, _) => Finding::ok(RUNTIME, "replicas are plain processes, as asked"),
+        (Runtime::Auto | Runtime::Systemd, _) => Finding::ok(RUNTIME, systemd),
+    }
+}
+
+async fn gpus(spec: &SwapSpec, occupants: &BTreeMap<&SlotName, Occupant>) -> Vec<Finding> {
+    if spec.slots.values().all(|slot| slot.gpus.is_empty()) {
+        return vec![Finding::ok(GPUS, "none is asked for")];
+    }
+    let gpus = match gpu::look().await {
+        Ok(gpus) => gpus,
+        Err(error) => {
+            let Failure { hints, .. } = error.to_failure();
+            let mend = hints.into_iter().next().unwrap_or_default();
+            return vec![Finding::warn(GPUS, Failure::from_error(&error).to_string(), mend)];
+        }
+    };
+    let own: Vec<i32> = occupants
+        .values()
+        .flat_map(|occupant| occupant.found.tree.iter().map(|process| process.pid))
+        .collect();
+    let wanted =
+        spec.slots.iter().flat_map(|(name, slot)| slot.gpus.iter().map(move |gpu| (name, gpu)));
+    wanted.map(|(name, gpu)| gpu_finding(&gpus, &own, (name, gpu))).collect()
+}
+
+fn gpu_finding(gpus: &Gpus, own: &[i32], (slot, gpu): (&SlotName, &Gpu)) -> Finding {
+    let name = match gpu {
+        Gpu::Index(index) => index.to_string(),
+        Gpu::Uuid(uuid) => uuid.clone(),
+    };
+    let what = format!("GPU {name} of slot {slot}");
+    if !gpus.holds(gpu) {
+        let there: Vec<_> = gpus
+            .devices
+            .iter()
+            .map(|device| format!("{} ({}, {})", device.index, device.name, device.uuid))
+            .collect();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        return Finding::fail(
+            what,
+            Failure::new(format!("there is no such GPU; nvidia-smi lists {there}"))
+                .hint(format!("correct slots.{slot}.gpus")),
+        );
+    }
+    let Some(device) = gpus.device(gpu) else {
+        return Finding::ok(what, "an instance of a divided GPU");
+    };
+    let room = match (device.free_mib, device.total_mib) {
+        (Some(free), Some(total)) => {
+            format!("{} of {} free", size(free * MIB), size(total * MIB))
+        }
+        _ => "its driver does not say how much memory is free".to_owned(),
+    };
+    let strangers: Vec<_> =
+        gpus.tenants_of(device).filter(|tenant| !own.contains(&tenant.pid)).map(stranger).collect();
+    if strangers.is_empty() {
+        return Finding::ok(what, format!("{}, {room}", device.name));
+    }
+    Finding::warn(
+        what,
+        format!("{}, {room}; also used by {}", device.name, strangers.join(", ")),
+        "stop what is not a replica of this service, if the next model needs its memory",
+    )
+}
+
+fn stranger(tenant: &Tenant) -> String {
+    match tenant.used_mib {
+        Some(used) => format!("process {} ({})", tenant.pid, size(used * MIB)),
+        None => format!("process {}", tenant.pid),
+    }
+}

@@ -1,0 +1,176 @@
+//! Housekeeping: what no command can need any more goes when a swap is over. The limits are stated here and in the README.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::follow::AGENT;
+use crate::host::process;
+use crate::journal::Journal;
+use crate::lease::Lease;
+use crate::model::ids::{ProcessId, SwapId};
+use crate::service_dir::ServiceDir;
+
+/// Binaries that stay beside the ones in use, the last ones that worked here: workflows of several releases may share a
+/// server.
+const BINARIES: usize = 3;
+
+/// Logs that stay of replicas that are gone: `logs` shows the newest one.
+const LOGS: usize = 10;
+
+/// The agents' own words beyond which a new file is begun, in bytes. The one before is kept.
+const AGENT_LOG: u64 = 1 << 20;
+
+/// An order to abort may come before its swap begins, and is looked at when it does.
+const ORDER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A binary that is being brought is there for minutes at most.
+const BRINGING: Duration = Duration::from_secs(60 * 60);
+
+/// Where a host's own units are (systemd.unit(5)).
+pub(super) const UNITS: &str = "/etc/systemd/system";
+
+/// Hex digits of a SHA-256.
+const DIGEST: usize = 64;
+
+/// Removes what is past its limit. What the disk refuses is left for the next time.
+pub(super) fn prune(dir: &ServiceDir) {
+    // In this order, so that no swap falls between: one that begins is at work before it has a folder, and one that ends
+    // is in the history before its lease is free.
+    let swaps = dir.swaps();
+    let at_work: Vec<_> = [Lease::holder(&dir.root()), Lease::left_by_the_dead(&dir.root())]
+        .into_iter()
+        .flatten()
+        .map(|holder| holder.swap)
+        .collect();
+    let Ok(state) = dir.load() else { return };
+    let warm = state.retained.as_ref().map(|retained| &retained.replica);
+    let living: BTreeSet<SwapId> = state
+        .serving
+        .iter()
+        .chain(warm)
+        .filter_map(|replica| replica.swap.clone())
+        .chain(at_work)
+        .collect();
+    let told: BTreeSet<SwapId> = state
+        .history
+        .into_iter()
+        .map(|past| past.swap)
+        .chain(state.serving_swap)
+        .chain(state.retained.map(|retained| retained.swap))
+        .chain(living.iter().cloned())
+        .collect();
+    let is_needed = |swap: &SwapId| told.contains(swap) || is_unfinished(&dir.swap(swap));
+    let (kept, gone): (Vec<_>, Vec<_>) = swaps.into_iter().partition(is_needed);
+    for swap in &gone {
+        let _ = fs::remove_dir_all(dir.swap(swap));
+    }
+    let logs = kept
+        .iter()
+        .filter(|swap| !living.contains(swap) && !is_unfinished(&dir.swap(swap)))
+        .map(|swap| dir.swap(swap).join("replica.log"))
+        .filter(|log| log.exists());
+    for log in logs.skip(LOGS) {
+        let _ = fs::remove_file(log);
+    }
+    prune_orders(dir, &kept);
+    begin_anew(&dir.root().join("agent.log"));
+    if let Some((folder, own)) = binaries() {
+        prune_binaries(&folder, &own, &named_by_units(Path::new(UNITS)));
+    }
+}
+
+/// Whether somebody works on a swap, or would have to.
+fn is_unfinished(folder: &Path) -> bool {
+    let agent = fs::read(folder.join(AGENT))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
+    agent.is_some_and(process::alive)
+        || (Journal::has_begun(folder) && !Journal::has_concluded(folder))
+}
+
+fn prune_orders(dir: &ServiceDir, kept: &[SwapId]) {
+    for entry in fs::read_dir(dir.aborts()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of_kept = kept.iter().any(|swap| name.to_str() == Some(&format!("{swap}.json")));
+        if !of_kept && is_older(&entry.path(), ORDER_AGE) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Agents that still write to the old file go on doing so.
+fn begin_anew(log: &Path) {
+    if fs::metadata(log).is_ok_and(|found| found.len() > AGENT_LOG) {
+        let _ = fs::rename(log, log.with_extension("log.old"));
+    }
+}
+
+/// The folder of all binaries, and the name of this one's folder in it; `None` for a binary that was put in its place by
+/// somebody else.
+pub(super) fn binaries() -> Option<(PathBuf, String)> {
+    let own = std::env::current_exe().ok()?;
+    let folder = own.parent()?;
+    let digest = folder.file_name()?.to_str().filter(|name| is_digest(name))?;
+    Some((folder.parent()?.to_owned(), digest.to_owned()))
+}
+
+/// Whether a folder is named after the binary in it.
+pub(super) fn is_digest(name: &str) -> bool {
+    name.len() == DIGEST && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Removes binaries that are neither in use nor among the last ones that were.
+fn prune_binaries(folder: &Path, own: &str, units: &str) {
+    // The time of a folder says when its binary worked last.
+    let _ = fs::File::open(folder.join(own)).and_then(|own| own.set_modified(SystemTime::now()));
+    let mut found: Vec<(SystemTime, String)> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            is_digest(&name).then_some((entry.metadata().ok()?.modified().ok()?, name))
+        })
+        .collect();
+    found.sort();
+    let running = process::programs_in(folder);
+    for (_, name) in found.into_iter().rev().skip(BINARIES) {
+        let place = folder.join(&name);
+        let is_used = running.iter().any(|program| program.starts_with(&place))
+            || units.contains(&name)
+            || fs::read_dir(&place).into_iter().flatten().flatten().any(|entry| {
+                entry.file_name() != "model-swap" && !is_older(&entry.path(), BRINGING)
+            });
+        if !is_used {
+            let _ = fs::remove_dir_all(place);
+        }
+    }
+}
+
+/// The text of every unit of this project: a unit that is enabled starts its binary at the next boot.
+pub(super) fn named_by_units(folder: &Path) -> String {
+    let mut files: Vec<PathBuf> = children(folder)
+        .into_iter()
+        .filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("model-swap"))
+        })
+        .collect();
+    let inner: Vec<PathBuf> = files.iter().flat_map(|path| children(path)).collect();
+    files.extend(inner);
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect()
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn is_older(path: &Path, age: Duration) -> bool {
+    let modified = || -> io::Result<SystemTime> { fs::symlink_metadata(path)?.modified() };
+    modified().is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed > age))
+}
+
+#[cfg(test)]
+mod tests;

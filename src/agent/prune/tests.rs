@@ -1,0 +1,180 @@
+use jiff::Timestamp;
+
+use super::*;
+use crate::model::outcome::Outcome;
+use crate::model::record::{JOURNAL_VERSION, Record, RecordKind, Retained};
+use crate::model::replica::{Replica, Revision};
+use crate::model::state::{Holder, Past, Requester, ServiceState};
+use crate::swap::planner::tests::two_slot_plan;
+
+/// The files of a swap that a cold rollback, `logs` or a recovery reads.
+const FILES: [&str; 5] =
+    ["journal.ndjson", "spec.json", "incumbent.json", "events.ndjson", "replica.log"];
+
+struct Server {
+    _folder: tempfile::TempDir,
+    dir: ServiceDir,
+    next: u64,
+}
+
+impl Server {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        Self { _folder: folder, dir, next: 0 }
+    }
+
+    /// A swap with all its files, younger than those before it.
+    fn swap(&mut self, id: &str, outcome: Option<Outcome>) -> SwapId {
+        let swap: SwapId = id.parse().unwrap();
+        let folder = self.dir.make_swap(&swap).unwrap();
+        for file in FILES {
+            fs::write(folder.join(file), "x").unwrap();
+        }
+        let planned = RecordKind::Planned { swap: swap.clone(), plan: Box::new(two_slot_plan()) };
+        let kinds = [Some(planned), outcome.map(|outcome| RecordKind::Concluded { outcome })];
+        let lines: String = kinds
+            .into_iter()
+            .flatten()
+            .map(|kind| Record { v: JOURNAL_VERSION, at: Timestamp::UNIX_EPOCH, kind })
+            .map(|record| serde_json::to_string(&record).unwrap() + "\n")
+            .collect();
+        fs::write(folder.join("journal.ndjson"), lines).unwrap();
+        self.next += 1;
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(self.next);
+        fs::File::open(&folder).unwrap().set_modified(made).unwrap();
+        swap
+    }
+
+    fn holds(&self, swap: &SwapId) -> Vec<&str> {
+        let folder = self.dir.swap(swap);
+        FILES.into_iter().filter(|file| folder.join(file).exists()).collect()
+    }
+}
+
+fn past(swap: &SwapId) -> Past {
+    let revision = Revision { digest: "r-1".to_owned(), model: "m".to_owned(), git_sha: None };
+    Past { swap: swap.clone(), at: Timestamp::UNIX_EPOCH, outcome: Outcome::Promoted, revision }
+}
+
+fn replica(swap: &SwapId) -> Replica {
+    serde_json::from_value(serde_json::json!({
+        "slot": "a", "port": 8001, "main": { "pid": 1, "start": 1 }, "swap": swap,
+        "revision": { "digest": "r-1", "model": "m", "git_sha": null }, "log": null,
+    }))
+    .unwrap()
+}
+
+#[test]
+fn swaps_that_nothing_names_go_and_every_way_back_stays() {
+    let mut server = Server::new();
+    let done = Some(Outcome::Promoted);
+    let forgotten = server.swap("s-forgotten", done);
+    let unfinished = server.swap("s-unfinished", None);
+    let at_work = server.swap("s-at-work", done);
+    let retained = server.swap("s-retained", done);
+    let told: Vec<_> = (0..LOGS + 3).map(|n| server.swap(&format!("s-told-{n}"), done)).collect();
+    let holder = Holder {
+        swap: at_work.clone(),
+        since: Timestamp::UNIX_EPOCH,
+        process: process::own(),
+        command: "swap".to_owned(),
+        requester: Requester::default(),
+    };
+    let lease = Lease::take(&server.dir.root(), &holder).unwrap();
+    let kept = Retained {
+        replica: replica(&retained),
+        swap: told[0].clone(),
+        since: Timestamp::UNIX_EPOCH,
+        until: Timestamp::UNIX_EPOCH,
+        old_workers: Vec::new(),
+    };
+    let state = ServiceState {
+        history: told.iter().map(past).collect(),
+        serving: Some(replica(&told[1])),
+        retained: Some(kept),
+        ..ServiceState::default()
+    };
+    server.dir.save(&state).unwrap();
+
+    prune(&server.dir);
+    assert_eq!(server.holds(&forgotten), [""; 0]);
+    for swap in [&unfinished, &at_work, &retained, &told[1]] {
+        assert_eq!(server.holds(swap), FILES, "{swap}");
+    }
+    // Of the others only the logs of the oldest are gone.
+    let without: Vec<_> = told.iter().filter(|swap| server.holds(swap) == FILES[..4]).collect();
+    assert_eq!(without, [&told[0], &told[2]]);
+    drop(lease);
+    prune(&server.dir);
+    assert_eq!(
+        server.holds(&at_work),
+        [""; 0],
+        "its lease is given back, and the history does not name it"
+    );
+}
+
+#[test]
+fn orders_that_nobody_waits_for_go_and_a_long_log_begins_anew() {
+    let mut server = Server::new();
+    let told = server.swap("s-told", Some(Outcome::Promoted));
+    server
+        .dir
+        .save(&ServiceState { history: vec![past(&told)], ..ServiceState::default() })
+        .unwrap();
+    let order = |name: &str, age: u64| {
+        let file = server.dir.aborts().join(name);
+        fs::write(&file, "{}").unwrap();
+        let then = SystemTime::now() - Duration::from_secs(age);
+        fs::File::open(&file).unwrap().set_modified(then).unwrap();
+        file
+    };
+    let old = order("s-gone.json", ORDER_AGE.as_secs() + 60);
+    let (fresh, of_kept) =
+        (order("s-soon.json", 60), order("s-told.json", ORDER_AGE.as_secs() * 9));
+    let log = server.dir.root().join("agent.log");
+    fs::File::create(&log).unwrap().set_len(AGENT_LOG + 1).unwrap();
+
+    prune(&server.dir);
+    assert_eq!([&old, &fresh, &of_kept].map(|file| file.exists()), [false, true, true]);
+    assert!(!log.exists() && server.dir.root().join("agent.log.old").exists());
+}
+
+#[test]
+fn binaries_that_work_or_start_at_boot_or_worked_last_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..BINARIES + 4).map(|n| format!("{n:064x}")).collect();
+    for (age, name) in names.iter().rev().enumerate() {
+        let place = folder.path().join(name);
+        fs::create_dir(&place).unwrap();
+        fs::copy("/bin/sleep", place.join("model-swap")).unwrap();
+        let then = SystemTime::now() - Duration::from_secs(1000 * (age as u64 + 1));
+        fs::File::open(place).unwrap().set_modified(then).unwrap();
+    }
+    fs::create_dir(folder.path().join("not-ours")).unwrap();
+    let [oldest, running, of_unit] = [&names[0], &names[1], &names[2]];
+    let program = folder.path().join(running).join("model-swap");
+    let mut child = std::process::Command::new(program).arg("60").spawn().unwrap();
+    let units = format!("ExecStart={}/{of_unit}/model-swap agent run", folder.path().display());
+    // The third from the end is the oldest that stays, unless this one is older and works now.
+    prune_binaries(folder.path(), &names[3], &units);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left: Vec<&String> =
+        names.iter().filter(|name| folder.path().join(name).exists()).collect();
+    assert!(!left.contains(&oldest), "{left:?}");
+    assert_eq!(left, [running, of_unit, &names[3], &names[5], &names[6]], "{left:?}");
+    assert!(folder.path().join("not-ours").exists());
+}
+
+#[test]
+fn units_are_read_with_their_drop_ins() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("model-swap-agent@chat.service.d")).unwrap();
+    fs::write(at("model-swap-agent@chat.service.d/own.conf"), "one").unwrap();
+    fs::write(at("model-swap-chat-a.service"), "two").unwrap();
+    fs::write(at("nginx.service"), "three").unwrap();
+    let text = named_by_units(folder.path());
+    assert!(text.contains("one") && text.contains("two") && !text.contains("three"), "{text}");
+}

@@ -1,0 +1,105 @@
+//! `uninstall`: what serves runs on, and everything else of the service goes.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use testbed::server::listeners;
+
+use crate::commands::Terminal;
+use crate::support::{NEW, World, alive, until};
+
+/// Every file under the state folder, the folders' names cut off.
+fn files(world: &World) -> Result<Vec<String>> {
+    let mut folders = vec![world.server.state_dir()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                found.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Exit code and words of a command at a terminal.
+async fn says(terminal: &Terminal<'_>, words: &str) -> Result<(Option<i32>, String)> {
+    let output = terminal.run(words).await?;
+    Ok((output.status.code(), String::from_utf8(output.stdout)?))
+}
+
+fn binaries(world: &World) -> PathBuf {
+    world.server.state_dir().join("bin")
+}
+
+const UNINSTALL: &str = "uninstall --ssh-key key --known-hosts hosts";
+
+#[tokio::test]
+async fn what_serves_runs_on_and_everything_else_goes() -> Result<()> {
+    let world = World::start().await?;
+    let (a, b) = world.server.slot_ports();
+    let terminal = Terminal::at(&world)?;
+    let load = world.load().await?;
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let config = fs::read(world.server.nginx_config())?;
+
+    let (code, said) = says(&terminal, UNINSTALL).await?;
+    assert_eq!(code, Some(2), "{said}");
+    for text in ["Qwen/Old", "is kept warm in slot a until", "--retire-now"] {
+        assert!(said.contains(text), "no {text:?} in {said}");
+    }
+    assert!(alive(world.old.pid) && world.server.state_dir().join("chat/state.json").exists());
+
+    // Another service of this server needs the binaries and what both share.
+    let other = world.server.state_dir().join("code");
+    fs::create_dir(&other)?;
+    let (code, said) = says(&terminal, &format!("{UNINSTALL} --retire-now")).await?;
+    assert_eq!(code, Some(0), "{said}");
+    for text in ["serves on, port", "a plain process", "used by code", "what serves writes to it"] {
+        assert!(said.contains(text), "no {text:?} in {said}");
+    }
+    assert!(!alive(world.old.pid) && alive(world.old.innocent), "{said}");
+    assert_eq!(listeners(a)?, [0_u32; 0], "{said}");
+    let serving = *listeners(b)?.first().context("nothing serves")?;
+    world.until_serves(NEW).await?;
+    assert_eq!(fs::read(world.server.nginx_config())?, config);
+    assert_eq!(files(&world)?, ["host.lock", "key", "model-swap", "replica.log"], "{said}");
+
+    fs::remove_dir(other)?;
+    let (code, said) = says(&terminal, UNINSTALL).await?;
+    assert_eq!(code, Some(0), "{said}");
+    until("nothing but the log is left", || {
+        files(&world).is_ok_and(|left| left == ["replica.log"])
+    })
+    .await?;
+    assert!(!binaries(&world).exists(), "{said}");
+    assert_eq!(*listeners(b)?.first().context("nothing serves")?, serving);
+    load.stop().await.assert_clean();
+
+    // Whoever changes their mind swaps again: what serves is adopted.
+    world.run("swap", "Qwen/Next", &[]).await?.ended(0, "promoted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_agent_left_unfinished_is_in_the_way() -> Result<()> {
+    let world = World::start().await?;
+    let terminal = Terminal::at(&world)?;
+    world.run("status", NEW, &[]).await?.answered(&[]);
+    let lease = r#"{ "swap": "s-1", "since": "2026-11-23T09:15:00Z", "process": { "pid": 1, "start": 1 },
+                     "command": "swap", "requester": {} }"#;
+    fs::write(world.server.state_dir().join("chat/lease.json"), lease)?;
+    let (code, said) = says(&terminal, &format!("{UNINSTALL} --retire-now")).await?;
+    assert_eq!(code, Some(3), "{said}");
+    assert!(
+        said.contains("swap s-1 was left unfinished") && said.contains("model-swap abort"),
+        "{said}"
+    );
+    assert!(binaries(&world).exists() && world.old_runs()?);
+    Ok(())
+}
