@@ -20,6 +20,7 @@ mod github;
 mod kills;
 mod nginx;
 mod plan;
+mod reboot;
 mod resume;
 mod rollback;
 mod runner;
