@@ -8,6 +8,7 @@ use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
+use crate::model::spec::SwapSpec;
 use crate::model::wire::{Asked, Secrets};
 use crate::service_dir::ServiceDir;
 
@@ -20,11 +21,11 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Reads a swap's folder; `None` if it died before it did anything.
+    /// Reads a swap's folder; `None` if it died before it did anything. Without secrets, those are taken that are kept here.
     pub(super) fn open(
         dir: &ServiceDir,
         swap: &SwapId,
-        secrets: &Secrets,
+        secrets: Option<&Secrets>,
     ) -> Result<Option<(Self, Journal)>, Failure> {
         let folder = dir.swap(swap);
         if !Journal::has_begun(&folder) {
@@ -33,8 +34,10 @@ impl Left {
         let journal = Journal::open(&folder)?;
         let Some(plan) = Journal::plan(&folder) else { return Ok(None) };
         let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
-        let spec = serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
-        let asked = Asked { spec, secrets: secrets.clone() };
+        let spec: SwapSpec =
+            serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
+        let secrets = secrets.cloned().unwrap_or_else(|| SystemHost::kept_secrets(&spec));
+        let asked = Asked { spec, secrets };
         let host = SystemHost::new(&asked);
         Ok(Some((Self { swap: swap.clone(), host, asked, plan }, journal)))
     }

@@ -135,7 +135,7 @@ async fn bring_to_end(
     (secrets, wanted): (&Secrets, Wanted),
     accepted: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let Some((left, mut journal)) = Left::open(dir, swap, secrets)? else { return Ok(()) };
+    let Some((left, mut journal)) = Left::open(dir, swap, Some(secrets))? else { return Ok(()) };
     let cx = left.context(dir)?;
     // Whoever follows the swap looks at this process from now on.
     follow::take_over(&dir.swap(swap))?;

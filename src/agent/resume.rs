@@ -25,7 +25,6 @@ use crate::model::record::RecordKind;
 use crate::model::replica::Replica;
 use crate::model::state::{Holder, Requester};
 use crate::model::step::Step;
-use crate::model::wire::Secrets;
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery;
 use crate::swap::transition::StepStatus;
@@ -109,7 +108,7 @@ fn kept_by(dir: &ServiceDir) -> Result<Option<SwapId>, Failure> {
 /// Drains, keeps warm and retires what a swap has left.
 async fn keep_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure> {
     follow::take_over(&dir.swap(swap))?;
-    let Some((left, mut journal)) = Left::open(dir, swap, &Secrets::default())? else {
+    let Some((left, mut journal)) = Left::open(dir, swap, None)? else {
         return Ok(());
     };
     let cx = left.context(dir)?;
@@ -121,7 +120,7 @@ async fn keep_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure> {
 /// Finishes or unwinds the swap of a holder that died.
 async fn bring_to_end(dir: &ServiceDir, mut lease: Lease) -> Result<(), Failure> {
     let Some(swap) = lease.died.as_ref().map(|died| died.swap.clone()) else { return Ok(()) };
-    if let Some((left, mut journal)) = Left::open(dir, &swap, &Secrets::default())? {
+    if let Some((left, mut journal)) = Left::open(dir, &swap, None)? {
         let mut cx = left.context(dir)?;
         follow::take_over(&dir.swap(&swap))?;
         if journal.status().outcome.is_none() {

@@ -14,7 +14,7 @@ use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::{Found, Keeper, Replica, Systemd};
+use crate::model::replica::{Found, Keeper, Replica, Systemd, Unit};
 use crate::model::spec::SwapSpec;
 use crate::model::wire::{Asked, Secrets};
 
@@ -39,11 +39,19 @@ impl SystemHost {
     /// The host for what is asked.
     pub fn new(asked: &Asked) -> Self {
         let spec = asked.spec.clone();
-        let named = spec.nginx.probe.api_key_env.as_deref().unwrap_or(VLLM_KEY);
+        let named = key_name(&spec);
         let api_key = asked.secrets.0.get(named).cloned();
         let ports = spec.slots.values().map(|slot| slot.port).collect();
         let nginx = Nginx::new(spec.nginx.clone()).ports(ports).api_key(api_key.clone());
         Self { spec, api_key, secrets: asked.secrets.clone(), nginx }
+    }
+
+    /// The API key, where a unit of ours was given it: for an agent that nobody hands secrets to.
+    pub fn kept_secrets(spec: &SwapSpec) -> Secrets {
+        let name = key_name(spec);
+        let units = spec.slots.keys().map(|slot| Unit::of_slot(&spec.service, slot));
+        let key = units.filter_map(|unit| runtime::variable(&unit, name)).next();
+        Secrets(key.map(|key| (name.to_owned(), key)).into_iter().collect())
     }
 
     /// Whether what once kept a replica can start it again by its own means.
@@ -66,6 +74,11 @@ impl SystemHost {
     fn any_argv(&self) -> Vec<String> {
         self.spec.slots.keys().next().map(|slot| self.argv(slot)).unwrap_or_default()
     }
+}
+
+/// The variable that holds the API key.
+fn key_name(spec: &SwapSpec) -> &str {
+    spec.nginx.probe.api_key_env.as_deref().unwrap_or(VLLM_KEY)
 }
 
 impl Host for SystemHost {

@@ -2,11 +2,17 @@
 //! which is only stopped and started.
 
 use std::fs;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::step::Step;
-use crate::support::guest::{GuestWorld, on_guest};
+use testbed::PATIENCE;
+use testbed::guest::GuestSpec;
+use testbed::load::{Kind, Load, LoadSpec};
+use testbed::service::NAME;
+
+use crate::step::{LOOK_EVERY, Step};
+use crate::support::guest::{GuestWorld, on_guest, on_guest_of};
 use crate::support::{NEW, OLD};
 
 /// The units of the two slots.
@@ -124,6 +130,48 @@ fn a_unit_whose_model_dies_while_it_loads_is_removed_and_quoted() -> Result<()> 
         assert_eq!(left(world).await?, Vec::<String>::new());
         load.stop().await.assert_clean();
         Ok(())
+    })
+}
+
+/// What its unit has started again is still the model on record: nothing is adopted, and it is retired as ever.
+#[test]
+fn a_promoted_model_that_dies_is_started_again() -> Result<()> {
+    on_guest(async |world| {
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        let first = property(world, UNITS[1], "MainPID").await?;
+        world.guest.run(&["kill", "-KILL", &first]).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while property(world, UNITS[1], "NRestarts").await? == "0" {
+            ensure!(Instant::now() < deadline, "nothing starts it again");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        world.until_serves(NEW).await?;
+        assert_ne!(property(world, UNITS[1], "MainPID").await?, first);
+        let run = world.run("swap", NEW, &[]).await?.ended(0, "unchanged");
+        assert!(run.stdout.contains("already serves from slot b"), "{run}");
+        Ok(())
+    })
+}
+
+/// `on_timeout: cut` kills what a unit keeps, and the unit does not start it again.
+#[test]
+fn a_unit_that_is_not_drained_is_cut() -> Result<()> {
+    let mut spec = GuestSpec::serving(OLD);
+    spec.incumbent = Some((OLD.to_owned(), "--stub-token-delay 100ms".to_owned()));
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        world.settings.retain = "0s".to_owned();
+        world.settings.drain = "{ timeout: 1s, on_timeout: cut }".to_owned();
+        let mut long = LoadSpec::none(world.guest.nginx_addr(), NAME);
+        (long.streams, long.stream_tokens) = (1, 100_000);
+        let long = Load::start(long);
+        long.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+        let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        assert!(run.stdout.contains("cutting what is left: 1 request in the engine"), "{run}");
+        assert!(run.stdout.contains("had to be killed"), "{run}");
+        assert_eq!(state(world, "vllm.service").await?, "inactive disabled always", "{run}");
+        drop(long);
+        world.until_serves(NEW).await
     })
 }
 

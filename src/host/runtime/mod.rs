@@ -9,7 +9,7 @@ use super::Ending;
 use super::process::{Launch, StopOrder, Stopped};
 use crate::model::failure::Failure;
 use crate::model::ids::ProcessId;
-use crate::model::replica::{Keeper, Replica};
+use crate::model::replica::{Keeper, Replica, Unit};
 
 mod process;
 mod systemd;
@@ -147,6 +147,11 @@ pub(super) async fn last_words(replica: &Replica, lines: usize) -> Result<Vec<St
         runtime.settle().await;
         runtime.log_tail(replica, lines).await
     })
+}
+
+/// What the program of one of our units has in a variable.
+pub(super) fn variable(unit: &Unit, name: &str) -> Option<String> {
+    Systemd(unit).variable(name)
 }
 
 /// Whether a unit can be started again by its own means.

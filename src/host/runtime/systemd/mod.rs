@@ -155,6 +155,12 @@ impl Systemd<'_> {
         systemctl::show(self.0).await.is_ok_and(|shown| shown.is_there() && !shown.is_transient())
     }
 
+    /// What its program has in a variable, if it is one of ours.
+    pub(in crate::host) fn variable(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.environment()).ok()?;
+        unit_file::variable(&text, name)
+    }
+
     async fn order(
         &self,
         doing: &'static str,

@@ -127,6 +127,26 @@ pub(super) fn environment(launch: &Launch) -> (String, Vec<String>) {
     (text, left_out)
 }
 
+/// The value of a variable in what [`environment`] wrote.
+pub(super) fn variable(text: &str, wanted: &str) -> Option<String> {
+    let mut rest = text;
+    while let Some((name, tail)) = rest.split_once("=\"") {
+        let (mut value, mut characters) = (String::new(), tail.char_indices());
+        let end = loop {
+            match characters.next()? {
+                (_, '\\') => value.push(characters.next()?.1),
+                (at, '"') => break at,
+                (_, c) => value.push(c),
+            }
+        };
+        if name == wanted {
+            return Some(value);
+        }
+        rest = tail[end + 1..].strip_prefix('\n')?;
+    }
+    None
+}
+
 fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
@@ -261,6 +281,27 @@ mod tests {
             "A=\"a\\\"b\\\\c\\$d\\`e\"\nB=\"two\nlines\tand # no comment\"\nC=\"50% 'quoted'\"\nE=\"\"\n"
         );
         assert_eq!(left_out, ["BASH_FUNC_x%%", "D"]);
+    }
+
+    /// Every value of up to three characters that are special anywhere.
+    #[test]
+    fn what_is_written_into_an_environment_file_is_read_again() {
+        let special = ["\"", "\\", "$", "`", "=", "#", "\n", "\t", " ", "x", ""];
+        let mut tried = 0;
+        for first in special {
+            for second in special {
+                for third in special {
+                    let value = [first, second, third].concat();
+                    let env = [("A", &*value), ("B", "=\"A=\"\n"), ("KEY", &*value)];
+                    let (text, left_out) = environment(&launch(&[], &env));
+                    assert!(left_out.is_empty());
+                    assert_eq!(variable(&text, "KEY").as_ref(), Some(&value), "{text}");
+                    assert_eq!(variable(&text, "NONE"), None, "{text}");
+                    tried += 1;
+                }
+            }
+        }
+        assert_eq!(tried, special.len().pow(3));
     }
 
     #[test]
