@@ -8,6 +8,7 @@ pub mod config;
 pub mod swap;
 
 pub mod abort;
+pub mod confirmation;
 pub mod event_log;
 pub mod host;
 pub mod journal;

@@ -11,6 +11,7 @@
 //!     boot                        of which boot the processes in state.json are
 //!     agent.log                   what agents said on stderr
 //!     aborts/<swap>.json          abort::AbortOrder
+//!     confirmations/<swap>.json  the word of a runner that has looked from outside
 //!     swaps/<swap>/               journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
 //! ```
 
@@ -156,7 +157,8 @@ impl ServiceDir {
     /// If the disk refuses.
     pub fn open(state_dir: &Path, service: &ServiceName) -> Result<Self, StateError> {
         let this = Self::look(state_dir, service);
-        for folder in [this.claims(), this.root().join("swaps"), this.aborts()] {
+        let swaps = this.root().join("swaps");
+        for folder in [this.claims(), swaps, this.aborts(), this.confirmations()] {
             make_private(&folder)?;
         }
         Ok(this)
@@ -180,6 +182,11 @@ impl ServiceDir {
     /// The folder of the orders to abort.
     pub fn aborts(&self) -> PathBuf {
         self.root().join("aborts")
+    }
+
+    /// The folder of the words of runners that have looked from outside.
+    pub fn confirmations(&self) -> PathBuf {
+        self.root().join("confirmations")
     }
 
     /// The service.

@@ -28,6 +28,7 @@ use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
+use crate::confirmation;
 use crate::executor::{self, World, observe, prove_route};
 use crate::host::{Host, SystemHost};
 use crate::journal::Journal;
@@ -35,8 +36,8 @@ use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::{
-    Asked, Command, Fault, Frame, Hello, Refusal, Request, RollbackRequest, SwapRequest,
-    WIRE_VERSION, spoken,
+    Asked, Command, ConfirmRequest, Fault, Frame, Hello, Refusal, Request, RollbackRequest,
+    SwapRequest, WIRE_VERSION, spoken,
 };
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Decision};
@@ -121,6 +122,9 @@ async fn serve(
             hand_over(&dir, line, answers).await.map(drop).map_err(Refusal::environment)
         }
         Command::Abort(wanted) => abort::abort(&dir, (wanted, line), answers).await,
+        Command::Confirm(ConfirmRequest { swap, nonce, .. }) => {
+            confirmation::give(&dir, swap, nonce).map_err(Refusal::environment)
+        }
         Command::Repair(_) => recover::hand_over_repair(&dir, line, answers).await,
         Command::Swap(SwapRequest { wait, .. })
         | Command::Rollback(RollbackRequest { wait, .. }) => {

@@ -102,6 +102,7 @@ fn work(request: Request) -> Option<Work> {
         Command::Abort(_)
         | Command::Repair(_)
         | Command::Uninstall(_)
+        | Command::Confirm(_)
         | Command::Plan(_)
         | Command::Status(_)
         | Command::Logs(_)

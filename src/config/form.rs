@@ -167,6 +167,20 @@ pub(super) const URL: Form<String> = Form {
     },
 };
 
+/// A URL that customers call.
+pub(super) const PUBLIC_URL: Form<String> = Form {
+    expected: "an http:// or https:// URL as customers call it, like https://llm.example.com/v1/models",
+    parse: |value| {
+        let url = text(value)?;
+        let parsed = reqwest::Url::parse(url).map_err(|_| String::new())?;
+        if !parsed.username().is_empty() || parsed.password().is_some() {
+            return Err("name the variable that holds the key as verify.api_key_env".to_owned());
+        }
+        let known = ["http", "https"].contains(&parsed.scheme()) && parsed.has_host();
+        if known { Ok(url.to_owned()) } else { Err(String::new()) }
+    },
+};
+
 /// The value of a `Host` header.
 pub(super) const HOST_HEADER: Form<String> = Form {
     expected: "a host name, like llm.example.com",

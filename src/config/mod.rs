@@ -140,6 +140,7 @@ fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Con
             let drain = section::drain(&file.at("drain"));
             let retain = file.at("retain").or(RETAIN, &form::TIME);
             let nginx = section::nginx(&file.at("nginx"), slots.as_ref());
+            let verify = section::verify(&file.at("verify"), model.as_deref());
             let ssh = file.at("ssh").section(ssh);
             let state_dir = file.at("state_dir").optional(&form::PATH);
             let (port, jump) = ssh??;
@@ -155,6 +156,7 @@ fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Con
                     drain: drain?,
                     retain: retain?,
                     nginx: nginx?,
+                    verify: verify?,
                     state_dir: state_dir?,
                 },
             })

@@ -9,7 +9,7 @@ use serde_yaml::Value;
 use crate::model::ids::SlotName;
 use crate::model::spec::{
     DrainSpec, Engine, Gpu, NginxSpec, OnTimeout, PinnedWorkers, ProbeSpec, ReadySpec, ReplicaSpec,
-    Runtime, Slot,
+    Runtime, Slot, VerifySpec,
 };
 use crate::model::wire::MARKER;
 
@@ -303,6 +303,32 @@ fn probe(section: &Section<'_, '_>, slots: Option<&BTreeMap<SlotName, Slot>>) ->
     let host = section.at("host").optional(&form::HOST_HEADER);
     let api_key_env = section.at("api_key_env").optional(&form::VARIABLE);
     Some(ProbeSpec { url: url?, host: host?, api_key_env: api_key_env? })
+}
+
+/// What customers must meet. A section without a URL is none.
+pub(super) fn verify(node: &Node<'_>, model: Option<&str>) -> Option<Option<VerifySpec>> {
+    const WITHIN: Duration = Duration::from_secs(2 * 60);
+    node.section(|section| {
+        let (url, named) = (section.at("url"), section.at("expect_model"));
+        let expect_model = named.optional(&form::MODEL);
+        let within = section.at("within").or(WITHIN, &form::BOUND);
+        let api_key_env = section.at("api_key_env").optional(&form::VARIABLE);
+        let is_given = |node: &Node<'_>| node.value().is_some();
+        let others = [&named, &section.at("api_key_env")];
+        if !is_given(&url) {
+            if others.into_iter().any(is_given) {
+                url.refuse_missing(form::PUBLIC_URL.expected);
+                return None;
+            }
+            return within.map(|_| None);
+        }
+        Some(Some(VerifySpec {
+            url: url.required(&form::PUBLIC_URL)?,
+            expect_model: expect_model?.or_else(|| model.map(str::to_owned))?,
+            within: within?,
+            api_key_env: api_key_env?,
+        }))
+    })?
 }
 
 fn pinned_workers(node: &Node<'_>) -> Option<PinnedWorkers> {

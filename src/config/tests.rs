@@ -102,6 +102,7 @@ nginx:
   command: [docker, exec, edge, nginx]
   probe: { url: 'http://10.0.0.1/v1/models', host: llm.example.com, api_key_env: LLM_KEY }
   pinned_workers: { ignore_after: 5m }
+verify: { url: 'https://llm.example.com/v1/models', expect_model: chat, within: 30s, api_key_env: CUSTOMER_KEY }
 ssh: { port: 2222, jump: ops@bastion }
 state_dir: /srv/swap
 ";
@@ -124,9 +125,31 @@ state_dir: /srv/swap
     assert_eq!(spec.nginx.pinned_workers, PinnedWorkers::IgnoreAfter(Duration::from_secs(300)));
     assert_eq!(spec.nginx.probe.url, "http://10.0.0.1/v1/models");
     assert_eq!(spec.nginx.probe.host.as_deref(), Some("llm.example.com"));
+    let verify = spec.verify.unwrap();
+    assert_eq!((verify.expect_model.as_str(), verify.within), ("chat", Duration::from_secs(30)));
+    assert_eq!(verify.api_key_env.as_deref(), Some("CUSTOMER_KEY"));
     assert_eq!(spec.state_dir, Some("/srv/swap".into()));
     let gpus = spec.slots.values().map(|slot| command::gpu_list(&slot.gpus)).collect::<Vec<_>>();
     assert_eq!(gpus, ["GPU-1f", "MIG-2e,GPU-3d"]);
+}
+
+#[test]
+fn what_customers_must_meet_is_the_model_unless_told_otherwise_and_needs_a_url() {
+    let with =
+        |section: &str| load(&format!("{MINIMAL}verify: {section}\n"), "f", &Overrides::default());
+    let config = with("{ url: 'https://llm.example.com/v1/models' }").unwrap();
+    assert_eq!(config.spec.verify.unwrap().expect_model, config.spec.model);
+    assert_eq!(with("{ within: 5m }").unwrap().spec.verify, None);
+    for (section, wrong) in [
+        ("{ expect_model: chat }", "verify.url: missing"),
+        ("{ url: 'ftp://llm.example.com/' }", "verify.url: got \"ftp://llm.example.com/\""),
+        ("{ url: 'https://ann:key@llm.example.com/' }", "verify.api_key_env"),
+        ("{ url: 'https://llm.example.com/', within: 0s }", "verify.within: got \"0s\""),
+    ] {
+        let problems = with(section).unwrap_err();
+        let said = problems.to_failures().into_iter().map(|f| f.to_string()).collect::<String>();
+        assert!(said.contains(wrong), "{section}: {said}");
+    }
 }
 
 #[test]

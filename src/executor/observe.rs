@@ -15,6 +15,7 @@ use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Observed, Occupant};
 use crate::swap::recovery::{self, Recovery};
 use crate::swap::revision;
+use crate::swap::transition::StepStatus;
 
 /// What was found.
 #[derive(Debug)]
@@ -124,6 +125,7 @@ impl World {
             service: asked.spec.service.clone(),
             nginx_port: self.seen.nginx_port,
             slots,
+            step: holder.as_ref().and_then(|holder| step_of(dir, &holder.swap)),
             unfinished: if holder.is_none() { unfinished(dir) } else { None },
             holder,
             serving_swap: state.serving_swap.clone(),
@@ -135,6 +137,15 @@ impl World {
             history: state.history.clone(),
         }
     }
+}
+
+/// The step that a swap is in, by its journal.
+fn step_of(dir: &ServiceDir, swap: &SwapId) -> Option<String> {
+    let folder = dir.swap(swap);
+    let (status, plan) = (Journal::look(&folder).ok()?, Journal::plan(&folder)?);
+    let step = status.steps.iter().position(|step| *step == StepStatus::Started)?;
+    let planned = plan.all_steps().nth(step)?;
+    Some(format!("{}: {}", planned.step, planned.does))
 }
 
 /// The newest swap that has begun, where a command is needed that brings it to its end.

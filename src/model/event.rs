@@ -90,6 +90,12 @@ pub enum EventKind {
         /// Why.
         failure: Failure,
     },
+    /// The server waits for the runner's word that customers meet the candidate. What is looked at, and how, the runner
+    /// knows from its own configuration: it goes nowhere because a server says so.
+    AwaitsWord {
+        /// What the word must carry; another attempt has another one.
+        nonce: String,
+    },
     /// Another process takes the swap up again; an outcome that was told before counts no more.
     TakenUp {
         /// What it found, one line.

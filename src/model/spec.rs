@@ -31,6 +31,9 @@ pub struct SwapSpec {
     pub retain: Duration,
     /// The proxy in front.
     pub nginx: NginxSpec,
+    /// What the runner must see from outside before a swap is promoted; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<VerifySpec>,
     /// Folder of state and journals; `None`: `/var/lib/model-swap` as root, else `$XDG_STATE_HOME/model-swap`.
     pub state_dir: Option<PathBuf>,
 }
@@ -142,6 +145,19 @@ pub struct ProbeSpec {
     /// `Host` header, where the URL's own would meet another server block.
     pub host: Option<String>,
     /// Name of the variable in the step's environment that holds the API key.
+    pub api_key_env: Option<String>,
+}
+
+/// A request of the runner's that a customer could send, whose answer decides whether a swap stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifySpec {
+    /// `http://` or `https://` URL of the service's `/v1/models`, as customers reach it.
+    pub url: String,
+    /// The model that its answer must name, as `id` or `root`.
+    pub expect_model: String,
+    /// From the cutover until the server has the runner's word; then it rolls back.
+    pub within: Duration,
+    /// Name of the variable in the step's environment that holds a customer's API key. It stays with the runner.
     pub api_key_env: Option<String>,
 }
 

@@ -128,6 +128,9 @@ pub struct StatusReport {
     pub slots: Vec<SlotReport>,
     /// Who holds the lease.
     pub holder: Option<Holder>,
+    /// The step that is being done, while somebody is at work.
+    #[serde(default)]
+    pub step: Option<String>,
     /// The newest swap and what is found of it, if it is not at its end and nobody works on it.
     #[serde(default)]
     pub unfinished: Option<(SwapId, String)>,

@@ -32,6 +32,11 @@ pub enum Step {
         /// Where it goes after.
         to: SlotName,
     },
+    /// Waits for the runner's word that customers meet the replica in the slot.
+    Verify {
+        /// The slot.
+        slot: SlotName,
+    },
     /// Records the replica in the slot as the incumbent.
     Promote {
         /// The slot.
@@ -57,6 +62,7 @@ impl Step {
             Self::StartReplica { .. } => "start_replica",
             Self::AwaitReady { .. } => "await_ready",
             Self::CutOver { .. } => "cut_over",
+            Self::Verify { .. } => "verify",
             Self::Promote { .. } => "promote",
             Self::Drain { .. } => "drain",
             Self::Retire { .. } => "retire",
@@ -73,6 +79,7 @@ impl fmt::Display for Step {
             | Self::AwaitReady { slot }
             | Self::Promote { slot }
             | Self::Drain { slot }
+            | Self::Verify { slot }
             | Self::Retire { slot } => write!(f, "{} {slot}", self.name()),
         }
     }

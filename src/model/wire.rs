@@ -19,7 +19,7 @@ use super::state::{HistoryReport, Holder, Requester, StatusReport};
 
 /// Version of the wire. An agent answers this one and the two before it.
 ///
-/// Version 2: `repair`. An agent of version 1 may know nothing of a plan's digest and would swap whatever the plan is; it
+/// Version 2: `repair`, and `confirm` of a swap that waits for it. An agent of version 1 may know nothing of a plan's digest and would swap whatever the plan is; it
 /// refuses a request of this version.
 pub const WIRE_VERSION: u32 = 2;
 
@@ -58,6 +58,8 @@ pub enum Command {
     Rollback(RollbackRequest),
     /// Give a swap up before `promote`, and follow that.
     Abort(AbortRequest),
+    /// The runner's word that customers meet the candidate.
+    Confirm(ConfirmRequest),
     /// Bring a swap to its end that is stuck, or whose agent died, and follow that.
     Repair(RepairRequest),
     /// What serves?
@@ -92,7 +94,8 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Plan(_) => "plan",
-            Self::Swap(_) => "swap",
+            // Whoever may swap may say that he has seen it.
+            Self::Swap(_) | Self::Confirm(_) => "swap",
             Self::Rollback(_) => "rollback",
             Self::Abort(_) => "abort",
             Self::Repair(_) => "repair",
@@ -119,6 +122,7 @@ impl Command {
             Self::Plan(request) | Self::Swap(request) => &request.asked,
             Self::Rollback(request) => &request.asked,
             Self::Abort(request) => &request.asked,
+            Self::Confirm(request) => &request.asked,
             Self::Repair(request) => &request.asked,
             Self::Uninstall(request) => &request.asked,
             Self::Status(asked)
@@ -192,6 +196,17 @@ pub struct AbortRequest {
     pub since: u64,
     /// Who asks.
     pub requester: Requester,
+}
+
+/// The runner has looked from outside and met the candidate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmRequest {
+    /// Which service.
+    pub asked: Asked,
+    /// The swap.
+    pub swap: SwapId,
+    /// The nonce of [`AwaitsWord`](super::event::EventKind::AwaitsWord).
+    pub nonce: String,
 }
 
 /// A request to bring a swap to its end that nobody works on any more.

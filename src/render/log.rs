@@ -97,7 +97,7 @@ impl Log {
                     line("another command took over what was left to do".to_owned())
                 }
             },
-            EventKind::Unknown => Vec::new(),
+            EventKind::AwaitsWord { .. } | EventKind::Unknown => Vec::new(),
         }
     }
 

@@ -39,3 +39,8 @@ pub enum Line {
 pub fn remote<S: AsRef<str>>(lines: &[S]) -> Line {
     Line::Remote(lines.iter().map(|line| text::inert(line.as_ref())).collect())
 }
+
+/// What was seen of the service from outside while a swap waits for that.
+pub fn seen(text: &str) -> Line {
+    Line::Text(format!("{:>8}    {}", "", text::inert(text)))
+}

@@ -26,6 +26,7 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
         format!("{swap} is not at its end: {}; `model-swap repair` brings it there", inert(found))
     }));
     text.push(report.holder.as_ref().map_or_else(|| "nobody is at work".to_owned(), holder));
+    text.extend(report.step.as_ref().map(|step| format!("in {}", inert(step))));
     if !report.history.is_empty() {
         text.push("history, newest first:".to_owned());
         text.extend(report.history.iter().rev().map(past));
@@ -150,6 +151,7 @@ mod tests {
                     ..Requester::default()
                 },
             }),
+            step: Some("verify b: wait".to_owned()),
             unfinished: Some(("s-3".parse().unwrap(), "its agent ended\n in cut_over".to_owned())),
             serving_swap: Some("s-2".parse().unwrap()),
             rollback_until: Some(at("2026-11-23T09:25:00Z")),
@@ -190,6 +192,7 @@ serving is the result of s-2
 a warm rollback is possible until 2026-11-23 09:25:00 UTC
 s-3 is not at its end: its agent ended\n in cut_over; `model-swap repair` brings it there
 at work since 2026-11-23 09:20:00 UTC: swap s-3 (pid 77, asked by ann, https://github.com/x)
+in verify b: wait
 history, newest first:
   2026-11-23 09:15:00 UTC  s-2  promoted     Qwen/B (r-b)
   2026-11-22 09:15:00 UTC  s-1  rolled-back  Qwen/A (r-a)
@@ -202,6 +205,7 @@ history, newest first:
         let idle = StatusReport {
             slots: Vec::new(),
             holder: None,
+            step: None,
             unfinished: None,
             serving_swap: None,
             rollback_until: None,

@@ -87,6 +87,7 @@ impl Summary {
             | EventKind::UndoStarted { .. }
             | EventKind::TrafficIsBack { .. }
             | EventKind::Progress { .. }
+            | EventKind::AwaitsWord { .. }
             | EventKind::Unknown => {}
         }
     }

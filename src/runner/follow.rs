@@ -6,6 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::cancel::{self, Order, Traffic};
 use super::report::Reporter;
+use super::verify::{Customer, Seen, Visit};
 use super::{Setting, Stopped, Voice};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
@@ -16,7 +17,7 @@ use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::Plan;
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
-use crate::model::wire::{Asked, Command, Frame, Refusal, Request, Wait};
+use crate::model::wire::{Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets, Wait};
 use crate::remote::agent::{Install, ask};
 use crate::remote::error::RemoteError;
 use crate::remote::session::{Credentials, Session};
@@ -43,6 +44,8 @@ pub(super) struct Line<'a> {
     pub(super) target: &'a Target,
     pub(super) credentials: Credentials,
     pub(super) install: Install,
+    /// What a customer would ask, where a swap waits for that.
+    pub(super) customer: Option<Customer>,
 }
 
 /// What a command came to.
@@ -63,6 +66,10 @@ pub(super) struct Followed {
     pub(super) traffic: Traffic,
     /// Whether the server was given back.
     uninstalled: bool,
+    /// The look from outside that the swap waits for.
+    visit: Option<Visit>,
+    /// The nonce of a look that has not begun.
+    awaited: Option<String>,
     /// Whether the swap that is followed is to be aborted.
     aborting: bool,
 }
@@ -182,10 +189,44 @@ async fn listen(
         let frame = tokio::select! {
             frame = frames.next() => frame.map_err(Ended::Remote)?,
             () = stop.asked() => return Ok(Heard::UntilSignal),
+            seen = Visit::next(&mut followed.visit) => {
+                match seen {
+                    Seen::Other(text) => voice.say([render::seen(&text)]),
+                    Seen::Model(nonce) => {
+                        let refused = confirm(session, line, request, (followed, nonce)).await?;
+                        voice.say(refused.iter().map(super::warning));
+                    }
+                }
+                continue;
+            }
         };
         let Some(frame) = frame else { return Ok(Heard::All) };
         followed.take(frame, voice, reporter)?;
+        followed.visit(line);
     }
+}
+
+/// Sends the word that the swap waits for. Whether it still did, its events tell.
+async fn confirm(
+    session: &Session,
+    line: &Line<'_>,
+    request: &Request,
+    (followed, nonce): (&mut Followed, String),
+) -> Result<Vec<Failure>, Ended> {
+    let mut refused = Vec::new();
+    let Some(swap) = followed.swap.clone() else { return Ok(refused) };
+    // What is secret is not needed for a word.
+    let asked = Asked { secrets: Secrets::default(), ..request.command.asked().clone() };
+    let command = Command::Confirm(ConfirmRequest { asked, swap, nonce });
+    let word = Request { v: request.v, command };
+    let mut frames = ask(session, &line.install, &word).await.map_err(Ended::Remote)?;
+    while let Some(frame) = frames.next().await.map_err(Ended::Remote)? {
+        if let Frame::Refused(Refusal { failures, .. }) = frame {
+            refused.extend(failures);
+        }
+    }
+    followed.visit = None;
+    Ok(refused)
 }
 
 fn thread(command: &Command) -> Option<Thread> {
@@ -201,6 +242,7 @@ fn thread(command: &Command) -> Option<Thread> {
             Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
         }
         Command::Plan(_)
+        | Command::Confirm(_)
         | Command::Status(_)
         | Command::Logs(_)
         | Command::History(_)
@@ -219,6 +261,13 @@ impl Followed {
             }
             CommandName::Repair => Self { log: Log::wanting(&REPAIRED), ..Self::default() },
             _ => Self::default(),
+        }
+    }
+
+    /// Looks from outside once the swap waits for it; the latest attempt counts.
+    fn visit(&mut self, line: &Line<'_>) {
+        if let (Some(customer), Some(nonce)) = (&line.customer, self.awaited.take()) {
+            self.visit = Some(customer.visit(nonce));
         }
     }
 
@@ -291,6 +340,7 @@ impl Followed {
                 }
             }
             EventKind::Closed(closing) => self.closing = Some(closing.clone()),
+            EventKind::AwaitsWord { nonce } => self.awaited = Some(nonce.clone()),
             _ => {}
         }
     }

@@ -12,6 +12,7 @@ mod reconcile;
 mod report;
 mod request;
 mod trust;
+mod verify;
 mod voice;
 
 pub use afterwards::afterwards;
@@ -166,7 +167,8 @@ async fn converse(
     voice: &mut Voice,
 ) -> Result<Told, Stopped> {
     let (credentials, install) = (credentials(setting), install(config)?);
-    let line = follow::Line { target: &config.target, credentials, install };
+    let customer = verify::Customer::of(setting, config, &request.command)?;
+    let line = follow::Line { target: &config.target, credentials, install, customer };
     let mut reporter = Reporter::new(setting, &config.spec.service);
     let mut followed = Followed::of(setting.inputs.command);
     let following = follow::follow(&line, request, &mut followed, (&mut *voice, &mut reporter));

@@ -5,7 +5,7 @@ use crate::model::failure::Failure;
 use crate::model::plan::{Outline, Plan, PlanDigest, Strategy};
 use crate::model::spec::{Slot, SwapSpec};
 
-use super::planner::{bound, drained};
+use super::planner::{bound, drained, verified};
 use super::redact::redact;
 use super::revision;
 
@@ -15,7 +15,7 @@ pub fn outline(spec: &SwapSpec) -> Outline {
         let gpus = if gpus.is_empty() { "none".to_owned() } else { command::gpu_list(gpus) };
         format!("slot {name}, port {port}, GPUs {gpus}")
     };
-    let steps = vec![
+    let mut steps = vec![
         ("reserve_slot", "claim port and GPUs of the slot that does not serve".to_owned()),
         ("start_replica", format!("start {}", redact(&spec.replica.command).join(" "))),
         ("await_ready", format!("wait until it is ready, at most {}", bound(spec.ready.timeout))),
@@ -28,6 +28,9 @@ pub fn outline(spec: &SwapSpec) -> Outline {
         ),
         ("promote", format!("record it as what serves {}", spec.service)),
     ];
+    if let Some(verify) = &spec.verify {
+        steps.insert(steps.len() - 1, ("verify", verified(verify)));
+    }
     let later = vec![
         ("drain", format!("wait until the old replica has nothing in flight, {}", drained(spec))),
         ("retire", "stop the old replica for good".to_owned()),

@@ -37,5 +37,6 @@ mod unchanged;
 mod uninstall;
 mod units;
 mod verdict;
+mod verify;
 mod wire;
 mod workflows;

@@ -50,7 +50,7 @@ impl Lookout {
 }
 
 /// Every file under a folder that has this text in it, but for the agent's own program.
-fn files_with(folder: &Path, text: &str) -> Result<Vec<String>> {
+pub(crate) fn files_with(folder: &Path, text: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

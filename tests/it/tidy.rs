@@ -10,12 +10,13 @@ use model_swap::model::outcome::Exit;
 use model_swap::remote::build::ARCHITECTURES;
 
 /// Every module of the crate and its floor. Imports go down only.
-const FLOORS: [(&str, u8); 18] = [
+const FLOORS: [(&str, u8); 19] = [
     ("model", 0),
     ("swap", 1),
     ("config", 1),
     ("host", 2),
     ("abort", 2),
+    ("confirmation", 2),
     ("event_log", 2),
     ("journal", 2),
     ("lease", 2),

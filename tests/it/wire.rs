@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
 use model_swap::model::event::EventKind;
 use model_swap::model::wire::{
-    Asked, Command, Fault, Frame, Hello, Request, SENTINEL, Secrets, WIRE_VERSION, Wait,
+    Asked, Command, ConfirmRequest, Fault, Frame, Hello, Request, SENTINEL, Secrets, WIRE_VERSION,
+    Wait,
 };
 
 use crate::support::{NEW, World, binary};
@@ -33,6 +34,22 @@ async fn answers(line: String) -> Result<Vec<Frame>> {
     lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
+/// Says to the agent of a world what a runner says that has met the new model.
+pub(crate) async fn confirm(world: &World, swap: &str, nonce: String) -> Result<()> {
+    let command =
+        Command::Confirm(ConfirmRequest { asked: asked(world)?, swap: swap.parse()?, nonce });
+    let frames = answers(serde_json::to_string(&Request { v: WIRE_VERSION, command })?).await?;
+    assert!(matches!(&frames[..], [Frame::Hello(_), Frame::End]), "{frames:?}");
+    Ok(())
+}
+
+fn asked(world: &World) -> Result<Asked> {
+    let spec = config::load(&world.config(NEW), "model-swap.yaml", &Overrides::default())
+        .map_err(|problems| anyhow::anyhow!("{problems}"))?
+        .spec;
+    Ok(Asked { spec, secrets: Secrets::default() })
+}
+
 #[tokio::test]
 async fn another_version_of_the_wire_is_refused_with_both_versions_and_the_way_out() -> Result<()> {
     for v in [0, WIRE_VERSION + 1] {
@@ -54,12 +71,9 @@ async fn another_version_of_the_wire_is_refused_with_both_versions_and_the_way_o
 async fn a_follower_is_told_what_came_after_the_last_event_that_it_knows() -> Result<()> {
     let world = World::start().await?;
     let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    let spec = config::load(&world.config(NEW), "model-swap.yaml", &Overrides::default())
-        .map_err(|problems| anyhow::anyhow!("{problems}"))?
-        .spec;
     let follow = async |since: u64| -> Result<Vec<u64>> {
         let command = Command::Follow {
-            asked: Asked { spec: spec.clone(), secrets: Secrets::default() },
+            asked: asked(&world)?,
             swap: run.output("swap-id").parse()?,
             since,
             wait: Wait::Promoted,

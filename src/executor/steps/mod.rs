@@ -7,6 +7,7 @@ mod promote;
 mod reserve_slot;
 mod retire;
 mod start_replica;
+mod verify;
 
 use super::context::Context;
 use crate::host::Host;
@@ -74,7 +75,10 @@ pub(super) async fn prepare<H: Host>(cx: &Context<'_, H>, step: &Step) -> Result
         Step::StartReplica { slot } => Ok(start_replica::prepare(cx, slot)),
         Step::CutOver { from, to } => cut_over::prepare(cx, from, to).await,
         Step::Promote { .. } => promote::prepare(cx),
-        Step::AwaitReady { .. } | Step::Drain { .. } | Step::Retire { .. } => Ok(Undo::Nothing),
+        Step::AwaitReady { .. }
+        | Step::Verify { .. }
+        | Step::Drain { .. }
+        | Step::Retire { .. } => Ok(Undo::Nothing),
     }
 }
 
@@ -90,6 +94,7 @@ pub(super) async fn act<H: Host>(
         Step::StartReplica { slot } => start_replica::act(cx, slot).await,
         Step::AwaitReady { slot } => await_ready::act(cx, slot, records).await,
         Step::CutOver { from, to } => cut_over::act(cx, from, to, undo).await,
+        Step::Verify { slot } => verify::act(cx, slot, records).await,
         Step::Promote { .. } => promote::act(cx, records).await,
         Step::Drain { slot } => drain::act(cx, slot).await,
         Step::Retire { slot } => retire::act(cx, slot).await,

@@ -9,7 +9,7 @@ use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 use crate::model::record::Retained;
 use crate::model::replica::{Found, Keeper, Replica, Revision, Systemd, Unit};
-use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec};
+use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec, VerifySpec};
 use crate::model::state::ServiceState;
 use crate::model::step::Step;
 use crate::model::wire::When;
@@ -159,6 +159,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     }
     steps.push(await_ready(spec, to));
     steps.push(cut_over(spec, from, to));
+    steps.extend(verify(spec, to));
     steps.push(promote(spec, to));
     let later = incumbent.iter().flat_map(|old| [drain(spec, from), retire(old)]).collect();
     let keeper = warm.map_or_else(|| new_keeper(spec, seen, to), |warm| warm.keeper);
@@ -428,6 +429,22 @@ fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> PlannedStep {
         spec.nginx.upstream, spec.slots[to].port
     );
     PlannedStep { step: Step::CutOver { from: from.clone(), to: to.clone() }, does }
+}
+
+/// The gate of a swap before `promote`. Going back waits for nobody: a rollback has none.
+fn verify(spec: &SwapSpec, slot: &SlotName) -> Option<PlannedStep> {
+    let does = verified(spec.verify.as_ref()?);
+    Some(PlannedStep { step: Step::Verify { slot: slot.clone() }, does })
+}
+
+/// What is waited for, and what if it does not come.
+pub(super) fn verified(verify: &VerifySpec) -> String {
+    format!(
+        "wait until the step has met {} at {}, at most {}, then roll back",
+        verify.expect_model,
+        verify.url,
+        bound(verify.within)
+    )
 }
 
 fn promote(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {

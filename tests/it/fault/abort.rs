@@ -9,8 +9,9 @@ use model_swap::model::record::RecordKind;
 use tokio::time::Instant;
 
 use super::death::settle;
-use super::host::{Call, Fault, Stage, Wrong};
+use super::host::{Call, Fault, Stage};
 use super::scene::{Attempt, Facts, Kind, Scene};
+use super::wrong::Wrong;
 
 /// Between two deaths that are tried after an order: deaths at every call are tried without one.
 const STRIDE: usize = 3;
@@ -86,6 +87,11 @@ async fn may_be_ordered_anywhere(kind: Kind) {
 #[tokio::test(start_paused = true)]
 async fn a_first_swap_may_be_aborted_anywhere() {
     may_be_ordered_anywhere(Kind::First).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_that_is_verified_may_be_aborted_anywhere() {
+    may_be_ordered_anywhere(Kind::Verified).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use model_swap::model::outcome::Outcome;
 use tokio::time::Instant;
 
-use super::scene::{Attempt, Kind, Scene};
+use super::scene::{A, Attempt, Kind, Scene};
 
 /// Asserts that the swap failed for this reason, and left the world as it was.
 async fn assert_failed(scene: &Scene, attempt: &Attempt, reason: &str) {
@@ -53,4 +53,45 @@ async fn a_candidate_of_the_wrong_model_never_gets_traffic() {
     };
     tokio::join!(assert_failed(&scene, &attempt, "it serves chat (Qwen/Wrong)"), wrong);
     assert_eq!(scene.host.count("load"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_nobody_confirms_is_rolled_back_when_the_time_is_over() {
+    let (scene, attempt) = Scene::of(Kind::Verified).await;
+    let before = scene.facts();
+    let (cx, mut journal) = scene.begin(&attempt);
+    // Of an attempt before, which an agent that died has told.
+    model_swap::confirmation::give(&scene.dir, &attempt.swap, "0123").unwrap();
+    let begin = Instant::now();
+    let conclusion = model_swap::executor::execute(&cx, &mut journal).await.unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    let failure = conclusion.failure.unwrap();
+    assert!(failure.message.contains("nobody confirmed within 30s"), "{failure:#?}");
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_secs(30) && took < Duration::from_secs(33), "{took:?}");
+    assert_eq!(scene.facts(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_dies_while_it_is_verified_is_rolled_back_at_once() {
+    let (scene, attempt) = Scene::of(Kind::Verified).await;
+    let before = scene.facts();
+    let (cx, mut journal) = scene.begin(&attempt);
+    let dies = async {
+        while scene.host.world.borrow().loaded == A {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let candidate = scene.host.world.borrow().replicas[1].id;
+        scene.host.world.borrow_mut().kill(candidate);
+        // The upstream points at nobody until it is undone.
+        scene.host.allow_nobody();
+    };
+    let begin = Instant::now();
+    let (conclusion, ()) = tokio::join!(model_swap::executor::execute(&cx, &mut journal), dies);
+    let conclusion = conclusion.unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    assert!(conclusion.failure.unwrap().message.contains("ended before it was promoted"));
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert_eq!(scene.facts().loaded, before.loaded);
 }

@@ -12,8 +12,9 @@ use model_swap::model::plan::Strategy;
 use model_swap::model::record::RecordKind;
 use model_swap::model::step::Step;
 
-use super::host::{Fault, SURE, Stage, Wrong};
+use super::host::{Fault, SURE, Stage};
 use super::scene::{Attempt, Facts, Kind, Scene};
+use super::wrong::Wrong;
 
 /// How far a swap came by its journal.
 fn promoted(scene: &Scene, attempt: &Attempt) -> bool {
@@ -132,6 +133,11 @@ async fn survives_death_anywhere(kind: Kind) {
 #[tokio::test(start_paused = true)]
 async fn an_agent_may_die_anywhere_in_a_first_swap() {
     survives_death_anywhere(Kind::First).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_may_die_anywhere_in_a_swap_that_is_verified() {
+    survives_death_anywhere(Kind::Verified).await;
 }
 
 #[tokio::test(start_paused = true)]

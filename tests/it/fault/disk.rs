@@ -5,8 +5,9 @@
 use std::process::Command;
 
 use super::death::settle;
-use super::host::{Fault, Wrong, limit_files};
+use super::host::Fault;
 use super::scene::{Kind, Scene};
+use super::wrong::{Wrong, limit_files};
 
 /// Set for the process of its own.
 const ALONE: &str = "MODEL_SWAP_TEST_ALONE";

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use model_swap::abort::{self, AbortOrder};
 use model_swap::event_log::EventReader;
 use model_swap::host::engine::{Answer, ModelEntry, Models};
 use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
@@ -17,11 +16,10 @@ use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName};
 use model_swap::model::record::UpstreamImage;
 use model_swap::model::replica::{Found, Keeper, Replica, Systemd};
-use model_swap::service_dir::ServiceDir;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
 
 use super::world::{SimReplica, SimWorld, line};
+use super::wrong::{Wrong, fill_disk, order_abort};
 
 /// Between two looks at whether a process ended, in the world's time.
 const TICK: Duration = Duration::from_millis(50);
@@ -47,23 +45,6 @@ pub(crate) struct Call {
     pub(crate) stage: Stage,
 }
 
-/// What goes wrong at a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wrong {
-    /// The verb fails and did nothing.
-    Fails,
-    /// The verb did all, and fails.
-    DoesAndFails,
-    /// The agent dies before the verb does anything.
-    Dies,
-    /// The agent dies when the verb did all.
-    DoesAndDies,
-    /// Somebody orders the swap to be aborted, and the verb does what it does.
-    Aborts,
-    /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.
-    DiskFills,
-}
-
 /// What a dying agent unwinds with.
 pub(crate) struct Death;
 
@@ -84,6 +65,7 @@ pub(crate) struct SimHost {
     struck: RefCell<Vec<Call>>,
     pub(super) watched: RefCell<Option<Watched>>,
     pub(super) may_cut: Cell<bool>,
+    pub(super) may_serve_nobody: Cell<bool>,
     loaded: RefCell<Vec<Port>>,
     began: Instant,
 }
@@ -105,6 +87,7 @@ impl SimHost {
             struck: RefCell::default(),
             watched: RefCell::default(),
             may_cut: Cell::new(false),
+            may_serve_nobody: Cell::new(false),
             loaded: RefCell::default(),
             began: Instant::now(),
         }
@@ -130,6 +113,11 @@ impl SimHost {
     /// The specification says `on_timeout: cut`.
     pub(crate) fn allow_cuts(&self) {
         self.may_cut.set(true);
+    }
+
+    /// What nginx points at has died, and that is no fault of the agent's.
+    pub(crate) fn allow_nobody(&self) {
+        self.may_serve_nobody.set(true);
     }
 
     /// Every call since the arming.
@@ -239,37 +227,6 @@ impl SimHost {
             tokio::time::sleep(TICK).await;
         }
     }
-}
-
-/// Orders the swap with this journal to be aborted.
-fn order_abort(journal: &Path) {
-    let swap = journal.parent().expect("a swap");
-    let service = swap.parent().and_then(Path::parent).expect("a service");
-    let dir = ServiceDir::open(
-        service.parent().expect("a state folder"),
-        &name(service).parse().expect("a service's name"),
-    );
-    let swap = name(swap).parse().expect("a swap's id");
-    abort::order(&dir.expect("folders"), &swap, &AbortOrder::default()).expect("a disk");
-}
-
-fn name(path: &Path) -> &str {
-    path.file_name().and_then(std::ffi::OsStr::to_str).expect("a name")
-}
-
-/// How much of a record still goes on a disk that is full: less than any record has.
-const LAST_BYTES: u64 = 10;
-
-/// Lets no file of this process grow beyond what the journal has.
-fn fill_disk(journal: &Path) {
-    let length = std::fs::metadata(journal).expect("a journal").len();
-    limit_files(Some(length + LAST_BYTES));
-}
-
-/// Bounds the length of files that this process writes.
-pub(crate) fn limit_files(bytes: Option<u64>) {
-    let maximum = getrlimit(Resource::Fsize).maximum;
-    setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).expect("a lower limit");
 }
 
 impl Host for SimHost {

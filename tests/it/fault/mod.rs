@@ -13,3 +13,4 @@ mod judge;
 mod scene;
 mod verbs;
 mod world;
+mod wrong;

@@ -6,9 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use model_swap::config::{self, Overrides};
+use model_swap::confirmation;
 use model_swap::event_log::{EventLog, EventReader};
 use model_swap::executor::{self, Context, observe};
 use model_swap::host::process::{Identity, Snapshot};
@@ -20,7 +22,7 @@ use model_swap::model::outcome::Outcome;
 use model_swap::model::plan::Plan;
 use model_swap::model::record::RecordKind;
 use model_swap::model::replica::{Replica, Systemd, Unit};
-use model_swap::model::spec::SwapSpec;
+use model_swap::model::spec::{SwapSpec, VerifySpec};
 use model_swap::model::state::ServiceState;
 use model_swap::model::wire::{Asked, Secrets, When};
 use model_swap::service_dir::ServiceDir;
@@ -28,6 +30,9 @@ use model_swap::swap::planner::{self, Again, Decision};
 
 use super::host::{Death, Fault, SimHost};
 use super::world::SimWorld;
+
+/// Between two looks of a customer, in the world's time.
+const CUSTOMER_LOOKS: Duration = Duration::from_secs(1);
 
 pub(crate) const A: Port = Port(8001);
 
@@ -50,6 +55,8 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
 pub(crate) enum Kind {
     /// A swap away from what somebody started by hand.
     First,
+    /// The same, promoted only on the word of somebody who looks from outside.
+    Verified,
     /// A swap into the slot of a retained replica.
     IntoRetained,
     /// A warm rollback.
@@ -67,8 +74,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::First,
+        Self::Verified,
         Self::IntoRetained,
         Self::Rollback,
         Self::ColdRollback,
@@ -159,7 +167,7 @@ impl Scene {
 
     /// A world for a kind of command, and the command planned.
     pub(crate) async fn of(kind: Kind) -> (Self, Attempt) {
-        let scene = Self::new();
+        let mut scene = Self::new();
         match kind {
             Kind::Plain => scene.host.world.borrow_mut().systemd = Systemd::Absent,
             Kind::FromUnit | Kind::BackToUnit => {
@@ -169,6 +177,15 @@ impl Scene {
         }
         let attempt = match kind {
             Kind::First | Kind::Plain | Kind::FromUnit => scene.swap("s-1", "Qwen/New").await,
+            Kind::Verified => {
+                scene.spec.verify = Some(VerifySpec {
+                    url: "https://llm.example.com/v1/models".to_owned(),
+                    expect_model: "Qwen/New".to_owned(),
+                    within: Duration::from_secs(30),
+                    api_key_env: None,
+                });
+                scene.swap("s-1", "Qwen/New").await
+            }
             Kind::IntoRetained => {
                 // Two swaps, so that what is retained was started here and has claims of its own.
                 scene.promoted("s-1", "Qwen/New").await;
@@ -303,7 +320,24 @@ impl Scene {
         let (cx, mut journal) = self.begin(attempt);
         self.host.settled();
         self.host.arm(faults);
-        until_death(executor::execute(&cx, &mut journal)).await
+        let work = until_death(executor::execute(&cx, &mut journal));
+        tokio::select! {
+            ended = work => ended,
+            () = self.customer(attempt) => unreachable!("a customer has no end"),
+        }
+    }
+
+    /// Somebody who gives the word whenever the swap waits for it.
+    async fn customer(&self, attempt: &Attempt) {
+        let mut events = EventReader::new(&self.dir.swap(&attempt.swap));
+        loop {
+            for event in events.read().expect("events") {
+                if let EventKind::AwaitsWord { nonce } = event.kind {
+                    confirmation::give(&self.dir, &attempt.swap, &nonce).expect("a disk");
+                }
+            }
+            tokio::time::sleep(CUSTOMER_LOOKS).await;
+        }
     }
 
     /// Recovers with faults; `None` if the agent died of one.

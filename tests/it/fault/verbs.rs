@@ -6,8 +6,9 @@ use model_swap::model::plan::Strategy;
 use model_swap::model::record::RecordKind;
 use model_swap::model::step::Step;
 
-use super::host::{Call, Fault, SURE, Stage, Wrong};
+use super::host::{Call, Fault, SURE, Stage};
 use super::scene::{Attempt, Facts, Kind, Scene};
+use super::wrong::Wrong;
 
 /// Verbs whose failure fails the step. `in_flight` is asked again, `ask` may be.
 const DECISIVE: [&str; 13] = [
@@ -109,6 +110,11 @@ async fn every_fault_is_unwound(kind: Kind) {
 #[tokio::test(start_paused = true)]
 async fn whatever_fails_in_a_first_swap_the_world_is_as_before() {
     every_fault_is_unwound(Kind::First).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_in_a_swap_that_is_verified_the_world_is_as_before() {
+    every_fault_is_unwound(Kind::Verified).await;
 }
 
 #[tokio::test(start_paused = true)]

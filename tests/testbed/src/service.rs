@@ -33,6 +33,8 @@ pub struct Settings {
     pub flags: String,
     /// More of the replica's environment, as YAML pairs.
     pub env: String,
+    /// The section `verify`.
+    pub verify: String,
     /// `ssh.port`; the server's own if not given.
     pub ssh_port: Option<u16>,
 }
@@ -46,6 +48,7 @@ impl Default for Settings {
             pinned_workers: "wait".to_owned(),
             flags: String::new(),
             env: String::new(),
+            verify: "{}".to_owned(),
             ssh_port: None,
         }
     }
@@ -111,7 +114,7 @@ impl Settings {
     /// If it cannot be written.
     pub fn config_on(&self, site: &Site, model: &str) -> Result<String> {
         let [(a, gpus_a), (b, gpus_b)] = &site.slots;
-        let Self { ready, drain, retain, pinned_workers, flags, env, ssh_port } = self;
+        let Self { ready, drain, retain, pinned_workers, flags, env, verify, ssh_port } = self;
         let command = argv(&site.engine, "{model}", "{port}").join(" ");
         let env = [site.env.as_str(), env].map(str::trim).join(", ");
         let mut text = format!(
@@ -127,6 +130,7 @@ replica:
 ready: {{ timeout: {ready} }}
 drain: {drain}
 retain: {retain}
+verify: {verify}
 ",
             host = site.host,
             env = env.trim_matches([',', ' ']),

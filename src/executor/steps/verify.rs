@@ -1,0 +1,54 @@
+//! `verify`: waits for the runner's word that customers meet the candidate. Nothing to undo; without the word the swap is.
+
+use super::Acted;
+use crate::confirmation;
+use crate::executor::context::Context;
+use crate::host::Host;
+use crate::model::event::EventKind;
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::record::Record;
+use crate::swap::revision::hex;
+
+/// Bytes of a nonce: nobody guesses it, and no two attempts share one.
+const NONCE_BYTES: usize = 16;
+
+pub(super) async fn act<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    records: &[Record],
+) -> Result<Acted, Failure> {
+    let Some(verify) = &cx.spec().verify else {
+        return Err(Failure::new("the specification has no section verify"));
+    };
+    let Some(replica) = cx.candidate(records) else {
+        return Err(Failure::new(format!("slot {slot} holds no replica to verify")));
+    };
+    let mut random = [0; NONCE_BYTES];
+    getrandom::fill(&mut random).map_err(|error| Failure::from_error(&error))?;
+    let nonce = hex(&random);
+    let confirmed = async {
+        tokio::select! {
+            biased;
+            () = cx.host.exited(replica.main) => Err(Failure::new(format!(
+                "the replica in slot {slot} (process {}) ended before it was promoted",
+                replica.main
+            ))),
+            () = confirmation::until_given(cx.dir, &cx.swap, &nonce) => Ok(()),
+            () = cx.host.pause(verify.within) => Err(Failure::new(format!(
+                "nobody confirmed within {} that {} answers as {}",
+                humantime::format_duration(verify.within),
+                verify.url,
+                verify.expect_model
+            ))
+            .hint("the log of the step says what it met there; a step that has ended confirms nothing")
+            .hint("if customers only need longer to meet the new model, raise verify.within")),
+        }
+    };
+    cx.tell(EventKind::AwaitsWord { nonce: nonce.clone() });
+    cx.unless_aborted(confirmed).await?;
+    Ok(Acted::plainly(format!(
+        "{} answers as {}, seen from outside",
+        verify.url, verify.expect_model
+    )))
+}

@@ -1,0 +1,140 @@
+//! A swap that stays only on the word of a runner that has met the new model as customers do.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::http::HeaderMap;
+use axum::{Json, Router, routing};
+use serde_json::{Value, json};
+use testbed::github::FakeGitHub;
+use testbed::server::free_port;
+
+use crate::step::Step;
+use crate::support::{NEW, OLD, World};
+
+/// A world whose swaps are verified at a URL.
+async fn world(url: &str, rest: &str) -> Result<World> {
+    let mut world = World::start().await?;
+    world.settings.verify = format!("{{ url: {url:?}, {rest} }}");
+    Ok(world)
+}
+
+/// Where nobody answers.
+fn nowhere() -> Result<String> {
+    Ok(format!("http://127.0.0.1:{}/v1/models", free_port()?))
+}
+
+#[tokio::test]
+async fn a_swap_that_customers_meet_is_promoted() -> Result<()> {
+    let mut world = World::start().await?;
+    let url = format!("http://{}/v1/models", world.server.nginx_addr());
+    world.settings.verify = format!("{{ url: {url:?} }}");
+    let load = world.load().await?;
+    let does = format!("wait until the step has met {NEW} at {url}, at most 2m, then roll back");
+    world.run("plan", NEW, &[]).await?.answered(&[&does]);
+    let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
+    let seen = format!("✓ verify b in 0.");
+    assert!(run.stdout.contains(&seen), "{run}");
+    assert!(run.summary.contains("| verify b | ✓ done |"), "{run}");
+    assert_eq!(world.serves().await?, NEW);
+    // Going back waits for nobody.
+    let run = Step::run(world.action("rollback", NEW, &[])?).await?.ended(0, "rolled-back");
+    assert!(!run.stdout.contains("verify"), "{run}");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_swap_that_customers_do_not_meet_is_rolled_back_and_its_deployment_has_failed()
+-> Result<()> {
+    let mut world = World::start().await?;
+    let url = format!("http://{}/v1/models", world.server.nginx_addr());
+    world.settings.verify = format!("{{ url: {url:?}, expect_model: \"Qwen/Other\", within: 2s }}");
+    let load = world.load().await?;
+    let github = FakeGitHub::start()?;
+    let action = world.action("swap", NEW, &[])?.on_github(&github);
+    let run = Step::run(action).await?.ended(5, "rolled-back");
+    for text in [
+        &format!("not as expected yet: {url} answers as chat, {NEW}, not as Qwen/Other"),
+        &format!("nobody confirmed within 2s that {url} answers as Qwen/Other"),
+        "↩ traffic is where it was: Qwen/Old serves",
+    ] {
+        assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
+    }
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "failure", "{github}");
+    assert_eq!(world.serves().await?, OLD);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_runner_that_is_killed_confirms_nothing_and_the_server_rolls_back() -> Result<()> {
+    let world = world(&nowhere()?, "within: 4s").await?;
+    let load = world.load().await?;
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("not as expected yet: ").await?;
+    assert_eq!(world.serves().await?, NEW, "it is looked at after the cutover");
+    let status = world.run("status", NEW, &[]).await?;
+    status.answered(&["at work since", "in verify b: wait until the step has met"]);
+    step.kill()?;
+    world.until_told(r#""outcome":"rolled-back""#).await?;
+    world.until_serves(OLD).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_customers_key_is_sent_there_and_nowhere_else() -> Result<()> {
+    const KEY: &str = "canary-key-of-a-customer";
+    // A public gateway of its own: it wants the key, and first has not heard of the new model.
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let url = format!("http://{}/v1/models", listener.local_addr()?);
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let asked = std::sync::Arc::new(asked);
+    let answer = move |headers: HeaderMap| async move {
+        let earlier = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let known = headers.get("authorization").is_some_and(|k| k == &format!("Bearer {KEY}"));
+        let name = if known && earlier > 0 { "chat-v2" } else { "\u{1b}[31m::error::chat-v1" };
+        Json::<Value>(json!({ "data": [{ "id": name }] }))
+    };
+    let gateway = Router::new().route("/v1/models", routing::get(answer));
+    let gateway = tokio::spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        axum::serve(listener, gateway).await
+    });
+    let world = world(&url, "expect_model: chat-v2, api_key_env: CUSTOMER_KEY").await?;
+    let run = Step::run(world.action("swap", NEW, &[])?).await?;
+    run.refused(2, &["CUSTOMER_KEY: missing"]);
+    let action = world.action("swap", NEW, &[])?.with(&[("CUSTOMER_KEY", KEY)]);
+    let run = Step::run(action).await?.ended(0, "promoted");
+    assert!(run.stdout.contains(r"answers as \u{1b}[31m::error::chat-v1, not as chat-v2"), "{run}");
+    assert!(!format!("{run}").contains(KEY), "{run}");
+    let found = crate::secrets::files_with(&world.server.state_dir(), KEY)?;
+    assert_eq!(found, [""; 0], "the server has it");
+    gateway.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_word_with_another_nonce_counts_for_nothing() -> Result<()> {
+    let world = world(&nowhere()?, "within: 4s").await?;
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("not as expected yet: ").await?;
+    let told = world.told();
+    let event = told.lines().find(|line| line.contains("awaits_word")).context("no nonce")?;
+    let event: Value = serde_json::from_str(event)?;
+    let nonce = event["kind"]["nonce"].as_str().context("a nonce")?;
+    let swap = event["swap"].as_str().context("a swap")?;
+    assert!(nonce.len() == 32 && !step.said().contains(nonce), "{}", step.said());
+    let confirm = |nonce: &str| crate::wire::confirm(&world, swap, nonce.to_owned());
+    confirm(&"0".repeat(32)).await?;
+    // Time for a word that counts, in which one that does not must do nothing.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!world.told().contains(r#""event":"concluded""#), "{}", world.told());
+    confirm(nonce).await?;
+    step.finish().await?.ended(0, "promoted");
+    Ok(())
+}
