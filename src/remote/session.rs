@@ -36,10 +36,11 @@ const CONNECT_TIMEOUT_S: u32 = 20;
 
 /// Seconds of silence after which the server is asked whether it is there. Below a minute, the shortest idle timeout
 /// of NAT gateways that is met in practice.
-const ALIVE_INTERVAL_S: u32 = 15;
+const ALIVE_INTERVAL_S: u32 = 10;
 
-/// Questions without an answer until the connection counts as lost: one minute in all.
-const ALIVE_COUNT: u32 = 4;
+/// Questions without an answer until the connection counts as lost: half a minute in all. Another one costs a second, and
+/// a server that waits for the word of `verify` has no more than minutes.
+const ALIVE_COUNT: u32 = 3;
 
 /// Seconds without a command after which ssh ends by itself: for the case that this process was killed and could not
 /// end it.

@@ -14,7 +14,7 @@ use crate::step::{Step, send, until};
 use crate::support::{Action, NAME, NEW, OLD, Run, World, binary};
 
 /// The steps of a swap up to its outcome.
-const STEPS: [&str; 5] =
+pub(crate) const STEPS: [&str; 5] =
     ["reserve_slot b", "start_replica b", "await_ready b", "cut_over a -> b", "promote b"];
 
 /// When GitHub kills a container that was asked to end: 7.5 s after SIGINT comes SIGTERM, 2.5 s later the end (runner,
@@ -133,13 +133,13 @@ async fn a_killed_runner_does_not_stop_the_swap() -> Result<()> {
 }
 
 /// A relay to sshd.
-async fn relay(world: &World) -> Result<Relay> {
+pub(crate) async fn relay(world: &World) -> Result<Relay> {
     let sshd = SocketAddr::from(([127, 0, 0, 1], world.server.ssh_port()));
     Ok(Relay::start(sshd, Duration::ZERO).await?)
 }
 
 /// A swap whose way to the server leads through the relay.
-fn through(relay: &Relay, world: &World) -> Result<Action> {
+pub(crate) fn through(relay: &Relay, world: &World) -> Result<Action> {
     let sshd = world.server.ssh_port().to_string();
     let port = relay.address().port().to_string();
     let config = world.config(NEW);
@@ -170,6 +170,25 @@ async fn a_cut_link_is_made_again_and_the_story_goes_on_where_it_was() -> Result
         step.says(news.as_str().context("progress")?).await?;
     }
     candidate.thaw()?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert_told_once(&run, &events(&world)?);
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_link_whose_bytes_vanish_is_noticed_and_the_story_goes_on_where_it_was() -> Result<()> {
+    let world = world().await?;
+    let relay = relay(&world).await?;
+    let load = world.load().await?;
+    let (mut step, candidate) = in_mid_swap(&world, through(&relay, &world)?).await?;
+    relay.swallow();
+    candidate.thaw()?;
+    // Nobody tells either side; the server needs none.
+    assert_eq!(outcome(&world).await?, "promoted");
+    assert!(!step.said().contains("promoted: "), "{}", step.said());
+    step.says("the server goes on by itself; trying again in 1s").await?;
     let run = step.finish().await?.ended(0, "promoted");
     assert_told_once(&run, &events(&world)?);
     assert_eq!(world.serves().await?, NEW);

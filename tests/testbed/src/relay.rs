@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -21,8 +22,12 @@ const PIECES_UNDER_WAY: usize = 1024;
 pub struct Relay {
     address: SocketAddr,
     cut: Arc<Notify>,
+    hole: Arc<Mutex<Hole>>,
     accepting: JoinHandle<()>,
 }
+
+/// Whether what connections carry vanishes; those that are made after a hole opened have another one.
+type Hole = Arc<AtomicBool>;
 
 impl Relay {
     /// Relays to `target`: connecting takes one round trip more, every byte half of one in either direction.
@@ -33,8 +38,10 @@ impl Relay {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let cut = Arc::new(Notify::new());
-        let accepting = tokio::spawn(accept(listener, target, round_trip, cut.clone()));
-        Ok(Self { address, cut, accepting })
+        let hole = Arc::new(Mutex::new(Hole::default()));
+        let (ends, vanishes) = (cut.clone(), hole.clone());
+        let accepting = tokio::spawn(accept(listener, (target, round_trip), ends, vanishes));
+        Ok(Self { address, cut, hole, accepting })
     }
 
     /// Where clients connect.
@@ -46,6 +53,13 @@ impl Relay {
     pub fn cut(&self) {
         self.cut.notify_one();
     }
+
+    /// Lets every byte of every connection vanish from now on, its end as well, and closes none: neither side is told.
+    /// New connections are taken as before.
+    pub fn swallow(&self) {
+        let mut hole = self.hole.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *hole).store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Relay {
@@ -55,13 +69,19 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, round_trip: Duration, cut: Arc<Notify>) {
+async fn accept(
+    listener: TcpListener,
+    (target, round_trip): (SocketAddr, Duration),
+    cut: Arc<Notify>,
+    hole: Arc<Mutex<Hole>>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(relay(client, target, round_trip));
+                    let hole = hole.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    connections.spawn(relay(client, target, round_trip, hole));
                 }
             }
             () = cut.notified() => connections.abort_all(),
@@ -72,7 +92,12 @@ async fn accept(listener: TcpListener, target: SocketAddr, round_trip: Duration,
 }
 
 /// One connection, until both directions have ended or either has failed.
-async fn relay(client: TcpStream, target: SocketAddr, round_trip: Duration) -> io::Result<()> {
+async fn relay(
+    client: TcpStream,
+    target: SocketAddr,
+    round_trip: Duration,
+    hole: Hole,
+) -> io::Result<()> {
     client.set_nodelay(true)?;
     tokio::time::sleep(round_trip).await;
     let server = TcpStream::connect(target).await?;
@@ -80,7 +105,10 @@ async fn relay(client: TcpStream, target: SocketAddr, round_trip: Duration) -> i
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let delay = round_trip / 2;
-    tokio::try_join!(carry(from_client, to_server, delay), carry(from_server, to_client, delay))?;
+    tokio::try_join!(
+        carry(from_client, to_server, delay, &hole),
+        carry(from_server, to_client, delay, &hole)
+    )?;
     Ok(())
 }
 
@@ -89,6 +117,7 @@ async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     delay: Duration,
+    hole: &AtomicBool,
 ) -> io::Result<()> {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(PIECES_UNDER_WAY);
     let reading = async move {
@@ -105,6 +134,13 @@ async fn carry(
     let writing = async move {
         while let Some((due, piece)) = receiver.recv().await {
             tokio::time::sleep_until(due).await;
+            if hole.load(Ordering::Relaxed) {
+                if piece.is_empty() {
+                    // Kept open for good: nobody learns of the end.
+                    std::future::pending::<()>().await;
+                }
+                continue;
+            }
             if piece.is_empty() {
                 return to.shutdown().await;
             }
@@ -160,6 +196,21 @@ mod tests {
         client.read_exact(&mut [0]).await.unwrap();
         // One round trip to connect, one for the byte; the upper bound is the machine's business.
         assert!(began.elapsed() >= 2 * ROUND_TRIP, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_is_swallowed_comes_nowhere_and_nothing_is_closed() {
+        let relay = Relay::start(echo().await, Duration::ZERO).await.unwrap();
+        let mut client = TcpStream::connect(relay.address()).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        relay.swallow();
+        client.write_all(b"y").await.unwrap();
+        let silence = tokio::time::timeout(ROUND_TRIP * 5, client.read(&mut [0])).await;
+        assert!(silence.is_err(), "{silence:?}");
+        client.shutdown().await.unwrap();
+        let silence = tokio::time::timeout(ROUND_TRIP * 5, client.read(&mut [0])).await;
+        assert!(silence.is_err(), "the end came through: {silence:?}");
     }
 
     #[tokio::test]
