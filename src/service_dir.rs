@@ -17,7 +17,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -72,6 +72,16 @@ pub enum StateError {
         /// Why.
         source: DurableError,
     },
+    /// Whoever owns the folder could put anything in the place of what is kept there.
+    #[error("the state folder {} belongs to user {owner}, not to user {own}, as whom the agent runs", path.display())]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// Its owner's user id.
+        owner: u32,
+        /// The agent's own.
+        own: u32,
+    },
     /// A file makes no sense.
     #[error("{} is damaged", path.display())]
     Damaged {
@@ -113,6 +123,10 @@ impl Hint for StateError {
                     path.display()
                 )]
             }
+            Self::Foreign { path, own, .. } => vec![format!(
+                "chown -R {own} {0}, once you have seen that nothing strange is in it, or set another state_dir",
+                path.display()
+            )],
             Self::Claimed { .. } => vec![
                 "give the slot another port or GPU, or wait until that one is retired".to_owned(),
             ],
@@ -160,6 +174,9 @@ impl ServiceDir {
         let swaps = this.root().join("swaps");
         for folder in [this.claims(), swaps, this.aborts(), this.confirmations()] {
             make_private(&folder)?;
+        }
+        for folder in [this.state_dir.clone(), this.root()] {
+            refuse_foreign(folder)?;
         }
         Ok(this)
     }
@@ -462,6 +479,15 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError>
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
         error.to_failure()
+    }
+}
+
+fn refuse_foreign(path: PathBuf) -> Result<(), StateError> {
+    let own = rustix::process::geteuid().as_raw();
+    match fs::metadata(&path) {
+        Ok(found) if found.uid() == own => Ok(()),
+        Ok(found) => Err(StateError::Foreign { path, owner: found.uid(), own }),
+        Err(source) => Err(StateError::Io { act: "read", path, source }),
     }
 }
 

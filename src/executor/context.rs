@@ -125,7 +125,16 @@ impl<'a, H: Host> Context<'a, H> {
 
     /// Where new requests go, one fragment.
     pub(super) fn traffic(&self, serves: Option<&Side>) -> String {
+        // A wrapper or a unit may have started it again.
+        let ended = |side: &Side| {
+            self.replicas.get(&side.slot).is_some_and(|replica| !self.host.alive(replica.main))
+                && self.host.listeners(side.port).is_ok_and(|listeners| listeners.is_empty())
+        };
         match serves {
+            Some(side) if self.plan.incumbent.as_ref() == Some(side) && ended(side) => format!(
+                "nobody serves: {} in slot {} has ended, port {}",
+                side.revision.model, side.slot, side.port
+            ),
             Some(side) => format!(
                 "{} serves from slot {}, port {}",
                 side.revision.model, side.slot, side.port

@@ -34,7 +34,8 @@ pub use system::SystemHost;
 /// The thin world. One failure type: what steps journal and people read.
 #[expect(async_fn_in_trait, reason = "one thread, and no caller outside this crate and its tests")]
 pub trait Host {
-    /// The server's clock.
+    /// The server's clock when this process began, and the time that has passed since: deadlines count by it, so that a
+    /// clock that is set while a replica drains cuts nobody short. It may jump from one process to the next.
     fn now(&self) -> Timestamp;
 
     /// Waits.

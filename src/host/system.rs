@@ -1,7 +1,7 @@
 //! The real host.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -33,6 +33,8 @@ pub struct SystemHost {
     api_key: Option<String>,
     secrets: Secrets,
     nginx: Nginx,
+    /// The clock and the time since the boot, read together.
+    began: (Timestamp, Instant),
 }
 
 impl SystemHost {
@@ -43,7 +45,8 @@ impl SystemHost {
         let api_key = asked.secrets.0.get(named).cloned();
         let ports = spec.slots.values().map(|slot| slot.port).collect();
         let nginx = Nginx::new(spec.nginx.clone()).ports(ports).api_key(api_key.clone());
-        Self { spec, api_key, secrets: asked.secrets.clone(), nginx }
+        let began = (Timestamp::now(), Instant::now());
+        Self { spec, api_key, secrets: asked.secrets.clone(), nginx, began }
     }
 
     /// The API key, where a unit of ours was given it: for an agent that nobody hands secrets to.
@@ -83,7 +86,9 @@ fn key_name(spec: &SwapSpec) -> &str {
 
 impl Host for SystemHost {
     fn now(&self) -> Timestamp {
-        Timestamp::now()
+        // Beyond jiff's last year, which no uptime reaches, it stands still.
+        let (clock, since) = self.began;
+        clock.saturating_add(since.elapsed()).unwrap_or(clock)
     }
 
     async fn pause(&self, time: Duration) {

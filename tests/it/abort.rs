@@ -5,7 +5,9 @@ use std::fs::File;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use testbed::action::Run;
+use testbed::server::Aim;
 
+use crate::kills;
 use crate::step::{Step, send, until};
 use crate::support::{NEW, OLD, World};
 
@@ -59,6 +61,29 @@ async fn a_swap_that_waits_for_its_turn_at_nginx_is_aborted_at_once() -> Result<
     let abort = Step::start(world.action("abort", NEW, &[])?)?;
     step.says("✗ cut_over a -> b").await?;
     flock(&lock, FlockOperation::Unlock)?;
+    abort.finish().await?.ended(0, "aborted");
+    assert_given_up(&world, step.finish().await?).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_swap_whose_cutover_nginx_has_loaded_is_aborted_and_traffic_comes_back() -> Result<()> {
+    let world = kills::world().await?;
+    let load = world.load().await?;
+    // When its record is on the disk, nothing is done any more of the cutover.
+    world.server.strike(Some(Aim::Freeze(kills::CUT_OVER)))?;
+    let step = Step::start(world.action("swap", NEW, &[])?)?;
+    let (agent, _) = kills::frozen(&world).await?;
+    world.server.strike(None)?;
+    world.until_serves(NEW).await?;
+    let abort = Step::start(world.action("abort", NEW, &[])?)?;
+    until("the order", || {
+        let orders = std::fs::read_dir(world.server.state_dir().join("chat/aborts"))?;
+        Ok((orders.count() > 0).then_some(()))
+    })
+    .await?;
+    send("-CONT", agent)?;
     abort.finish().await?.ended(0, "aborted");
     assert_given_up(&world, step.finish().await?).await?;
     load.stop().await.assert_clean();

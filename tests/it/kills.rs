@@ -7,10 +7,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use testbed::action::Run;
+use testbed::action::{Action, Run};
+use testbed::github::FakeGitHub;
 use testbed::server::{Aim, ServerSpec, listeners};
 
-use crate::step::Step;
+use crate::runner::STEPS;
+use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, World};
 
 /// The records of a first swap, in their order: the plan, and each step begun and done; then the outcome, and each of
@@ -19,8 +21,9 @@ const PROMOTED: usize = 11;
 const CONCLUDED: usize = PROMOTED + 1;
 const CLOSED: usize = CONCLUDED + 5;
 
-/// The record that announces the cutover.
+/// The record that announces the cutover, and the one that it is done.
 const CUTTING_OVER: usize = 8;
+pub(crate) const CUT_OVER: usize = 9;
 
 /// The state of a service that knows of nothing.
 const NO_STATE: &str = r#"{"v":1,"serving":null,"serving_swap":null,"retained":null}"#;
@@ -74,6 +77,24 @@ fn journal(world: &World) -> Result<(Vec<String>, bool)> {
     Ok((lines, torn))
 }
 
+/// The agent of a world, once it is frozen, and how many records its journal has then.
+pub(crate) async fn frozen(world: &World) -> Result<(u32, usize)> {
+    until("a frozen agent", || {
+        let Some(agent) = agent(world) else { return Ok(None) };
+        let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
+        let is_frozen = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
+        Ok(if is_frozen { Some((agent, journal(world)?.0.len())) } else { None })
+    })
+    .await
+}
+
+/// The detached agent, if it is there.
+pub(crate) fn agent(world: &World) -> Option<u32> {
+    let all = world.server.leftovers().into_iter();
+    let mut agents = all.filter(|line| line.contains("model-swap agent run"));
+    agents.next()?.split_once(':')?.0.parse().ok()
+}
+
 async fn repair(world: &World) -> Result<Run> {
     Step::run(world.action("repair", NEW, &[])?).await
 }
@@ -87,7 +108,7 @@ async fn killed(world: &World, aim: Aim) -> Result<()> {
     let (whole, half) = match aim {
         Aim::After(record) => (record, false),
         Aim::Within(record) => (record - 1, true),
-        Aim::Full(_) => anyhow::bail!("that kills nobody"),
+        _ => anyhow::bail!("that kills nobody"),
     };
     assert_eq!((lines.len(), torn), (whole, half), "{aim:?} struck elsewhere\n{run}");
     run.refused(3, &["the agent "]);
@@ -152,6 +173,8 @@ async fn is_the_world_after(aim: Aim) -> Result<()> {
     let has_outcome = !matches!(aim, Aim::After(PROMOTED) | Aim::Within(CONCLUDED));
     repair(&world).await?.ended(0, if has_outcome { "unchanged" } else { "promoted" });
     assert_eq!(world.serves().await?, NEW, "{what}");
+    // Its agent may have written the outcome down and died before it could tell.
+    assert_eq!(world.told().matches(r#""event":"concluded""#).count(), 1, "{what}");
     assert_settled(&world, &what).await?;
     // What its agent could not retire any more, the next one does.
     world.run("swap", "Qwen/Third", &[("wait", "retired")]).await?.ended(0, "promoted");
@@ -172,5 +195,89 @@ async fn an_agent_that_is_killed_after_promote_has_promoted() -> Result<()> {
     };
     let half = aims.len() / 2;
     tokio::try_join!(some(&aims[..half]), some(&aims[half..]))?;
+    Ok(())
+}
+
+/// Does something to a step and its runner at each record of a swap, while the agent is frozen there.
+async fn at_each_record(
+    world: &World,
+    mut step: Step,
+    mut does: impl AsyncFnMut(Step, usize) -> Result<Step>,
+) -> Result<Run> {
+    for record in 1..=CONCLUDED {
+        let (agent, records) = frozen(world).await?;
+        assert_eq!(records, record, "it froze elsewhere");
+        step = does(step, record).await?;
+        if record == CONCLUDED {
+            world.server.strike(None)?;
+        }
+        send("-CONT", agent)?;
+    }
+    step.finish().await
+}
+
+/// What was heard of a swap by parts is whole, and nothing of it was heard twice.
+fn assert_whole(run: &Run) {
+    for step in STEPS {
+        for line in [format!("→ {step}"), format!("✓ {step}")] {
+            assert_eq!(run.stdout.matches(&line).count(), 1, "{line} in\n{run}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_at_each_record_is_made_again_and_the_story_is_whole() -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    let relay = crate::runner::relay(&world).await?;
+    world.server.strike(Some(Aim::FreezeAtEach))?;
+    let step = Step::start(crate::runner::through(&relay, &world)?)?;
+    let mut cuts = 0;
+    let run = at_each_record(&world, step, async |mut step, record| {
+        // What a step's end says is heard at the next one's beginning.
+        match record {
+            1 => {}
+            CONCLUDED => step.says("✓ promote b").await?,
+            _ if record % 2 == 0 => step.says(&format!("→ {}", STEPS[record / 2 - 1])).await?,
+            _ => return Ok(step),
+        }
+        relay.cut();
+        cuts += 1;
+        until("it is told of", || {
+            Ok((step.said().matches("trying again in 1s").count() == cuts).then_some(()))
+        })
+        .await
+        .with_context(|| step.said())?;
+        Ok(step)
+    })
+    .await?
+    .ended(0, "promoted");
+    assert_whole(&run);
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_runner_that_is_killed_at_each_record_is_followed_by_the_next_to_the_end() -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    let github = FakeGitHub::start()?;
+    let action = || -> Result<Action> { Ok(world.action("swap", NEW, &[])?.on_github(&github)) };
+    world.server.strike(Some(Aim::FreezeAtEach))?;
+    let run = at_each_record(&world, Step::start(action()?)?, async |mut step, record| {
+        if record == CONCLUDED {
+            // Whoever comes later finds a swap that is over, and nothing to do.
+            step.says("✓ promote b").await?;
+            return Ok(step);
+        }
+        step.kill()?;
+        Step::start(action()?)
+    })
+    .await?
+    .ended(0, "promoted");
+    assert_whole(&run);
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
     Ok(())
 }

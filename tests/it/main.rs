@@ -17,6 +17,8 @@ mod fault;
 mod forced;
 mod fuzz;
 mod github;
+mod hostile;
+mod inert;
 mod kills;
 mod nginx;
 mod plan;

@@ -158,13 +158,34 @@ async fn what_the_old_models_owner_typed_is_kept_private_and_shown_without_its_s
 -> Result<()> {
     let canary = canary("typed");
     let key = format!("sk-{canary}");
-    let world = World::on(
-        testbed::server::ServerSpec::default(),
-        &["--download-dir", &format!("https://ann:{key}@example.com/")],
-    )
+    let typed = ["--download-dir".to_owned(), format!("https://ann:{key}@example.com/")];
+    let world = World::started_by(testbed::server::ServerSpec::default(), |server, mut argv| {
+        argv.extend(typed);
+        server.start_by_hand(&argv, &[("HF_TOKEN", &key), ("INNOCENT", &format!("x{key}"))])
+    })
     .await?;
-    let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
-    assert!(!format!("{run}").contains(&canary), "{run}");
+    let github = FakeGitHub::start()?;
+    let incumbent = world.old.pid.to_string();
+    let lookout = Lookout::for_texts(vec![canary.clone()]);
+    for (command, outcome) in [
+        ("plan", ""),
+        ("swap", "promoted"),
+        ("history", ""),
+        ("status", ""),
+        ("repair", "unchanged"),
+    ] {
+        let run = Step::run(world.action(command, NEW, &[])?.on_github(&github)).await?;
+        let run = run.ended(0, outcome);
+        assert!(!format!("{run}").contains(&canary), "{run}");
+    }
+    let (argvs, looks) = lookout.report()?;
+    assert!(looks > 10, "the lookout slept");
+    let others = argvs.iter().filter(|line| !line.starts_with(&format!("{incumbent} ")));
+    assert_eq!(others.collect::<Vec<_>>(), [""; 0], "in the argv of what we started");
+    for request in github.requests() {
+        let body = request.body.map(|body| body.to_string()).unwrap_or_default();
+        assert!(!body.contains(&canary), "{body}");
+    }
     let files = files_with(&world.server.state_dir(), &canary)?;
     assert!(files.iter().all(|path| path.ends_with("/incumbent.json")), "{files:?}");
     assert_eq!(files.len(), 1, "{files:?}");

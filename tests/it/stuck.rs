@@ -3,14 +3,12 @@
 use std::fs;
 
 use anyhow::Result;
+use testbed::github::FakeGitHub;
 use testbed::server::Aim;
 
-use crate::kills::{Facts, world};
-use crate::step::Step;
+use crate::kills::{CUT_OVER, Facts, frozen, world};
+use crate::step::{Step, send, until};
 use crate::support::{NEW, OLD, World};
-
-/// The record that the cutover is done.
-const CUT_OVER: usize = 9;
 
 /// A swap whose agent dies when nginx sends requests to the new model, and whose undo then meets what somebody did.
 async fn moved() -> Result<(World, Facts)> {
@@ -66,6 +64,51 @@ async fn what_cannot_be_undone_is_said_and_repaired_when_a_person_has_mended_it(
     let history = world.run("status", NEW, &[]).await?.answered(&["rolled-back  Qwen/New"]);
     assert!(!history.stdout.contains("stuck"), "one swap, one line\n{history}");
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_whose_swap_gets_stuck_ends_with_7_and_its_deployment_in_error() -> Result<()> {
+    let world = world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let load = world.load().await?;
+    let github = FakeGitHub::start()?;
+    world.server.strike(Some(Aim::Freeze(CUT_OVER)))?;
+    let step = Step::start(world.action("swap", NEW, &[])?.on_github(&github))?;
+    let (agent, _) = frozen(&world).await?;
+    world.server.strike(None)?;
+    let config = world.server.nginx_config();
+    let text = fs::read_to_string(&config)?;
+    let (a, b) = world.server.slot_ports();
+    let edited = text.replace(&format!("127.0.0.1:{b};"), &format!("127.0.0.1:{a} weight=7;"));
+    assert_ne!(edited, text);
+    fs::write(&config, edited)?;
+    let abort = Step::start(world.action("abort", NEW, &[])?)?;
+    until("the order", || {
+        let orders = fs::read_dir(world.server.state_dir().join("chat/aborts"))?;
+        Ok((orders.count() > 0).then_some(()))
+    })
+    .await?;
+    send("-CONT", agent)?;
+    let run = step.finish().await?.ended(7, "stuck");
+    abort.finish().await?.ended(7, "stuck");
+    for text in [
+        "✗ cannot undo cut_over a -> b: ",
+        "stuck: ",
+        "it was to be undone because somebody asked to abort",
+        "hint: mend that first, then `model-swap repair`",
+    ] {
+        assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
+    }
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "error", "{github}");
+    assert_eq!(world.serves().await?, NEW, "{run}");
+    fs::write(&config, &text)?;
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "aborted");
+    assert_eq!(Facts::of(&world)?, before);
+    assert_eq!(world.serves().await?, OLD);
     load.stop().await.assert_clean();
     Ok(())
 }

@@ -34,8 +34,7 @@ async fn a_swap_that_customers_meet_is_promoted() -> Result<()> {
     let does = format!("wait until the step has met {NEW} at {url}, at most 2m, then roll back");
     world.run("plan", NEW, &[]).await?.answered(&[&does]);
     let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
-    let seen = format!("✓ verify b in 0.");
-    assert!(run.stdout.contains(&seen), "{run}");
+    assert!(run.stdout.contains("✓ verify b in "), "{run}");
     assert!(run.summary.contains("| verify b | ✓ done |"), "{run}");
     assert_eq!(world.serves().await?, NEW);
     // Going back waits for nobody.
@@ -75,9 +74,6 @@ async fn a_runner_that_is_killed_confirms_nothing_and_the_server_rolls_back() ->
     let load = world.load().await?;
     let mut step = Step::start(world.action("swap", NEW, &[])?)?;
     step.says("not as expected yet: ").await?;
-    assert_eq!(world.serves().await?, NEW, "it is looked at after the cutover");
-    let status = world.run("status", NEW, &[]).await?;
-    status.answered(&["at work since", "in verify b: wait until the step has met"]);
     step.kill()?;
     world.until_told(r#""outcome":"rolled-back""#).await?;
     world.until_serves(OLD).await?;
@@ -120,9 +116,12 @@ async fn a_customers_key_is_sent_there_and_nowhere_else() -> Result<()> {
 
 #[tokio::test]
 async fn a_word_with_another_nonce_counts_for_nothing() -> Result<()> {
-    let world = world(&nowhere()?, "within: 4s").await?;
+    let world = world(&nowhere()?, "within: 10m").await?;
     let mut step = Step::start(world.action("swap", NEW, &[])?)?;
     step.says("not as expected yet: ").await?;
+    assert_eq!(world.serves().await?, NEW, "it is looked at after the cutover");
+    let status = world.run("status", NEW, &[]).await?;
+    status.answered(&["at work since", "in verify b: wait until the step has met"]);
     let told = world.told();
     let event = told.lines().find(|line| line.contains("awaits_word")).context("no nonce")?;
     let event: Value = serde_json::from_str(event)?;

@@ -26,6 +26,14 @@ pub(super) async fn act<H: Host>(
     let Some(candidate) = cx.candidate(records) else {
         return Err(Failure::new("the replica that serves now is not the one that was planned"));
     };
+    // It may have died since it was proven: then what served before is brought back.
+    if !cx.host.alive(candidate.main) {
+        return Err(Failure::new(format!(
+            "the replica in slot {} (process {}) ended before it was promoted",
+            candidate.slot, candidate.main
+        ))
+        .hint("`model-swap logs` shows its last words"));
+    }
     let (outcome, serving_swap, warm) = match cx.plan.strategy {
         Strategy::BlueGreen => (Outcome::Promoted, Some(cx.swap.clone()), cx.spec().retain),
         // The revision that was rolled back is not worth keeping warm, and nothing may bring it back by mistake.

@@ -19,7 +19,15 @@ use crate::model::wire::MARKER;
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
     let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
-    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main))?;
+    let ended = incumbent.is_some_and(|replica| !cx.host.alive(replica.main));
+    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main));
+    let inherited = inherited.map_err(|failure| match ended {
+        true => failure.hint(
+            "the old model has ended, whose user and folder the new one takes over: run the swap again, it then goes on \
+             without it",
+        ),
+        false => failure,
+    })?;
     let launch = match &cx.again {
         Some(snapshot) => again(cx, slot, (snapshot, &inherited)),
         None => specified(cx, slot, inherited),

@@ -6,6 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use jiff::SignedDuration;
 use model_swap::abort;
 use model_swap::model::outcome::Outcome;
 use model_swap::model::plan::Strategy;
@@ -243,4 +244,30 @@ async fn every_undo_of_a_cold_rollback_can_be_done_twice() {
 #[tokio::test(start_paused = true)]
 async fn every_undo_of_a_rollback_to_somebodys_unit_can_be_done_twice() {
     survives_death_in_recovery(Kind::BackToUnit).await;
+}
+
+/// Somebody sets the server's clock while nobody works on an interrupted swap.
+async fn survives_another_time(kind: Kind) {
+    let (scene, attempt) = Scene::of(kind).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    let (calls, after) = (scene.host.calls(), scene.facts().across_runs());
+    // Each record is announced by a look at the clock.
+    for (number, call) in calls.iter().enumerate().filter(|(_, call)| call.verb == "now") {
+        for days in [-400, 400] {
+            let what = format!("{kind:?}: {call:?} number {number}, {days} days");
+            let (scene, attempt) = Scene::of(kind).await;
+            let before = scene.facts();
+            let death = Fault { call: number, wrong: Wrong::Dies };
+            assert!(scene.execute(&attempt, &[death]).await.is_none(), "{what}: it lived on");
+            scene.host.set_clock(SignedDuration::from_hours(24 * days));
+            settle(&scene, &attempt, &before, &after, &what).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_between_death_and_recovery_changes_nothing() {
+    for kind in [Kind::First, Kind::IntoRetained, Kind::Rollback] {
+        survives_another_time(kind).await;
+    }
 }

@@ -68,6 +68,8 @@ pub(crate) struct SimHost {
     pub(super) may_serve_nobody: Cell<bool>,
     loaded: RefCell<Vec<Port>>,
     began: Instant,
+    /// How far somebody has set the clock.
+    set_by: Cell<SignedDuration>,
 }
 
 /// The files of the swap that the agent works on.
@@ -90,6 +92,7 @@ impl SimHost {
             may_serve_nobody: Cell::new(false),
             loaded: RefCell::default(),
             began: Instant::now(),
+            set_by: Cell::new(SignedDuration::ZERO),
         }
     }
 
@@ -118,6 +121,11 @@ impl SimHost {
     /// What nginx points at has died, and that is no fault of the agent's.
     pub(crate) fn allow_nobody(&self) {
         self.may_serve_nobody.set(true);
+    }
+
+    /// Sets the server's clock forward or back.
+    pub(crate) fn set_clock(&self, by: SignedDuration) {
+        self.set_by.set(by);
     }
 
     /// Every call since the arming.
@@ -233,7 +241,7 @@ impl Host for SimHost {
     fn now(&self) -> Timestamp {
         self.note("now");
         let elapsed = SignedDuration::try_from(self.began.elapsed()).expect("a short test");
-        Timestamp::UNIX_EPOCH + elapsed
+        Timestamp::UNIX_EPOCH + elapsed + self.set_by.get()
     }
 
     async fn pause(&self, time: Duration) {

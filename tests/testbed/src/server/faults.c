@@ -66,7 +66,11 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 int fdatasync(int fd) {
     int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
     int journal = 0, synced = real(fd);
-    if (in_state(fd, &journal) && journal && records == aimed("after"))
-        raise(SIGKILL);
+    if (in_state(fd, &journal) && journal) {
+        if (records == aimed("after"))
+            raise(SIGKILL);
+        if (records == aimed("freeze") || aimed("freeze-each") != 0)
+            raise(SIGSTOP);
+    }
     return synced;
 }

@@ -16,6 +16,10 @@ pub enum Aim {
     After(usize),
     /// Killed when half of this record is written: what it tells of is done.
     Within(usize),
+    /// Stopped, as by SIGSTOP, when this record of its journal is on the disk.
+    Freeze(usize),
+    /// Stopped so at each record.
+    FreezeAtEach,
     /// From this write to a file of the state folder on, event logs apart, the disk is full.
     Full(usize),
 }
@@ -35,6 +39,8 @@ pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         None => return Ok(fs::remove_file(file(scratch))?),
         Some(Aim::After(record)) => format!("after {record}"),
         Some(Aim::Within(record)) => format!("within {record}"),
+        Some(Aim::Freeze(record)) => format!("freeze {record}"),
+        Some(Aim::FreezeAtEach) => "freeze-each 1".to_owned(),
         Some(Aim::Full(write)) => format!("full {write}"),
     };
     Ok(fs::write(file(scratch), text)?)
