@@ -337,7 +337,7 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
             Listing::load(&format!("{TEXT}{more}"), "chat.yaml").unwrap().objections(&wanted)
         };
         let expected = "the command uninstall is not allowed (allowed: plan, swap, rollback, abort, \
-                        status, logs, doctor)";
+                        repair, status, logs, doctor)";
         assert_eq!(objections("")[0].message, expected);
         assert_eq!(objections("allow: [uninstall]\n"), []);
     }
