@@ -16,6 +16,7 @@ demo: setup
 # Everything that must hold before a change is merged.
 test: setup workflows
 	@scripts/setup --guest
+	@scripts/setup --docker
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace

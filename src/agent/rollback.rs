@@ -77,7 +77,12 @@ async fn cold(
         let snapshot =
             for_free_slot(snapshot, &folder, &asked.spec, &world).map_err(Refusal::environment)?;
         let engine = asked.spec.replica.engine;
-        world.seen.program = snapshot.runnable().map_err(|error| error.to_failure());
+        world.seen.program = match (in_docker(&folder), &again.keeper) {
+            // Docker starts it, with what it was made with.
+            (Some(_), Some(_)) => Ok(()),
+            (Some(container), None) => Err(no_container(&container)),
+            (None, _) => snapshot.runnable().map_err(|error| error.to_failure()),
+        };
         world.seen.wanted_names = engine::expected(engine, &snapshot.argv, &revision.model).names;
         again.argv = Some(snapshot.argv.clone());
         let decision =
@@ -119,6 +124,10 @@ fn for_free_slot(
     let slot = &spec.slots[name];
     let then = Journal::plan(folder).and_then(|plan| plan.incumbent).map(|side| side.port);
     let port = then.unwrap_or(slot.port);
+    if in_docker(folder).is_some() {
+        // Its argv is for inside.
+        return Ok(snapshot);
+    }
     snapshot.for_slot(spec.replica.engine, port, slot).ok_or_else(|| {
         Failure::new(format!(
             "the revision was started by hand on port {port} without --port, and the free slot {name} has port {}",
@@ -126,6 +135,17 @@ fn for_free_slot(
         ))
         .hint("roll back to another revision first, so that its own slot is free; or swap to its model")
     })
+}
+
+/// The container that the adopted incumbent of a swap was.
+fn in_docker(folder: &Path) -> Option<Keeper> {
+    let keeper = Journal::plan(folder)?.incumbent?.keeper;
+    matches!(keeper, Keeper::Docker(_)).then_some(keeper)
+}
+
+fn no_container(container: &Keeper) -> Failure {
+    Failure::new(format!("{container} is gone, or was made for the port of the slot that serves"))
+        .hint("roll back to another revision first, so that its own slot is free; or swap to its model")
 }
 
 /// Values of secrets are never kept: they come from the step's environment again.

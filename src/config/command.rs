@@ -8,10 +8,22 @@ use crate::model::spec::Gpu;
 /// The tokens that are replaced in a command, wherever they stand in a word. Other braces stay: engine flags hold JSON.
 pub const TOKENS: [&str; 3] = ["{model}", "{port}", "{gpus}"];
 
+/// The tokens that are replaced in the command that fetches.
+pub const FETCH_TOKENS: [&str; 2] = ["{model}", "{revision}"];
+
+/// What stands for the revision where none is pinned: the name of the default branch on Hugging Face.
+const NEWEST: &str = "main";
+
+/// argv of the command that fetches, as [`render`] has it.
+pub fn render_fetch(command: &[String], model: &str, revision: Option<&str>) -> Vec<String> {
+    let values = [model.to_owned(), revision.unwrap_or(NEWEST).to_owned()];
+    command.iter().map(|word| render_word(word, &FETCH_TOKENS, &values)).collect()
+}
+
 /// argv with the tokens replaced. A value is inserted as it is: tokens inside it are text.
 pub fn render(command: &[String], model: &str, port: Port, gpus: &[Gpu]) -> Vec<String> {
     let values = [model.to_owned(), port.to_string(), gpu_list(gpus)];
-    command.iter().map(|word| render_word(word, &values)).collect()
+    command.iter().map(|word| render_word(word, &TOKENS, &values)).collect()
 }
 
 /// GPUs as `CUDA_VISIBLE_DEVICES` takes them: indices or UUIDs, joined by commas.
@@ -36,13 +48,13 @@ pub fn gpu_env(gpus: &[Gpu]) -> BTreeMap<String, String> {
     env
 }
 
-fn render_word(word: &str, values: &[String; 3]) -> String {
+fn render_word(word: &str, tokens: &[&str], values: &[String]) -> String {
     let mut rendered = String::with_capacity(word.len());
     let mut rest = word;
     while let Some(brace) = rest.find('{') {
         let (before, from) = rest.split_at(brace);
         rendered.push_str(before);
-        let token = TOKENS.iter().zip(values).find(|(token, _)| from.starts_with(**token));
+        let token = tokens.iter().zip(values).find(|(token, _)| from.starts_with(**token));
         let (text, len) = token.map_or(("{", 1), |(token, value)| (value.as_str(), token.len()));
         rendered.push_str(text);
         rest = &from[len..];
@@ -58,13 +70,13 @@ pub(super) fn holds(command: &[String], token: &str) -> bool {
 
 /// Single words in braces that look like a token and are none: `{modle}`. JSON never does, and a word in double
 /// braces, as in templates, is left alone.
-pub(super) fn strange_tokens(word: &str) -> Vec<&str> {
+pub(super) fn strange_tokens<'a>(word: &'a str, tokens: &[&str]) -> Vec<&'a str> {
     word.match_indices('{')
         .filter(|(at, _)| !word[..*at].ends_with('{'))
         .filter_map(|(at, _)| {
             let end = at + word[at..].find('}')?;
             let token = &word[at..=end];
-            (is_variable_name(&word[at + 1..end]) && !TOKENS.contains(&token)).then_some(token)
+            (is_variable_name(&word[at + 1..end]) && !tokens.contains(&token)).then_some(token)
         })
         .collect()
 }
@@ -209,8 +221,8 @@ mod tests {
 
     #[test]
     fn a_strange_token_is_told_from_json() {
-        assert_eq!(strange_tokens("{modle}"), ["{modle}"]);
-        assert_eq!(strange_tokens("--a={Port}:{x1}"), ["{Port}", "{x1}"]);
+        assert_eq!(strange_tokens("{modle}", &TOKENS), ["{modle}"]);
+        assert_eq!(strange_tokens("--a={Port}:{x1}", &TOKENS), ["{Port}", "{x1}"]);
         for plain in [
             "{model}",
             "{\"a\": 1}",
@@ -223,7 +235,7 @@ mod tests {
             "}{",
             "{é}",
         ] {
-            assert_eq!(strange_tokens(plain), [""; 0], "{plain}");
+            assert_eq!(strange_tokens(plain, &TOKENS), [""; 0], "{plain}");
         }
     }
 

@@ -81,6 +81,17 @@ pub(super) const GPU: Form<Gpu> = Form {
     },
 };
 
+/// An image of a container.
+pub(super) const IMAGE: Form<String> = Form {
+    expected: "an image like vllm/vllm-openai:v0.33.0, or one by its digest",
+    parse: |value| {
+        plain(value, |image| {
+            !image.starts_with('-')
+                && image.chars().all(|c| c.is_ascii_alphanumeric() || "/._:@-".contains(c))
+        })
+    },
+};
+
 /// A user of the server.
 pub(super) const USER: Form<String> = Form {
     expected: "a user name of the server, like llm",
@@ -121,6 +132,26 @@ pub(super) const BOUND: Form<Duration> = Form {
 pub(super) const TIME: Form<Duration> = Form {
     expected: "a duration from 0s to 30d, like 90s, 20m or 1h30m",
     parse: |value| duration(value, Duration::ZERO),
+};
+
+/// Units of sizes, as disks are sold in.
+const UNITS: [(&str, u64); 3] =
+    [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000)];
+
+/// A size in bytes.
+pub(super) const SIZE: Form<u64> = Form {
+    expected: "a size in MB, GB or TB, like 70GB",
+    parse: |value| {
+        if let Value::Number(number) = value {
+            return Err(format!("write `{number}GB` for gigabytes"));
+        }
+        let text = text(value)?.trim();
+        let of = |(unit, bytes): (&str, u64)| {
+            let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            (number.is_finite() && number > 0.0).then_some((number * bytes as f64) as u64)
+        };
+        UNITS.into_iter().find_map(of).ok_or_else(String::new)
+    },
 };
 
 /// A path on the server. It travels there inside a fixed command line, hence the few characters.

@@ -31,11 +31,16 @@ pub struct Listing {
     models: Vec<WildMatch>,
     /// Patterns of the replica's command, word by word.
     commands: Vec<Vec<WildMatch>>,
+    /// Patterns of the command that fetches, word by word.
+    fetches: Vec<Vec<WildMatch>>,
     /// Patterns of the names of variables, secret or not.
     env: Vec<WildMatch>,
     slots: BTreeMap<SlotName, Slot>,
     nginx: NginxSpec,
     user: Option<String>,
+    /// Patterns of images.
+    images: Vec<WildMatch>,
+    docker_options: Vec<String>,
     state_dir: Option<PathBuf>,
 }
 
@@ -92,6 +97,10 @@ impl Listing {
                 or_none(self.user.as_deref())
             ));
         }
+        // They open the machine to a container, as root.
+        if spec.replica.docker_options != self.docker_options {
+            found.push("replica.docker_options are not those of the listing".to_owned());
+        }
         if spec.state_dir != self.state_dir {
             found.push("state_dir is not that of the listing".to_owned());
         }
@@ -111,6 +120,23 @@ impl Listing {
             found.push(format!(
                 "replica.command is none of the allowed ones ({})",
                 allowed.join("; ")
+            ));
+        }
+        if let Some(fetch) = &spec.fetch
+            && !self.fetches.iter().any(|words| matches_words(words, &fetch.command))
+        {
+            let allowed: Vec<_> = self.fetches.iter().map(|words| shown_words(words)).collect();
+            found.push(format!(
+                "fetch.command is none of the allowed ones ({})",
+                allowed.join("; ")
+            ));
+        }
+        if let Some(image) = &spec.replica.image
+            && !self.images.iter().any(|pattern| pattern.matches(image))
+        {
+            found.push(format!(
+                "image {image:?} is none of the allowed ones ({})",
+                shown(&self.images)
             ));
         }
         let key = spec.nginx.probe.api_key_env.as_ref();
@@ -135,10 +161,19 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     let commands_asked = names(&file.at("allow"));
     let models = patterns(&file.at("models"), "a list of patterns, like [Qwen/*]");
     let commands = commands(&file.at("commands"));
+    let fetches = match file.at("fetches") {
+        node if node.value().is_none() => Some(Vec::new()),
+        node => self::commands(&node),
+    };
     let env = match file.at("env") {
         node if node.value().is_none() => Some(Vec::new()),
         node => patterns(&node, "a list of patterns, like [HF_*]"),
     };
+    let images = match file.at("images") {
+        node if node.value().is_none() => Some(Vec::new()),
+        node => patterns(&node, "a list of patterns, like [\"vllm/vllm-openai:*\"]"),
+    };
+    let docker_options = section::docker_options(file, None);
     let slots = section::slots(&file.at("slots"));
     let nginx = section::nginx(&file.at("nginx"), slots.as_ref());
     let user = file.at("user").optional(&form::USER);
@@ -147,10 +182,13 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
         commands_asked: commands_asked?,
         models: models?,
         commands: commands?,
+        fetches: fetches?,
         env: env?,
         slots: slots?,
         nginx: nginx?,
         user: user?,
+        images: images?,
+        docker_options: docker_options?,
         state_dir: state_dir?,
     })
 }
@@ -287,6 +325,11 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
             ),
             ("vllm serve", "/tmp/evil serve", "replica.command is none of the allowed ones"),
             ("--host 127.0.0.1", "--host 0.0.0.0", "replica.command is none of the allowed ones"),
+            (
+                "replica:",
+                "fetch: { command: /tmp/evil }\nreplica:",
+                "fetch.command is none of the allowed ones",
+            ),
             ("HF_HOME", "LD_PRELOAD", "variable LD_PRELOAD is none of the allowed ones (HF_*)"),
             ("  env:", "  user: root\n  env:", "replica.user is root, not unset"),
             ("8002", "22", "slots are not those of the listing"),
@@ -305,6 +348,32 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         for (from, to, expected) in rows {
             let found = objections(from, to);
             assert!(found.len() == 1 && found[0].starts_with(expected), "{to}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_of_a_listed_image_and_sees_of_the_machine_what_is_listed() {
+        let docker = |more: &str| {
+            let line = "  command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat\n";
+            asked(
+                line,
+                &format!("{line}  runtime: docker\n  image: vllm/vllm-openai:v0.33.0\n{more}"),
+            )
+        };
+        let objections = |listing: &str, asked: Asked| -> Vec<String> {
+            let listing = Listing::load(&format!("{TEXT}{listing}"), "chat.yaml").unwrap();
+            let found = listing.objections(&Command::Status(asked)).into_iter();
+            found.map(|failure| failure.message).collect()
+        };
+        let listed = "images: [ \"vllm/*\" ]\ndocker_options: [--ipc=host]\n";
+        let options = "  docker_options: [--ipc=host]\n";
+        assert_eq!(objections(listed, docker(options)), [""; 0]);
+        assert!(
+            objections("", docker(""))[0].starts_with("image \"vllm/vllm-openai:v0.33.0\" is none")
+        );
+        for other in ["", "  docker_options: [--ipc=host, --volume=/:/host]\n"] {
+            let found = objections(listed, docker(other));
+            assert_eq!(found, ["replica.docker_options are not those of the listing"]);
         }
     }
 

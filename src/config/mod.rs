@@ -135,6 +135,7 @@ fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Con
                 overridden(&root, "input model", model.as_ref(), file.at("model"), &form::MODEL);
             let model_revision = file.at("model_revision").optional(&form::MODEL_REVISION);
             let slots = section::slots(&file.at("slots"));
+            let fetch = section::fetch(&file.at("fetch"));
             let replica = section::replica(&file.at("replica"), slots.as_ref());
             let ready = section::ready(&file.at("ready"));
             let drain = section::drain(&file.at("drain"));
@@ -151,6 +152,7 @@ fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Con
                     model: model?,
                     model_revision: model_revision?,
                     slots: slots?,
+                    fetch: fetch?,
                     replica: replica?,
                     ready: ready?,
                     drain: drain?,

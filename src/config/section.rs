@@ -8,8 +8,8 @@ use serde_yaml::Value;
 
 use crate::model::ids::SlotName;
 use crate::model::spec::{
-    DrainSpec, Engine, Gpu, NginxSpec, OnTimeout, PinnedWorkers, ProbeSpec, ReadySpec, ReplicaSpec,
-    Runtime, Slot, VerifySpec,
+    DrainSpec, Engine, FetchSpec, Gpu, NginxSpec, OnTimeout, PinnedWorkers, ProbeSpec, ReadySpec,
+    ReplicaSpec, Runtime, Slot, VerifySpec,
 };
 use crate::model::wire::MARKER;
 
@@ -113,8 +113,11 @@ pub(super) fn replica(
                 ("auto", Runtime::Auto),
                 ("systemd", Runtime::Systemd),
                 ("process", Runtime::Process),
+                ("docker", Runtime::Docker),
             ],
         );
+        let image = image(section, runtime);
+        let docker_options = docker_options(section, runtime);
         let user = section.at("user").optional(&form::USER);
         let env = env(&section.at("env"), reserved);
         let secret_env = secret_env(&section.at("secret_env"), env.as_ref(), reserved);
@@ -125,8 +128,75 @@ pub(super) fn replica(
             user: user?,
             env: env?,
             secret_env: secret_env?,
+            image: image?,
+            docker_options: docker_options?,
         })
     })?
+}
+
+/// The image of a container, and of nothing else.
+fn image(section: &Section<'_, '_>, runtime: Option<Runtime>) -> Option<Option<String>> {
+    let node = section.at("image");
+    match runtime {
+        Some(Runtime::Docker) => node.required(&form::IMAGE).map(Some),
+        _ => {
+            let image = node.optional(&form::IMAGE)?;
+            if image.is_some() {
+                node.refuse_value(
+                    "no image where there is no container",
+                    Some(AS_CONTAINER.to_owned()),
+                );
+            }
+            Some(image)
+        }
+    }
+}
+
+/// What turns a replica into a container.
+const AS_CONTAINER: &str = "add `runtime: docker`";
+
+/// Options of `docker run` that are not the user's to give, by all of their names, and where what they say belongs.
+const DOCKER_OPTIONS: [(&[&str], &str); 9] = [
+    (&["--name"], "the slot names the container"),
+    (&["--publish", "--publish-all"], "the slot's port is published on 127.0.0.1"),
+    (&["--gpus"], "the slot's gpus are given to it"),
+    (&["--restart"], "it is restarted once it gets traffic"),
+    (&["--rm"], "it is removed once its output is kept"),
+    (&["--detach", "--interactive", "--tty"], "it runs in the background"),
+    (&["--env", "--env-file"], "use replica.env and replica.secret_env"),
+    (&["--user"], "use replica.user"),
+    (&["--stop-timeout", "--stop-signal"], "the engine decides how it is stopped"),
+];
+
+/// More options of `docker run`.
+pub(super) fn docker_options(
+    section: &Section<'_, '_>,
+    runtime: Option<Runtime>,
+) -> Option<Vec<String>> {
+    const EXPECTED: &str = "a list of options of docker run, like [--ipc=host, --volume=/srv/hf:/root/.cache/huggingface]";
+    let node = section.at("docker_options");
+    if node.value().is_none() {
+        return Some(Vec::new());
+    }
+    if runtime.is_some_and(|runtime| runtime != Runtime::Docker) {
+        node.refuse_value("none where there is no container", Some(AS_CONTAINER.to_owned()));
+    }
+    let options = words(&node, EXPECTED)?;
+    for option in &options {
+        // Each with its value after a `=`: a word by itself might be taken for the image.
+        let long = option.strip_prefix("--").is_some_and(|rest| !rest.is_empty());
+        if !long {
+            let hint =
+                "write its long name, and its value into the same word: --ipc=host".to_owned();
+            node.refuse_part(format!("{option:?}"), EXPECTED, Some(hint));
+        }
+        let name = option.split('=').next().unwrap_or_default();
+        let taken = DOCKER_OPTIONS.iter().find(|(names, _)| names.contains(&name));
+        if let Some((_, why)) = taken {
+            node.refuse_part(name.to_owned(), &format!("other options: {why}"), None);
+        }
+    }
+    Some(options)
 }
 
 fn env(node: &Node<'_>, reserved: Reserved) -> Option<BTreeMap<String, String>> {
@@ -177,7 +247,36 @@ fn variable_is_free(node: &Node<'_>, name: &str, reserved: Reserved) -> bool {
 }
 
 fn replica_command(node: &Node<'_>) -> Option<Vec<String>> {
-    const EXPECTED: &str = "a program and its arguments, like vllm serve {model} --port {port}";
+    let example = "vllm serve {model} --port {port}";
+    let words = command_line(node, example, &command::TOKENS)?;
+    if !command::holds(&words, "{port}") {
+        let hint = "add --port {port}, or whatever the engine calls it".to_owned();
+        node.refuse_value("a command with {port}, because each slot has its own", Some(hint));
+    }
+    Some(words)
+}
+
+/// What brings the weights, if something is to.
+pub(super) fn fetch(node: &Node<'_>) -> Option<Option<FetchSpec>> {
+    const TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
+    if node.value().is_none() {
+        return Some(None);
+    }
+    node.section(|section| {
+        let example = "hf download {model} --revision {revision}";
+        let command = command_line(&section.at("command"), example, &command::FETCH_TOKENS);
+        let timeout = section.at("timeout").or(TIMEOUT, &form::BOUND);
+        let folder = section.at("folder").optional(&form::PATH);
+        let size = section.at("size").optional(&form::SIZE);
+        let (command, timeout) = (command?, timeout?);
+        Some(Some(FetchSpec { command, timeout, folder: folder?, size: size? }))
+    })?
+}
+
+/// A command that no shell reads, with these tokens in it.
+fn command_line(node: &Node<'_>, example: &str, tokens: &[&str]) -> Option<Vec<String>> {
+    let expected = format!("a program and its arguments, like {example}");
+    let expected = expected.as_str();
     const SCRIPT: &str = "put what needs a shell into a script";
     const QUOTE: &str =
         "put single quotes around what is meant as it stands, and what needs a shell into a script";
@@ -190,13 +289,13 @@ fn replica_command(node: &Node<'_>) -> Option<Vec<String>> {
             (words, command::shell_syntax(line), QUOTE)
         }
         _ => {
-            let words = words(node, EXPECTED)?;
+            let words = words(node, expected)?;
             let shell = command::shell_words(&words);
             (words, shell, SCRIPT)
         }
     };
     if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
-        node.refuse_value(EXPECTED, None);
+        node.refuse_value(expected, None);
         return None;
     }
     if let Some(name) = command::leading_assignment(&words) {
@@ -214,13 +313,9 @@ fn replica_command(node: &Node<'_>) -> Option<Vec<String>> {
             Some(hint.to_owned()),
         );
     }
-    for token in words.iter().flat_map(|word| command::strange_tokens(word)) {
-        let hint = meant(token, command::TOKENS).map(did_you_mean);
-        node.refuse_part(token.to_owned(), &format!("one of {}", command::TOKENS.join(", ")), hint);
-    }
-    if !command::holds(&words, "{port}") {
-        let hint = "add --port {port}, or whatever the engine calls it".to_owned();
-        node.refuse_value("a command with {port}, because each slot has its own", Some(hint));
+    for token in words.iter().flat_map(|word| command::strange_tokens(word, tokens)) {
+        let hint = meant(token, tokens.iter().copied()).map(did_you_mean);
+        node.refuse_part(token.to_owned(), &format!("one of {}", tokens.join(", ")), hint);
     }
     Some(words)
 }

@@ -15,7 +15,7 @@ use crate::model::ids::{ProcessId, SlotName, SwapId};
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Side};
 use crate::model::record::{Done, Record, RecordKind, Retained};
-use crate::model::replica::{Keeper, Replica};
+use crate::model::replica::Replica;
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::Asked;
 use crate::service_dir::{HostLock, ServiceDir};
@@ -128,7 +128,7 @@ impl<'a, H: Host> Context<'a, H> {
         // A wrapper or a unit may have started it again.
         let ended = |side: &Side| {
             self.replicas.get(&side.slot).is_some_and(|replica| !self.host.alive(replica.main))
-                && self.host.listeners(side.port).is_ok_and(|listeners| listeners.is_empty())
+                && self.host.is_silent(side.port)
         };
         match serves {
             Some(side) if self.plan.incumbent.as_ref() == Some(side) && ended(side) => format!(
@@ -233,11 +233,16 @@ impl<'a, H: Host> Context<'a, H> {
                 && retained.swap == self.swap
                 && retained.until > retained.since
         });
+        // What serves may be known better than it was to the plan.
+        let serving =
+            state.serving.filter(|serving| done && serving.swap.as_ref() == Some(&self.swap));
         Conclusion {
             outcome,
             traffic: self.traffic(now),
             slot: now.map(|side| side.slot.clone()),
-            revision: now.map(|side| side.revision.clone()),
+            revision: serving
+                .map(|serving| serving.revision)
+                .or_else(|| now.map(|side| side.revision.clone())),
             previous_revision: before.map(|side| side.revision.clone()),
             rollback_until: warm.map(|retained| retained.until),
             failure,
@@ -277,21 +282,20 @@ pub(super) fn old_workers(records: &[Record]) -> Vec<ProcessId> {
 /// The replica that a swap started, by its journal.
 pub fn started(plan: &Plan, swap: &SwapId, records: &[Record], log: PathBuf) -> Option<Replica> {
     let side = &plan.candidate;
-    let replica = |main, keeper: &Keeper, invocation: &Option<String>| Replica {
-        slot: side.slot.clone(),
-        port: side.port,
-        main,
-        revision: side.revision.clone(),
-        swap: Some(swap.clone()),
-        log: keeper.is_process().then_some(log),
-        keeper: keeper.clone(),
-        invocation: invocation.clone(),
-    };
-    let started = records.iter().rev().find_map(|record| match &record.kind {
-        RecordKind::Succeeded { done: Done::Started { main, keeper, invocation }, .. } => {
-            Some((*main, keeper, invocation))
-        }
+    records.iter().rev().find_map(|record| match &record.kind {
+        RecordKind::Succeeded {
+            done: Done::Started { main, keeper, invocation, revision },
+            ..
+        } => Some(Replica {
+            slot: side.slot.clone(),
+            port: side.port,
+            main: *main,
+            revision: revision.as_ref().unwrap_or(&side.revision).clone(),
+            swap: Some(swap.clone()),
+            log: keeper.leaves_a_log().then(|| log.clone()),
+            keeper: keeper.clone(),
+            invocation: invocation.clone(),
+        }),
         _ => None,
-    });
-    started.map(|(main, keeper, invocation)| replica(main, keeper, invocation))
+    })
 }

@@ -38,11 +38,7 @@ pub async fn observe<H: Host>(
     asked: &Asked,
     git_sha: Option<String>,
 ) -> Result<World, Failure> {
-    let spec = &asked.spec;
-    let secret_env = |(name, _): &(&String, &String)| spec.replica.secret_env.contains(name);
-    let secrets = asked.secrets.0.iter().filter(secret_env);
-    let secrets = secrets.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let hash = dir.keyed_hash(&Secrets(secrets))?;
+    let hash = secrets_hash(dir, asked)?;
     look(host, || dir.load().map_err(Failure::from), asked, (&hash, git_sha)).await
 }
 
@@ -74,19 +70,32 @@ pub async fn look<H: Host>(
     let serving = spec.slots.iter().find(|(_, slot)| slot.port == upstream.port);
     let incumbent =
         serving.and_then(|(name, _)| slots[name].found.as_ref()).map(|found| found.main);
+    let (image, unseen) = match host.image().await {
+        Ok(image) => (image, None),
+        Err(failure) => (None, Some(failure)),
+    };
     let seen = Observed {
         state: load()?,
         nginx_port: upstream.port,
         worker_shutdown_timeout: upstream.worker_shutdown_timeout,
-        wanted: revision::specified(spec, hash, git_sha),
+        wanted: revision::specified(spec, hash, image.as_deref(), git_sha),
+        must_pull: spec.replica.image.is_some() && image.is_none(),
         systemd: host.systemd(),
-        program: host.runnable(incumbent),
+        program: unseen.map_or_else(|| host.runnable(incumbent), Err),
         wanted_names: host.names(),
         slots,
     };
     let replica = |name: &SlotName| Some((name.clone(), planner::replica_in(name, spec, &seen)?));
     let replicas = spec.slots.keys().filter_map(replica).collect();
     Ok(World { seen, upstream, replicas })
+}
+
+/// A keyed hash of the values that the replica gets.
+pub(super) fn secrets_hash(dir: &ServiceDir, asked: &Asked) -> Result<String, Failure> {
+    let names = &asked.spec.replica.secret_env;
+    let secrets = asked.secrets.0.iter().filter(|(name, _)| names.contains(name));
+    let secrets = secrets.map(|(name, value)| (name.clone(), value.clone()));
+    Ok(dir.keyed_hash(&Secrets(secrets.collect()))?)
 }
 
 impl World {

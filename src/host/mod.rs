@@ -14,9 +14,11 @@ use crate::model::replica::{Found, Keeper, Replica, Systemd};
 
 pub mod agent_unit;
 pub mod disk;
+pub mod docker;
 pub mod durable;
 pub mod engine;
 pub mod exec;
+pub mod fetch;
 pub mod gpu;
 pub mod nginx;
 pub mod process;
@@ -26,6 +28,7 @@ pub mod systemctl;
 pub mod watch;
 
 use engine::{Answer, Models};
+use fetch::Fetch;
 use nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
 use process::{Inherited, Launch, StopOrder, Stopped};
 use runtime::{Boot, Started};
@@ -50,11 +53,14 @@ pub trait Host {
     /// If that cannot be seen, or unrelated ones share it.
     async fn find(&self, port: Port) -> Result<Option<Found>, Failure>;
 
-    /// Every process that listens on a port.
+    /// Every process that listens on a port; of a container whose port is published, its first process.
     ///
     /// # Errors
     /// If that cannot be seen.
-    fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure>;
+    async fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure>;
+
+    /// Whether it is seen that nobody at all listens on a port.
+    fn is_silent(&self, port: Port) -> bool;
 
     /// Whether the process is there. A zombie is not.
     fn alive(&self, process: ProcessId) -> bool;
@@ -76,6 +82,24 @@ pub trait Host {
     /// # Errors
     /// If not, naming it and where it was looked for.
     fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure>;
+
+    /// The id of the spec's image; `None` if it is not here, or the spec names none.
+    ///
+    /// # Errors
+    /// If it names one and Docker does not say.
+    async fn image(&self) -> Result<Option<String>, Failure>;
+
+    /// Pulls the spec's image, and tells how far it has come. What was pulled so far is kept if this is dropped.
+    ///
+    /// # Errors
+    /// If Docker refuses.
+    async fn pull(&self, told: impl Fn(String)) -> Result<(), Failure>;
+
+    /// Brings weights here, and tells how far they have come; says what is there then.
+    ///
+    /// # Errors
+    /// If there is no room for them, or the program fails.
+    async fn fetch(&self, order: &Fetch, told: impl Fn(String)) -> Result<String, Failure>;
 
     /// Starts a replica under its keeper. Neither a boot nor its end starts it again.
     ///

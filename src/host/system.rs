@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::docker::{self, DockerError};
 use super::engine::{self, Answer, Models};
+use super::fetch::{self, Fetch};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
 use super::process::{self, Inherited, Launch, ProcessError, StopOrder, Stopped};
 use super::runtime::{self, Boot, Started};
@@ -15,7 +17,7 @@ use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
 use crate::model::replica::{Found, Keeper, Replica, Systemd, Unit};
-use crate::model::spec::SwapSpec;
+use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::wire::{Asked, Secrets};
 
 /// How much of the engine's log is looked through for its progress.
@@ -67,6 +69,14 @@ impl SystemHost {
         &self.nginx
     }
 
+    fn hide_secrets(&self, lines: &mut [String]) {
+        for line in lines {
+            for secret in self.secrets.0.values().filter(|secret| secret.len() >= SHORTEST_SECRET) {
+                *line = line.replace(secret.as_str(), "***");
+            }
+        }
+    }
+
     /// argv of the spec's replica in a slot.
     fn argv(&self, slot: &SlotName) -> Vec<String> {
         let slot = &self.spec.slots[slot];
@@ -105,11 +115,15 @@ impl Host for SystemHost {
     }
 
     async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {
-        Ok(process::find(port).await?)
+        runtime::docker::find(port, process::find(port).await, self.spec.replica.runtime).await
     }
 
-    fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure> {
-        Ok(process::listeners(port)?)
+    async fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure> {
+        runtime::docker::listeners(port, process::listeners(port)).await
+    }
+
+    fn is_silent(&self, port: Port) -> bool {
+        process::listeners(port).is_ok_and(|listeners| listeners.is_empty())
     }
 
     fn alive(&self, process: ProcessId) -> bool {
@@ -130,11 +144,37 @@ impl Host for SystemHost {
     }
 
     fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure> {
+        if self.spec.replica.runtime == Runtime::Docker {
+            // What is in an image only a container can tell.
+            return Ok(());
+        }
         let inherited = self.inherited(incumbent)?;
         let path = self.spec.replica.env.get("PATH").unwrap_or(&inherited.path);
         let program = self.spec.replica.command.first().map_or("", String::as_str);
         process::resolve(program, path, &inherited.cwd)?;
         Ok(())
+    }
+
+    async fn image(&self) -> Result<Option<String>, Failure> {
+        match &self.spec.replica.image {
+            Some(reference) => Ok(docker::image(reference).await?),
+            None => Ok(None),
+        }
+    }
+
+    async fn pull(&self, told: impl Fn(String)) -> Result<(), Failure> {
+        match &self.spec.replica.image {
+            Some(reference) => Ok(docker::pull(reference, told).await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn fetch(&self, order: &Fetch, told: impl Fn(String)) -> Result<String, Failure> {
+        let mut fetched = fetch::fetch(order, told).await;
+        if let Err(failure) = &mut fetched {
+            self.hide_secrets(&mut failure.log_tail);
+        }
+        fetched
     }
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
@@ -178,11 +218,7 @@ impl Host for SystemHost {
 
     async fn log_tail(&self, replica: &Replica, lines: usize) -> Vec<String> {
         let mut tail = runtime::last_words(replica, lines).await.unwrap_or_default();
-        for line in &mut tail {
-            for secret in self.secrets.0.values().filter(|secret| secret.len() >= SHORTEST_SECRET) {
-                *line = line.replace(secret.as_str(), "***");
-            }
-        }
+        self.hide_secrets(&mut tail);
         tail
     }
 
@@ -257,6 +293,7 @@ failures!(
     super::nginx::NginxError,
     ProcessError,
     super::systemctl::SystemctlError,
+    DockerError,
     engine::EngineError,
     engine::Mismatch
 );

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::ids::{ProcessId, SlotName, SwapId};
 use super::outcome::Outcome;
 use super::plan::Plan;
-use super::replica::{Keeper, Replica};
+use super::replica::{Keeper, Replica, Revision};
 use super::state::ServiceState;
 
 /// Version of the journal's format.
@@ -159,6 +159,9 @@ pub enum Done {
         /// What its keeper calls this run of it.
         #[serde(default)]
         invocation: Option<String>,
+        /// What it runs, where that was not known when the plan was made: its image was not here.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        revision: Option<Revision>,
     },
     /// Traffic was moved.
     CutOver {
@@ -205,7 +208,8 @@ mod tests {
         let stop = Undo::Stop { marker: "chat/s-1/b".to_owned(), keeper: Keeper::Nobody };
         assert_eq!(undo(0), stop);
         let main = ProcessId { pid: 7, start: 9 };
-        let done = Done::Started { main, keeper: Keeper::Nobody, invocation: None };
+        let (keeper, invocation, revision) = (Keeper::Nobody, None, None);
+        let done = Done::Started { main, keeper, invocation, revision };
         assert_eq!(records[1].kind, RecordKind::Succeeded { step: 1, done });
         let Undo::Upstream { image, unbooted: None } = undo(2) else { panic!("{:?}", undo(2)) };
         assert_eq!((image.before, image.after.len()), (vec!["server a:1".to_owned()], 1));

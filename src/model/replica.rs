@@ -91,8 +91,10 @@ pub enum Keeper {
     Nobody,
     /// A systemd unit whose main process it is.
     Unit(Unit),
-    /// A container, by its id.
+    /// A container that no Docker Engine of this machine owns up to, by its id or its address.
     Container(String),
+    /// A container of the Docker Engine: by its name if it was started here, else by its id.
+    Docker(String),
     /// A parent that may start it again: a shell script or a supervisor. Pid and argv, redacted.
     Wrapper {
         /// The parent.
@@ -108,11 +110,19 @@ impl Keeper {
         !self.restarts()
     }
 
+    /// Whether the output of what it keeps is in a file of its own, at the latest when that has ended.
+    pub fn leaves_a_log(&self) -> bool {
+        match self {
+            Self::Nobody | Self::Wrapper { .. } | Self::Docker(_) => true,
+            Self::Unit(_) | Self::Container(_) => false,
+        }
+    }
+
     /// Whether it starts what it keeps again under its own name, after a death or a reboot.
     pub fn restarts(&self) -> bool {
         match self {
             Self::Nobody | Self::Wrapper { .. } => false,
-            Self::Unit(_) | Self::Container(_) => true,
+            Self::Unit(_) | Self::Container(_) | Self::Docker(_) => true,
         }
     }
 }
@@ -124,9 +134,26 @@ impl fmt::Display for Keeper {
             Self::Nobody => f.write_str("nobody"),
             Self::Unit(unit) => write!(f, "the systemd unit {}", unit.name),
             Self::Container(id) => write!(f, "the container {id}"),
+            Self::Docker(name) => write!(f, "Docker's container {}", short(name)),
             Self::Wrapper { process, command } => write!(f, "process {process} ({command})"),
         }
     }
+}
+
+/// How Docker shows an id: its first 12 of 64 hex digits. Names are shown whole.
+fn short(name: &str) -> &str {
+    let is_id = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id { &name[..12] } else { name }
+}
+
+/// The container of the replicas that are started in a slot.
+pub fn container_of_slot(service: &ServiceName, slot: &SlotName) -> Keeper {
+    Keeper::Docker(format!("{OWN_PREFIX}{service}-{slot}"))
+}
+
+/// Whether a container of this name is made here, and removed when its replica is retired; others are only stopped.
+pub fn is_own_container(name: &str) -> bool {
+    name.starts_with(OWN_PREFIX)
 }
 
 /// A systemd service unit.
@@ -139,18 +166,18 @@ pub struct Unit {
     pub user: Option<u32>,
 }
 
-/// Names of units that are written here, and removed again, begin so.
-const UNIT_PREFIX: &str = "model-swap-";
+/// Names of units and containers that are made here, and removed again, begin so.
+const OWN_PREFIX: &str = "model-swap-";
 
 impl Unit {
     /// The unit of the replicas that are started in a slot.
     pub fn of_slot(service: &ServiceName, slot: &SlotName) -> Self {
-        Self { name: format!("{UNIT_PREFIX}{service}-{slot}.service"), user: None }
+        Self { name: format!("{OWN_PREFIX}{service}-{slot}.service"), user: None }
     }
 
     /// Whether it is written here, and removed when its replica is retired; others are only stopped and disabled.
     pub fn is_own(&self) -> bool {
-        self.user.is_none() && self.name.starts_with(UNIT_PREFIX)
+        self.user.is_none() && self.name.starts_with(OWN_PREFIX)
     }
 }
 

@@ -21,6 +21,9 @@ pub struct SwapSpec {
     pub model_revision: Option<String>,
     /// The two places for a replica.
     pub slots: BTreeMap<SlotName, Slot>,
+    /// What brings the weights to the server, if something is to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<FetchSpec>,
     /// How a replica is started.
     pub replica: ReplicaSpec,
     /// How long a candidate may take to get ready.
@@ -72,6 +75,12 @@ pub struct ReplicaSpec {
     pub env: BTreeMap<String, String>,
     /// Names of variables whose values come from the step's environment.
     pub secret_env: Vec<String>,
+    /// The image that a container is made from; there with [`Runtime::Docker`] and only there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// More options of `docker run`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub docker_options: Vec<String>,
 }
 
 /// The inference server program; decides paths, metrics and manners.
@@ -92,6 +101,22 @@ pub enum Runtime {
     Systemd,
     /// A plain process in a session of its own.
     Process,
+    /// A container of the Docker Engine.
+    Docker,
+}
+
+/// How weights come to the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchSpec {
+    /// argv with the exact tokens `{model}` and `{revision}` not yet replaced; never given to a shell. It succeeds at once
+    /// where everything is there.
+    pub command: Vec<String>,
+    /// From its start to its end.
+    pub timeout: Duration,
+    /// The folder whose growth is its progress; `None`: where Hugging Face's library keeps models.
+    pub folder: Option<PathBuf>,
+    /// What the model needs on the disk, in bytes: with less, nothing is begun.
+    pub size: Option<u64>,
 }
 
 /// Bound on loading.

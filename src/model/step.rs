@@ -10,6 +10,8 @@ use super::ids::SlotName;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
+    /// Brings image and weights to the server, before anything is reserved.
+    Fetch,
     /// Claims port and GPUs of a slot: nobody else listens, the program resolves.
     ReserveSlot {
         /// The slot.
@@ -58,6 +60,7 @@ impl Step {
     /// The step's name in logs, journal and documentation.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Fetch => "fetch",
             Self::ReserveSlot { .. } => "reserve_slot",
             Self::StartReplica { .. } => "start_replica",
             Self::AwaitReady { .. } => "await_ready",
@@ -74,6 +77,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CutOver { from, to } => write!(f, "cut_over {from} -> {to}"),
+            Self::Fetch => f.write_str(self.name()),
             Self::ReserveSlot { slot }
             | Self::StartReplica { slot }
             | Self::AwaitReady { slot }

@@ -5,7 +5,7 @@ use crate::model::failure::Failure;
 use crate::model::plan::{Outline, Plan, PlanDigest, Strategy};
 use crate::model::spec::{Slot, SwapSpec};
 
-use super::planner::{bound, drained, verified};
+use super::planner::{bound, drained, fetched, verified};
 use super::redact::redact;
 use super::revision;
 
@@ -15,7 +15,10 @@ pub fn outline(spec: &SwapSpec) -> Outline {
         let gpus = if gpus.is_empty() { "none".to_owned() } else { command::gpu_list(gpus) };
         format!("slot {name}, port {port}, GPUs {gpus}")
     };
-    let mut steps = vec![
+    let fetch = fetched(spec, spec.replica.image.as_deref());
+    let fetch = (!fetch.is_empty()).then_some(("fetch", fetch));
+    let mut steps: Vec<_> = fetch.into_iter().collect();
+    steps.extend([
         ("reserve_slot", "claim port and GPUs of the slot that does not serve".to_owned()),
         ("start_replica", format!("start {}", redact(&spec.replica.command).join(" "))),
         ("await_ready", format!("wait until it is ready, at most {}", bound(spec.ready.timeout))),
@@ -27,7 +30,7 @@ pub fn outline(spec: &SwapSpec) -> Outline {
             ),
         ),
         ("promote", format!("record it as what serves {}", spec.service)),
-    ];
+    ]);
     if let Some(verify) = &spec.verify {
         steps.insert(steps.len() - 1, ("verify", verified(verify)));
     }

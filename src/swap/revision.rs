@@ -12,15 +12,26 @@ const SHOWN: usize = 12;
 
 /// The revision that a specification asks for.
 ///
-/// `secrets` is a keyed hash of the secret values, made where the key is kept.
-pub fn specified(spec: &SwapSpec, secrets: &str, git_sha: Option<String>) -> Revision {
+/// `secrets` is a keyed hash of the secret values, made where the key is kept; `image` the id of the image, if there is one
+/// and it is here.
+pub fn specified(
+    spec: &SwapSpec,
+    secrets: &str,
+    image: Option<&str>,
+    git_sha: Option<String>,
+) -> Revision {
     let replica = &spec.replica;
     let parts = (
         (&spec.model, &spec.model_revision, replica.engine),
         (&replica.command, &replica.user),
         (&replica.env, &replica.secret_env, secrets),
     );
-    Revision { digest: format!("r-{}", digest(&parts)), model: spec.model.clone(), git_sha }
+    let digest = match &replica.image {
+        None => digest(&parts),
+        // A tag may come to name another image. Until it is here, nobody knows which.
+        Some(name) => digest(&(parts, image.unwrap_or(name), &replica.docker_options)),
+    };
+    Revision { digest: format!("r-{digest}"), model: spec.model.clone(), git_sha }
 }
 
 /// The model of an adopted revision that did not say what it serves.
@@ -68,9 +79,13 @@ mod tests {
 
     #[test]
     fn whatever_changes_the_answers_changes_the_revision() {
-        let base = specified(&spec(), "s", None).digest;
-        assert_eq!(base, specified(&spec(), "s", Some("abc".into())).digest, "the commit does not");
-        assert_ne!(base, specified(&spec(), "t", None).digest, "a secret");
+        let base = specified(&spec(), "s", None, None).digest;
+        assert_eq!(
+            base,
+            specified(&spec(), "s", None, Some("abc".into())).digest,
+            "the commit does not"
+        );
+        assert_ne!(base, specified(&spec(), "t", None, None).digest, "a secret");
         let changes: [fn(&mut SwapSpec); 4] = [
             |s| s.model = "other".into(),
             |s| s.model_revision = Some("main".into()),
@@ -80,17 +95,29 @@ mod tests {
         for change in changes {
             let mut changed = spec();
             change(&mut changed);
-            assert_ne!(base, specified(&changed, "s", None).digest);
+            assert_ne!(base, specified(&changed, "s", None, None).digest);
         }
         let mut slower = spec();
         slower.ready.timeout *= 2;
-        assert_eq!(base, specified(&slower, "s", None).digest, "patience does not");
+        assert_eq!(base, specified(&slower, "s", None, None).digest, "patience does not");
+    }
+
+    #[test]
+    fn another_image_is_another_revision_whatever_its_name_is() {
+        let mut spec = spec();
+        spec.replica.image = Some("vllm/vllm-openai:latest".to_owned());
+        let of = |image| specified(&spec, "", image, None).digest;
+        assert_ne!(of(Some("sha256:aa")), of(Some("sha256:bb")));
+        assert_ne!(of(Some("sha256:aa")), of(None));
+        let before = of(Some("sha256:aa"));
+        spec.replica.docker_options.push("--ipc=host".to_owned());
+        assert_ne!(before, specified(&spec, "", Some("sha256:aa"), None).digest);
     }
 
     #[test]
     fn an_adopted_revision_equals_no_specified_one() {
         let argv = spec().replica.command;
         assert!(adopted(&argv, None).is_adopted());
-        assert!(!specified(&spec(), "", None).is_adopted());
+        assert!(!specified(&spec(), "", None, None).is_adopted());
     }
 }

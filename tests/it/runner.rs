@@ -80,7 +80,7 @@ fn processes(world: &World, text: &str) -> Vec<u32> {
 }
 
 /// The detached agent.
-fn agent(world: &World) -> Result<Option<u32>> {
+pub(crate) fn agent(world: &World) -> Result<Option<u32>> {
     Ok(processes(world, "model-swap agent run").first().copied())
 }
 

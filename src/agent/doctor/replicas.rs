@@ -55,7 +55,10 @@ pub(super) async fn look(
     let serving = upstream
         .and_then(|view| spec.slots.iter().find(|(_, slot)| slot.port == view.port))
         .and_then(|(name, _)| occupants.get(name));
-    findings.push(program(host, spec, serving.map(|occupant| occupant.found.main)));
+    findings.push(match &spec.replica.image {
+        Some(name) => image(host, name).await,
+        None => program(host, spec, serving.map(|occupant| occupant.found.main)),
+    });
     findings.push(runtime(host, spec));
     findings.extend(gpus(spec, &occupants).await);
     findings
@@ -197,6 +200,15 @@ fn program(host: &SystemHost, spec: &SwapSpec, incumbent: Option<ProcessId>) -> 
     resolved().unwrap_or_else(|failure| Finding::fail(PROGRAM, failure))
 }
 
+/// In the place of the program, which only a container can look for.
+async fn image(host: &SystemHost, name: &str) -> Finding {
+    match host.image().await {
+        Ok(Some(id)) => Finding::ok(PROGRAM, format!("the image {name} is here, {id}")),
+        Ok(None) => Finding::ok(PROGRAM, format!("the image {name} is pulled by the next swap")),
+        Err(failure) => Finding::fail(PROGRAM, failure),
+    }
+}
+
 fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {
     let systemd = match host.systemd() {
         Systemd::Absent => "systemd is not PID 1",
@@ -210,6 +222,7 @@ fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {
                 .hint("write `runtime: process`, or leave it out"),
         ),
         (Runtime::Process, _) => Finding::ok(RUNTIME, "replicas are plain processes, as asked"),
+        (Runtime::Docker, _) => Finding::ok(RUNTIME, "replicas are containers, as asked"),
         (Runtime::Auto | Runtime::Systemd, _) => Finding::ok(RUNTIME, systemd),
     }
 }

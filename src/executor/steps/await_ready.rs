@@ -48,7 +48,7 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
     loop {
         let news = match cx.host.ask(replica.port).await {
             Answer::Ready(models) => {
-                alone(cx, replica)?;
+                alone(cx, replica).await?;
                 // An older replica was checked when it was started, against the specification of its own swap.
                 if replica.swap.as_ref() == Some(&cx.swap) {
                     if replica.revision.is_adopted() {
@@ -70,7 +70,7 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
             Answer::Unwell(detail) => detail,
             // Healthy, and checked by the swap that started it.
             Answer::Locked if replica.swap.as_ref() != Some(&cx.swap) => {
-                alone(cx, replica)?;
+                alone(cx, replica).await?;
                 return Ok(Acted::plainly(format!(
                     "port {} is healthy and wants a key",
                     replica.port
@@ -104,11 +104,12 @@ fn is_as_adopted(replica: &Replica, models: &Models) -> Result<(), Failure> {
 }
 
 /// Every LISTEN socket on the port must be the replica's own: with `SO_REUSEPORT` two servers silently share one.
-fn alone<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<(), Failure> {
+async fn alone<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<(), Failure> {
     let tree = cx.host.tree(replica.main)?;
     let strangers: Vec<_> = cx
         .host
-        .listeners(replica.port)?
+        .listeners(replica.port)
+        .await?
         .into_iter()
         .filter(|listener| !tree.contains(listener))
         .collect();

@@ -3,6 +3,7 @@
 mod await_ready;
 mod cut_over;
 pub(super) mod drain;
+mod fetch;
 mod promote;
 mod reserve_slot;
 mod retire;
@@ -71,6 +72,7 @@ impl Undone {
 /// Finds out what the step's undo will need. Changes nothing.
 pub(super) async fn prepare<H: Host>(cx: &Context<'_, H>, step: &Step) -> Result<Undo, Failure> {
     match step {
+        Step::Fetch => Ok(fetch::prepare(cx)),
         Step::ReserveSlot { slot } => Ok(Undo::Release { slot: slot.clone() }),
         Step::StartReplica { slot } => Ok(start_replica::prepare(cx, slot)),
         Step::CutOver { from, to } => cut_over::prepare(cx, from, to).await,
@@ -90,6 +92,7 @@ pub(super) async fn act<H: Host>(
     records: &[Record],
 ) -> Result<Acted, Failure> {
     match step {
+        Step::Fetch => fetch::act(cx).await,
         Step::ReserveSlot { slot } => reserve_slot::act(cx, slot).await,
         Step::StartReplica { slot } => start_replica::act(cx, slot).await,
         Step::AwaitReady { slot } => await_ready::act(cx, slot, records).await,
@@ -126,6 +129,7 @@ pub(super) async fn undo<H: Host>(
     undo: &Undo,
 ) -> Result<Undone, Failure> {
     match (step, undo) {
+        (Step::Fetch, Undo::Stop { marker, .. }) => fetch::undo(cx, marker).await,
         (Step::ReserveSlot { .. }, Undo::Release { slot }) => reserve_slot::undo(cx, slot),
         (Step::StartReplica { slot }, Undo::Stop { marker, keeper }) => {
             start_replica::undo(cx, slot, (keeper, marker)).await

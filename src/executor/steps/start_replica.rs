@@ -6,31 +6,25 @@ use super::drain::{self, Idle, Watched};
 use super::{Acted, Undone, ended};
 use crate::config::command;
 use crate::executor::context::Context;
-use crate::host::process::{Inherited, Launch, Snapshot};
+use crate::executor::observe::secrets_hash;
+use crate::host::process::{Contained, Inherited, Launch, Snapshot};
 use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
 use crate::model::event::EventKind;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::record::{Done, Undo};
-use crate::model::replica::Keeper;
-use crate::model::spec::OnTimeout;
+use crate::model::replica::{Keeper, Revision};
+use crate::model::spec::{OnTimeout, Runtime, Slot};
 use crate::model::wire::MARKER;
+use crate::swap::revision;
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
-    let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
-    let ended = incumbent.is_some_and(|replica| !cx.host.alive(replica.main));
-    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main));
-    let inherited = inherited.map_err(|failure| match ended {
-        true => failure.hint(
-            "the old model has ended, whose user and folder the new one takes over: run the swap again, it then goes on \
-             without it",
-        ),
-        false => failure,
-    })?;
-    let launch = match &cx.again {
-        Some(snapshot) => again(cx, slot, (snapshot, &inherited)),
-        None => specified(cx, slot, inherited),
+    let inherited = inherited(cx)?;
+    let launch = match (&cx.again, cx.spec().replica.runtime) {
+        (Some(snapshot), _) => again(cx, slot, (snapshot, &inherited)),
+        (None, Runtime::Docker) => contained(cx, slot, inherited).await?,
+        (None, _) => specified(cx, slot, inherited),
     };
     let Started { main, keeper, invocation, left_out } = cx.host.start(&launch).await?;
     if !left_out.is_empty() {
@@ -45,16 +39,46 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     } else {
         format!("process {main}, kept by {keeper}")
     };
-    Ok(Acted { done: Done::Started { main, keeper, invocation }, detail })
+    let revision = revision_of(cx, &launch)?;
+    Ok(Acted { done: Done::Started { main, keeper, invocation, revision }, detail })
+}
+
+/// What a launch is, if the plan could not know it.
+fn revision_of<H: Host>(cx: &Context<'_, H>, launch: &Launch) -> Result<Option<Revision>, Failure> {
+    let Some(Contained { image, .. }) = &launch.container else { return Ok(None) };
+    let planned = &cx.plan.candidate.revision;
+    let secrets = secrets_hash(cx.dir, cx.asked)?;
+    let sha = planned.git_sha.clone();
+    let known = revision::specified(cx.spec(), &secrets, Some(image), sha);
+    Ok((known.digest != planned.digest).then_some(known))
 }
 
 pub(super) fn prepare<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Undo {
     Undo::Stop { marker: cx.marker(slot), keeper: cx.plan.candidate.keeper.clone() }
 }
 
-/// As the specification says.
-fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited) -> Launch {
-    let (spec, place) = (cx.spec(), cx.slot(slot));
+/// What a candidate takes over.
+pub(super) fn inherited<H: Host>(cx: &Context<'_, H>) -> Result<Inherited, Failure> {
+    let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
+    // A container's user, home and folder are not this machine's.
+    let incumbent = incumbent.filter(|replica| !matches!(replica.keeper, Keeper::Docker(_)));
+    let ended = incumbent.is_some_and(|replica| !cx.host.alive(replica.main));
+    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main));
+    inherited.map_err(|failure| match ended {
+        true => failure.hint(
+            "the old model has ended, whose user and folder the new one takes over: run the swap again, it then goes on \
+             without it",
+        ),
+        false => failure,
+    })
+}
+
+/// The variables of whoever runs on this machine, and those of the specification.
+pub(super) fn environment<H: Host>(
+    cx: &Context<'_, H>,
+    inherited: &Inherited,
+    marker: String,
+) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
         ("HOME".to_owned(), inherited.home.display().to_string()),
         ("PATH".to_owned(), inherited.path.clone()),
@@ -62,12 +86,15 @@ fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited
     for name in ["USER", "LOGNAME"] {
         env.extend(inherited.user.clone().map(|user| (name.to_owned(), user)));
     }
+    env.extend(own_env(cx, marker));
+    env
+}
+
+/// As the specification says.
+fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited) -> Launch {
+    let (spec, place) = (cx.spec(), cx.slot(slot));
+    let mut env = environment(cx, &inherited, cx.marker(slot));
     env.extend(command::gpu_env(&place.gpus));
-    env.extend(spec.replica.env.clone());
-    let secret =
-        |name: &String| cx.asked.secrets.0.get(name).map(|value| (name.clone(), value.clone()));
-    env.extend(spec.replica.secret_env.iter().filter_map(secret));
-    env.insert(MARKER.to_owned(), cx.marker(slot));
     Launch {
         argv: command::render(&spec.replica.command, &spec.model, place.port, &place.gpus),
         env,
@@ -75,7 +102,45 @@ fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited
         identity: inherited.identity,
         log: cx.replica_log(),
         keeper: cx.plan.candidate.keeper.clone(),
+        container: None,
     }
+}
+
+/// What the specification itself says of the environment, and the marker.
+fn own_env<H: Host>(cx: &Context<'_, H>, marker: String) -> BTreeMap<String, String> {
+    let replica = &cx.spec().replica;
+    let mut env = replica.env.clone();
+    let secret =
+        |name: &String| cx.asked.secrets.0.get(name).map(|value| (name.clone(), value.clone()));
+    env.extend(replica.secret_env.iter().filter_map(secret));
+    env.insert(MARKER.to_owned(), marker);
+    env
+}
+
+/// As the specification says, in a container: user, home, folder and `PATH` are the image's.
+async fn contained<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    inherited: Inherited,
+) -> Result<Launch, Failure> {
+    let replica = &cx.spec().replica;
+    let Some(image) = cx.host.image().await? else {
+        let name = replica.image.as_deref().unwrap_or_default();
+        return Err(Failure::new(format!("the image {name} is not here"))
+            .hint(format!("somebody has removed it since the plan was made; docker pull {name}")));
+    };
+    let user = replica.user.iter().map(|user| format!("--user={user}"));
+    let Slot { port, gpus } = cx.slot(slot).clone();
+    Ok(Launch {
+        env: own_env(cx, cx.marker(slot)),
+        container: Some(Contained {
+            image,
+            port,
+            gpus,
+            options: user.chain(replica.docker_options.iter().cloned()).collect(),
+        }),
+        ..specified(cx, slot, inherited)
+    })
 }
 
 /// As somebody once started it by hand.
@@ -96,6 +161,7 @@ fn again<H: Host>(
         identity: snapshot.identity.clone(),
         log: cx.replica_log(),
         keeper: cx.plan.candidate.keeper.clone(),
+        container: None,
     }
 }
 
@@ -112,7 +178,7 @@ pub(super) async fn undo<H: Host>(
     // it loads it cannot say so.
     // A child that wrote a title over its environment carries no marker any more.
     let tree = [order.tree.as_slice(), &cx.host.tree(order.main)?].concat();
-    let listens = cx.host.listeners(port)?.iter().any(|process| tree.contains(process));
+    let listens = cx.host.listeners(port).await?.iter().any(|process| tree.contains(process));
     let limit = cx.host.now() + cx.spec().drain.timeout;
     let watched = Watched { port, main: order.main, old_workers: &[], since: cx.host.now() };
     let idle = if listens { drain::until_idle(cx, &watched, limit).await } else { Idle::Yes };

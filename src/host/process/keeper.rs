@@ -39,6 +39,11 @@ pub(super) async fn keeper(
     Ok(wrapper.unwrap_or(Keeper::Nobody))
 }
 
+/// Whether a process holds a published port open for a container.
+pub(in crate::host) fn forwards(process: ProcessId) -> bool {
+    published_by(process).is_some()
+}
+
 /// The address in a container that a process forwards to, if it is a port proxy.
 pub(super) fn published_by(process: ProcessId) -> Option<String> {
     published(&Program::of(process)?.argv)

@@ -24,8 +24,9 @@ use tokio::process::{Child, Command};
 
 use super::ProcessError;
 use super::inherit::Identity;
-use crate::model::ids::ProcessId;
+use crate::model::ids::{Port, ProcessId};
 use crate::model::replica::Keeper;
+use crate::model::spec::Gpu;
 
 /// The launcher needs milliseconds; only a file system that hangs makes it slow.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
@@ -47,6 +48,22 @@ pub struct Launch {
     /// What supervises it.
     #[serde(default)]
     pub keeper: Keeper,
+    /// What makes it a container's program.
+    #[serde(default)]
+    pub container: Option<Contained>,
+}
+
+/// The container that a program is started in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Contained {
+    /// The image, by an id that no tag moves.
+    pub image: String,
+    /// The port that is published on the loopback, the same inside and outside.
+    pub port: Port,
+    /// The GPUs that it sees.
+    pub gpus: Vec<Gpu>,
+    /// More options of `docker run`.
+    pub options: Vec<String>,
 }
 
 impl fmt::Debug for Launch {

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{recv, sendto, socket_with};
 
 use super::ProcessError;
-use crate::model::ids::Port;
+use crate::model::ids::{Port, ProcessId};
 
 /// A LISTEN socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +114,19 @@ fn number(from: &[u8], at: usize) -> Option<u32> {
 
 fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
     from.get(at..at + N)?.try_into().ok()
+}
+
+/// Whether anybody listens on a TCP port in the network of a process: a container's is not this machine's.
+pub(in crate::host) fn listens_within(
+    process: ProcessId,
+    port: Port,
+) -> Result<bool, ProcessError> {
+    let Ok(process) = procfs::process::Process::new(process.pid) else { return Ok(false) };
+    let entries = [process.tcp(), process.tcp6()].into_iter().flatten().flatten();
+    let is_wanted = |entry: &procfs::net::TcpNetEntry| {
+        entry.state == TcpState::Listen && entry.local_address.port() == port.0
+    };
+    Ok(entries.into_iter().any(|entry| is_wanted(&entry)))
 }
 
 /// The same from the tables of all connections.

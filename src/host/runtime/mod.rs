@@ -11,11 +11,13 @@ use crate::model::failure::Failure;
 use crate::model::ids::ProcessId;
 use crate::model::replica::{Keeper, Replica, Unit};
 
+pub(super) mod docker;
 mod process;
 mod systemd;
 
 pub(super) use systemd::{UNITS, command_line, make_durable};
 
+use docker::Docker;
 use process::Process;
 use systemd::Systemd;
 
@@ -102,6 +104,10 @@ macro_rules! by_means_of {
                 let $runtime = Systemd(unit);
                 $verb
             }
+            Keeper::Docker(name) => {
+                let $runtime = Docker(name);
+                $verb
+            }
             keeper @ Keeper::Container(_) => Err(unsupported(keeper)),
         }
     };
@@ -154,10 +160,11 @@ pub(super) fn variable(unit: &Unit, name: &str) -> Option<String> {
     Systemd(unit).variable(name)
 }
 
-/// Whether a unit can be started again by its own means.
+/// Whether a unit or a container can be started again by its own means.
 pub(super) async fn can_start(keeper: &Keeper) -> bool {
     match keeper {
         Keeper::Unit(unit) => Systemd(unit).can_start().await,
+        Keeper::Docker(name) => Docker(name).is_there().await,
         Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Container(_) => false,
     }
 }

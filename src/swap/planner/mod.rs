@@ -8,7 +8,9 @@ use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 use crate::model::record::Retained;
-use crate::model::replica::{Found, Keeper, Replica, Revision, Systemd, Unit};
+use crate::model::replica::{
+    Found, Keeper, Replica, Revision, Systemd, Unit, container_of_slot, is_own_container,
+};
 use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec, VerifySpec};
 use crate::model::state::ServiceState;
 use crate::model::step::Step;
@@ -17,8 +19,11 @@ use crate::model::wire::When;
 use super::redact::redact;
 use super::revision;
 
+mod fetch;
 mod rollback;
 
+use fetch::fetch;
+pub(super) use fetch::fetched;
 pub use rollback::{Again, free_slot, plan_cold_rollback, plan_warm_rollback, warm_replica};
 
 /// What the server looks like before anything is done.
@@ -36,6 +41,8 @@ pub struct Observed {
     pub wanted: Revision,
     /// What of systemd there is for replicas.
     pub systemd: Systemd,
+    /// Whether the spec's image is not here yet.
+    pub must_pull: bool,
     /// Why `argv[0]` of the command cannot be run, if so.
     pub program: Result<(), Failure>,
     /// The public names that the spec's replica will answer to, where they can be told.
@@ -153,6 +160,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
             && seen.slots[to].ready
     });
     if warm.is_none() {
+        steps.extend(fetch(spec, seen));
         steps.extend(make_room(spec, seen, to));
         steps.push(reserve(spec, to));
         steps.push(start(&spec_argv(spec, to), to, &new_keeper(spec, seen, to)));
@@ -252,7 +260,8 @@ fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -
 /// Why replicas cannot be supervised as the specification wants it.
 fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
     let why = match (spec.replica.runtime, seen.systemd) {
-        (Runtime::Auto | Runtime::Process, _) | (Runtime::Systemd, Systemd::Usable) => return None,
+        (Runtime::Auto | Runtime::Process | Runtime::Docker, _)
+        | (Runtime::Systemd, Systemd::Usable) => return None,
         (Runtime::Systemd, Systemd::Absent) => "systemd is not PID 1 of this server",
         (Runtime::Systemd, Systemd::Denied) => {
             "only root may write units, and the agent is not root"
@@ -276,9 +285,8 @@ fn is_retained(replica: &Replica, seen: &Observed) -> bool {
 /// A keeper that only its own means can stop, which this version does not use.
 fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> {
     let keeper = match (&found.keeper, systemd) {
-        (Keeper::Nobody | Keeper::Wrapper { .. }, _) | (Keeper::Unit(_), Systemd::Usable) => {
-            return None;
-        }
+        (Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Docker(_), _)
+        | (Keeper::Unit(_), Systemd::Usable) => return None,
         (keeper @ (Keeper::Unit(_) | Keeper::Container(_)), _) => keeper,
     };
     let (why, hint) = match keeper {
@@ -377,6 +385,7 @@ fn side_of(spec: &SwapSpec, replica: Replica) -> Side {
 /// What will supervise a replica that is started in a slot.
 fn new_keeper(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Keeper {
     match (spec.replica.runtime, seen.systemd) {
+        (Runtime::Docker, _) => container_of_slot(&spec.service, slot),
         (Runtime::Process, _) | (Runtime::Auto, Systemd::Absent | Systemd::Denied) => {
             Keeper::Nobody
         }
@@ -408,7 +417,12 @@ fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> PlannedStep {
     let argv = redact(argv).join(" ");
     let does = match keeper {
         Keeper::Unit(unit) if unit.is_own() => format!("start {argv} as unit {}", unit.name),
-        Keeper::Unit(_) | Keeper::Container(_) => format!("start {keeper} again: {argv}"),
+        Keeper::Docker(name) if is_own_container(name) => {
+            format!("start {argv} in container {name}")
+        }
+        Keeper::Unit(_) | Keeper::Container(_) | Keeper::Docker(_) => {
+            format!("start {keeper} again: {argv}")
+        }
         Keeper::Nobody | Keeper::Wrapper { .. } => format!("start {argv}"),
     };
     PlannedStep { step: Step::StartReplica { slot: slot.clone() }, does }

@@ -1,7 +1,7 @@
 //! Plans of the way back: by the replica that is still warm, or by starting a revision of the past again.
 
 use super::{
-    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, is_still, make_room,
+    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, fetch, is_still, make_room,
     new_keeper, notes, obstacles, other_slot, promote, replica_in, reserve, retire, serving_slot,
     side, side_of, spec_argv, start,
 };
@@ -74,7 +74,9 @@ pub fn plan_cold_rollback(
     if !failures.is_empty() {
         return Err(failures);
     }
-    let mut first = make_room(spec, seen, to);
+    let mut first: Vec<_> =
+        fetch(spec, seen).into_iter().filter(|_| again.argv.is_none()).collect();
+    first.extend(make_room(spec, seen, to));
     first.push(reserve(spec, to));
     let mut told = notes(spec, seen, from);
     let keeper = again.keeper.clone().unwrap_or_else(|| new_keeper(spec, seen, to));

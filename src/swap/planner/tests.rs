@@ -67,7 +67,8 @@ fn adopted_in_a() -> Observed {
         nginx_port: Port(8001),
         worker_shutdown_timeout: None,
         slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
-        wanted: revision::specified(&spec(), "", None),
+        wanted: revision::specified(&spec(), "", None, None),
+        must_pull: false,
         systemd: Systemd::Absent,
         program: Ok(()),
         wanted_names: vec!["chat".to_owned()],
@@ -151,7 +152,7 @@ fn a_swap_within_retain_retires_what_holds_the_slot_first() {
     let mut seen = after_a_swap();
     let mut next = spec();
     next.model = "Qwen/Newer".to_owned();
-    seen.wanted = revision::specified(&next, "", None);
+    seen.wanted = revision::specified(&next, "", None, None);
     let plan = acts(plan_swap(&next, &seen, When::Changed));
     assert_eq!(names(&plan)[..3], ["drain a", "retire a", "reserve_slot a"]);
     assert_eq!(plan.steps.len(), 7);
@@ -214,7 +215,7 @@ fn a_cold_rollback_is_a_swap_to_what_served_before() {
     seen.slots.insert(slot("a"), Occupant::default());
     let mut then = spec();
     then.model = "Qwen/Older".to_owned();
-    seen.wanted = revision::specified(&then, "", None);
+    seen.wanted = revision::specified(&then, "", None, None);
     let again = Again { revision: seen.wanted.clone(), argv: None, keeper: None };
     let plan = acts(plan_cold_rollback(&then, &seen, &again));
     assert_eq!(
@@ -236,7 +237,7 @@ fn a_cold_rollback_is_a_swap_to_what_served_before() {
     assert!(plan.steps[1].does.starts_with("start vllm serve Qwen/Older "), "{:?}", plan.steps);
 
     // Secrets have other values now: that is another revision, and it is said.
-    seen.wanted = revision::specified(&then, "other", None);
+    seen.wanted = revision::specified(&then, "other", None, None);
     let plan = acts(plan_cold_rollback(&then, &seen, &again));
     assert_eq!(plan.candidate.revision.digest, seen.wanted.digest);
     assert!(plan.notes[0].contains("values of secret_env have changed"), "{:?}", plan.notes);
@@ -367,6 +368,6 @@ fn the_digest_is_of_the_plan_and_not_of_pids() {
     let mut other = spec();
     other.model = "Qwen/Newer".to_owned();
     let mut wants_other = adopted_in_a();
-    wants_other.wanted = revision::specified(&other, "", None);
+    wants_other.wanted = revision::specified(&other, "", None, None);
     assert_ne!(acts(plan_swap(&other, &wants_other, When::Changed)).digest, one.digest);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use model_swap::event_log::EventReader;
 use model_swap::host::engine::{Answer, ModelEntry, Models};
+use model_swap::host::fetch::Fetch;
 use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
 use model_swap::host::process::{self, Inherited, Launch, StopOrder, Stopped};
 use model_swap::host::runtime::{Boot, Started};
@@ -257,8 +258,12 @@ impl Host for SimHost {
         self.call("find", |world| Ok(world.found(port)))
     }
 
-    fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure> {
+    async fn listeners(&self, port: Port) -> Result<Vec<ProcessId>, Failure> {
         self.call("listeners", |world| Ok(world.on(port).map(|r| r.id).into_iter().collect()))
+    }
+
+    fn is_silent(&self, port: Port) -> bool {
+        self.call("is_silent", |world| Ok(world.on(port).is_none())).unwrap_or(false)
     }
 
     fn alive(&self, process: ProcessId) -> bool {
@@ -284,6 +289,23 @@ impl Host for SimHost {
 
     fn runnable(&self, _: Option<ProcessId>) -> Result<(), Failure> {
         self.call("runnable", |_| Ok(()))
+    }
+
+    async fn image(&self) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
+    async fn pull(&self, _: impl Fn(String)) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn fetch(&self, _: &Fetch, told: impl Fn(String)) -> Result<String, Failure> {
+        self.judge_record("fetch");
+        self.call("fetch", |_| Ok(()))?;
+        tokio::time::sleep(TICK).await;
+        told("half of it".to_owned());
+        tokio::time::sleep(TICK).await;
+        Ok("all is here".to_owned())
     }
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {

@@ -45,6 +45,7 @@ slots:
   b: { port: 8002, gpus: [1] }
 replica:
   command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat
+fetch: { command: hf download }
 drain: { timeout: 60s }
 ready: { timeout: 60s }
 nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Engine {
     daemon: Child,
     folder: TempDir,
+    bridge: Option<String>,
 }
 
 impl Engine {
@@ -33,9 +35,22 @@ impl Engine {
     /// # Errors
     /// If dockerd is missing or does not come up.
     pub fn start(data: &Path) -> Result<Self> {
-        // Short, for sockets have short names.
-        let folder = tempfile::Builder::new().prefix("docker-").tempdir_in("/tmp")?;
         fs::create_dir_all(data)?;
+        Self::launch(folder()?, data, None)
+    }
+
+    /// Starts one with a bridge of its own, on which it publishes ports, and nothing in it but what is put there.
+    ///
+    /// # Errors
+    /// As [`Engine::start`], or if there can be no bridge.
+    pub fn with_bridge() -> Result<Self> {
+        let folder = folder()?;
+        let data = folder.path().join("data");
+        let bridge = bridge(folder.path())?;
+        Self::launch(folder, &data, Some(bridge))
+    }
+
+    fn launch(folder: TempDir, data: &Path, bridge: Option<String>) -> Result<Self> {
         let at = |name: &str| folder.path().join(name);
         let namespace = at("").file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = fs::File::create(at("log"))?;
@@ -46,14 +61,16 @@ impl Engine {
         daemon.arg("--group").arg(rustix::process::getegid().as_raw().to_string());
         daemon.args(["--containerd-namespace", &namespace]);
         daemon.args(["--containerd-plugins-namespace", &format!("{namespace}-plugins")]);
-        daemon.args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        daemon.arg(format!("--bridge={}", bridge.as_deref().unwrap_or("none")));
+        // Published ports go through its proxies, which need no rule of the firewall.
+        daemon.args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
         let daemon = daemon
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("dockerd is missing (Debian: docker.io)")?;
-        let mut engine = Self { daemon, folder };
+        let mut engine = Self { daemon, folder, bridge };
         engine.until_it_answers()?;
         Ok(engine)
     }
@@ -106,8 +123,32 @@ impl Drop for Engine {
         for mounted in mounts_below(self.folder.path()) {
             let _gone = privileged("umount").arg(mounted).status();
         }
-        let _gone = privileged("rm").arg("-rf").arg(self.folder.path().join("exec")).status();
+        let owned = ["exec", "data"].map(|name| self.folder.path().join(name));
+        let _gone = privileged("rm").arg("-rf").args(owned).status();
+        if let Some(bridge) = &self.bridge {
+            let _gone = privileged("ip").args(["link", "delete", bridge]).status();
+        }
     }
+}
+
+/// Short, for sockets have short names.
+fn folder() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("docker-").tempdir_in("/tmp")?)
+}
+
+/// A bridge named after the folder, with a network that no other process's Engine has.
+fn bridge(folder: &Path) -> Result<String> {
+    let name = folder.to_string_lossy().rsplit('-').next().map(|id| format!("msd-{id}"));
+    let name = name.context("the folder has no name")?;
+    // One of the private networks that are the least in use, by the number of this process and of this bridge in it.
+    static BRIDGES: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id() * 8 + BRIDGES.fetch_add(1, Ordering::Relaxed);
+    let network = format!("172.30.{}.1/24", number % 250);
+    let ip = |args: &[&str]| said(privileged("ip").args(args)).context("Debian: iproute2");
+    ip(&["link", "add", &name, "type", "bridge"])?;
+    ip(&["addr", "add", &network, "dev", &name])?;
+    ip(&["link", "set", &name, "up"])?;
+    Ok(name)
 }
 
 /// Mount points below a folder (proc(5)), the last mounted first.
@@ -117,6 +158,33 @@ fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mut below: Vec<_> = points.filter(|point| point.starts_with(folder)).collect();
     below.reverse();
     below
+}
+
+impl Engine {
+    /// An image that holds a program with the libraries it needs, and starts it with `arguments` in front of a container's
+    /// own.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn image_of(&self, program: &Path, arguments: &[&str]) -> Result<String> {
+        let name = program.file_name().context("no program")?.to_string_lossy().into_owned();
+        let image = format!("{name}:here");
+        let linked = said(Command::new("ldd").arg(program))?;
+        let mut files = vec![program.display().to_string()];
+        files.extend(
+            linked.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned),
+        );
+        let entrypoint = [&[files[0].as_str()], arguments].concat();
+        let mut tar = Command::new("tar");
+        // Libraries are often links, and a link alone is no library.
+        tar.args(["--create", "--dereference", "--absolute-names"]).args(&files);
+        let mut tar = tar.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let stream = tar.stdout.take().context("a pipe is missing")?;
+        let change = format!("ENTRYPOINT {entrypoint:?}");
+        said(self.docker(["import", "--change", &change, "-", &image]).stdin(stream))?;
+        ensure!(tar.wait()?.success(), "tar failed");
+        Ok(image)
+    }
 }
 
 /// A command of Docker's client, for the Engine that `DOCKER_HOST` names.

@@ -59,6 +59,8 @@ pub struct ServerSpec {
     pub nginx_uid: Option<u32>,
     /// Whether the agents of this server can be struck by [`GpuServer::strike`].
     pub faults: bool,
+    /// Variables of every ssh session, without blanks.
+    pub session_env: Vec<(String, String)>,
 }
 
 impl Default for ServerSpec {
@@ -69,6 +71,7 @@ impl Default for ServerSpec {
             http_lines: String::new(),
             nginx_uid: None,
             faults: false,
+            session_env: Vec::new(),
         }
     }
 }
@@ -124,7 +127,8 @@ impl GpuServer {
         let nginx_command = nginx::command(&nginx, scratch.path());
         // From here on a failure drops the server, and that ends what already runs.
         let mut server = Self { scratch, ports, keys, nginx_command, bash, sshd: None };
-        let env = if spec.faults { faults::prepare(server.scratch())? } else { String::new() };
+        let mut env = if spec.faults { faults::prepare(server.scratch())? } else { String::new() };
+        env.extend(spec.session_env.iter().map(|(name, value)| format!(" {name}={value}")));
         server.sshd = Some(sshd::start(server.scratch(), ports.ssh, &env)?);
         nginx::start(&server, &spec)?;
         Ok(server)

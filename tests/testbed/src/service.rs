@@ -35,8 +35,21 @@ pub struct Settings {
     pub env: String,
     /// The section `verify`.
     pub verify: String,
+    /// The section `fetch`, its name included; none if empty.
+    pub fetch: String,
+    /// The containers that replicas are; plain processes if not given.
+    pub container: Option<Container>,
     /// `ssh.port`; the server's own if not given.
     pub ssh_port: Option<u16>,
+}
+
+/// Replicas in containers.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// Of which image.
+    pub image: String,
+    /// The label that each has, by which a test finds its own.
+    pub label: String,
 }
 
 impl Default for Settings {
@@ -49,6 +62,8 @@ impl Default for Settings {
             flags: String::new(),
             env: String::new(),
             verify: "{}".to_owned(),
+            fetch: String::new(),
+            container: None,
             ssh_port: None,
         }
     }
@@ -114,8 +129,30 @@ impl Settings {
     /// If it cannot be written.
     pub fn config_on(&self, site: &Site, model: &str) -> Result<String> {
         let [(a, gpus_a), (b, gpus_b)] = &site.slots;
-        let Self { ready, drain, retain, pinned_workers, flags, env, verify, ssh_port } = self;
-        let command = argv(&site.engine, "{model}", "{port}").join(" ");
+        let Self {
+            ready,
+            drain,
+            retain,
+            pinned_workers,
+            flags,
+            env,
+            verify,
+            fetch,
+            container,
+            ssh_port,
+        } = self;
+        let started = match container {
+            None => {
+                format!("command: {} {flags}", argv(&site.engine, "{model}", "{port}").join(" "))
+            }
+            // The image has the first words.
+            Some(Container { image, label }) => format!(
+                "command: \"{{model}} --host 0.0.0.0 --port {{port}} --served-model-name {NAME} {flags}\"
+  runtime: docker
+  image: {image}
+  docker_options: [--label={label}]"
+            ),
+        };
         let env = [site.env.as_str(), env].map(str::trim).join(", ");
         let mut text = format!(
             "service: {NAME}
@@ -125,8 +162,9 @@ slots:
   a: {{ port: {a}, gpus: [{gpus_a}] }}
   b: {{ port: {b}, gpus: [{gpus_b}] }}
 replica:
-  command: {command} {flags}
+  {started}
   env: {{ {env} }}
+{fetch}
 ready: {{ timeout: {ready} }}
 drain: {drain}
 retain: {retain}

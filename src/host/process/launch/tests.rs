@@ -27,6 +27,7 @@ pub(in crate::host::process) fn launcher() -> Launcher {
 pub(in crate::host::process) fn script(folder: &Path, text: &str) -> Launch {
     Launch {
         keeper: Keeper::Nobody,
+        container: None,
         argv: ["sh", "-c", text].map(str::to_owned).to_vec(),
         env: [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into(),
         cwd: folder.to_owned(),

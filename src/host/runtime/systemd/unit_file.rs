@@ -213,6 +213,7 @@ mod tests {
             identity: Identity { uid: 1000, gid: 100, groups: vec![100, 44] },
             log: "/dev/null".into(),
             keeper: Keeper::Nobody,
+            container: None,
         }
     }
 

@@ -1,0 +1,395 @@
+//! Docker, by its own client: that knows the context, the registries' logins and the version of the Engine it speaks to.
+//!
+//! Values of variables go to the client through a pipe: they are in no argv and on no disk.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+mod container;
+
+pub use container::Container;
+
+use super::exec::{self, ExecError};
+use crate::model::failure::Hint;
+use crate::model::ids::Port;
+
+/// The client, looked up in the agent's `PATH`.
+const CLIENT: &str = "docker";
+
+/// The Engine answers within milliseconds; one that pulls, removes and starts at once within seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What comes on top of a container's own grace until its Engine says that it has ended: it kills, and unmounts.
+const STOP_MARGIN: Duration = Duration::from_secs(60);
+
+/// Label with the marker of the replica that a container is.
+pub const REPLICA: &str = "model-swap.replica";
+
+/// Label with the file that a container's output is kept in when it is removed.
+pub const LOG: &str = "model-swap.log";
+
+/// Docker could not be asked, or did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum DockerError {
+    /// The client could not be run.
+    #[error("docker cannot be run")]
+    Exec(#[from] ExecError),
+    /// It refused.
+    #[error("docker cannot {doing}: {said}")]
+    Refused {
+        /// What was wanted.
+        doing: String,
+        /// The last line that it said.
+        said: String,
+    },
+    /// It answered something else.
+    #[error("what docker says of {what} cannot be read")]
+    Garbled {
+        /// What it was asked about.
+        what: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A file could not be written.
+    #[error("cannot write {}", .path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A variable's value cannot be handed over.
+    #[error("the value of {0} has a line break, which docker takes in no variable")]
+    LineBreak(String),
+}
+
+impl Hint for DockerError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Exec(ExecError::Start { .. }) => {
+                "install Docker's client on the server, where the agent's PATH finds it"
+            }
+            Self::Refused { said, .. } if said.contains("permission denied") => {
+                "let the agent run as root (passwordless sudo), or put its user into the group docker"
+            }
+            Self::Refused { said, .. } if said.contains("Cannot connect") => {
+                "start the Docker Engine: systemctl start docker"
+            }
+            Self::Refused { said, .. } if said.contains("could not select device driver") => {
+                "install the NVIDIA Container Toolkit, and restart the Docker Engine"
+            }
+            Self::Refused { said, .. }
+                if said.contains("denied")
+                    || said.contains("unauthorized")
+                    || said.contains("authentication required") =>
+            {
+                "log in to the registry on the server as the user whom the agent runs as: docker login"
+            }
+            Self::Refused { said, .. } if said.contains("no space left") => {
+                "make room where Docker keeps its images: docker system df"
+            }
+            Self::LineBreak(_) => {
+                "hand the value over in a file: mount one with replica.docker_options"
+            }
+            _ => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+/// The container that a port of this machine is published for, if there is one.
+///
+/// # Errors
+/// If docker does not say.
+pub async fn published(port: Port) -> Result<Option<Container>, DockerError> {
+    listed(&["--filter", &format!("publish={port}/tcp")]).await
+}
+
+/// The container of a replica, running or not.
+///
+/// # Errors
+/// If docker does not say.
+pub async fn marked(marker: &str) -> Result<Option<Container>, DockerError> {
+    listed(&["--all", "--filter", &format!("label={REPLICA}={marker}")]).await
+}
+
+async fn listed(which: &[&str]) -> Result<Option<Container>, DockerError> {
+    let list = ["ps", "--quiet", "--no-trunc"].iter().chain(which).copied().collect::<Vec<_>>();
+    let said = ask(&list, "list its containers", LIMIT).await?;
+    match said.lines().next() {
+        Some(id) => inspect(id).await,
+        None => Ok(None),
+    }
+}
+
+/// A container by name or id; `None` if there is none.
+///
+/// # Errors
+/// If docker does not say.
+pub async fn inspect(container: &str) -> Result<Option<Container>, DockerError> {
+    let doing = format!("inspect {container}");
+    let said = match ask(&["container", "inspect", container], &doing, LIMIT).await {
+        Err(DockerError::Refused { said, .. }) if said.contains("No such container") => {
+            return Ok(None);
+        }
+        said => said?,
+    };
+    let found: Vec<Container> = serde_json::from_str(&said)
+        .map_err(|source| DockerError::Garbled { what: container.to_owned(), source })?;
+    Ok(found.into_iter().next())
+}
+
+/// The id of an image that is here; `None` if it is not.
+///
+/// # Errors
+/// If docker does not say.
+pub async fn image(reference: &str) -> Result<Option<String>, DockerError> {
+    let inspect = ["image", "inspect", "--format", "{{.Id}}", reference];
+    match ask(&inspect, &format!("inspect {reference}"), LIMIT).await {
+        Ok(said) => Ok(Some(said.trim().to_owned())),
+        Err(DockerError::Refused { said, .. }) if said.contains("No such image") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Pulls an image, and says how far it has come. Ends with this future; what was pulled so far is kept.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn pull(reference: &str, progress: impl Fn(String)) -> Result<(), DockerError> {
+    let mut child = Command::new(CLIENT)
+        .args(["pull", reference])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(started)?;
+    let mut layers = Layers::default();
+    if let Some(stdout) = child.stdout.take() {
+        let mut lines = BufReader::new(stdout).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some(news) = layers.hear(&line) {
+                progress(news);
+            }
+        }
+    }
+    let output = child.wait_with_output().await.map_err(started)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(refused(&format!("pull {reference}"), &said))
+}
+
+/// The layers of an image that is being pulled: a client whose output is no terminal has a line for each change of one.
+#[derive(Default)]
+struct Layers {
+    known: usize,
+    done: usize,
+}
+
+impl Layers {
+    /// Takes a line in: `a1b2c3: Pulling fs layer`, `a1b2c3: Pull complete`, `a1b2c3: Already exists`.
+    fn hear(&mut self, line: &str) -> Option<String> {
+        let (_, what) = line.split_once(": ")?;
+        match what {
+            "Pulling fs layer" => self.known += 1,
+            "Already exists" => {
+                self.known += 1;
+                self.done += 1;
+            }
+            "Pull complete" => self.done += 1,
+            _ => return None,
+        }
+        (what == "Pull complete")
+            .then(|| format!("{} of {} layers are here", self.done, self.known))
+    }
+}
+
+/// Starts a container with `docker run --detach` and more arguments, its variables through a pipe.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn run(args: &[String], env: &BTreeMap<String, String>) -> Result<(), DockerError> {
+    let mut lines = String::new();
+    for (name, value) in env {
+        if value.contains(['\n', '\r']) {
+            return Err(DockerError::LineBreak(name.clone()));
+        }
+        lines.push_str(&format!("{name}={value}\n"));
+    }
+    let mut child = Command::new(CLIENT)
+        .args(["run", "--detach", "--env-file", "/dev/stdin"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(started)?;
+    let talk = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            // A client that refuses before it has read says why.
+            let _unread = stdin.write_all(lines.as_bytes()).await;
+        }
+        child.wait_with_output().await.map_err(started)
+    };
+    let limit = || ExecError::Timeout { program: CLIENT.to_owned(), limit: LIMIT };
+    let output = tokio::time::timeout(LIMIT, talk).await.map_err(|_| limit())??;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(refused("start the container", &String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Starts a container that was stopped.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn start(container: &str) -> Result<(), DockerError> {
+    ask(&["start", container], &format!("start {container}"), LIMIT).await.map(drop)
+}
+
+/// Asks a container's first process to end, kills all of it after the grace, and returns when it has ended.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn stop(container: &str, grace: Duration) -> Result<(), DockerError> {
+    let seconds = grace.as_secs().to_string();
+    let doing = format!("stop {container}");
+    ask(&["stop", "--time", &seconds, container], &doing, grace + STOP_MARGIN).await.map(drop)
+}
+
+/// Kills a container at once, and returns when it has ended.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn kill(container: &str) -> Result<(), DockerError> {
+    let doing = format!("kill {container}");
+    ask(&["kill", container], &doing, LIMIT).await?;
+    ask(&["wait", container], &doing, STOP_MARGIN).await.map(drop)
+}
+
+/// Decides when the Engine starts a container again.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn restart(container: &str, policy: &str) -> Result<(), DockerError> {
+    let doing = format!("have {container} restarted {policy}");
+    ask(&["update", "--restart", policy, container], &doing, LIMIT).await.map(drop)
+}
+
+/// Removes a container that has ended.
+///
+/// # Errors
+/// If docker refuses, as it does for one that runs.
+pub async fn remove(container: &str) -> Result<(), DockerError> {
+    ask(&["rm", container], &format!("remove {container}"), LIMIT).await.map(drop)
+}
+
+/// The last lines that a container has written, oldest first.
+///
+/// # Errors
+/// If docker refuses.
+pub async fn log_tail(container: &str, lines: usize) -> Result<Vec<String>, DockerError> {
+    let argv = ["logs", "--timestamps", "--tail", &lines.to_string(), container].map(str::to_owned);
+    let output = exec::run(&with_client(&argv), LIMIT).await?;
+    if !output.success() {
+        return Err(refused(&format!("show what {container} wrote"), &output.stderr));
+    }
+    // Both of its outputs come by themselves, each with its times: in their order they are one.
+    let mut all: Vec<&str> = output.stdout.lines().chain(output.stderr.lines()).collect();
+    all.sort_by_key(|line| line.split(' ').next().unwrap_or_default());
+    let text = |line: &&str| line.split_once(' ').map_or("", |(_, text)| text).to_owned();
+    Ok(all.iter().skip(all.len().saturating_sub(lines)).map(text).collect())
+}
+
+/// Appends all that a container has written to a file of mode 0600.
+///
+/// # Errors
+/// If docker refuses, or the file cannot be written.
+pub async fn keep_log(container: &str, path: &Path) -> Result<(), DockerError> {
+    let failed = |source| DockerError::Log { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file: File = options.append(true).create(true).mode(0o600).open(path).map_err(failed)?;
+    let logs = Command::new(CLIENT)
+        .args(["logs", container])
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().map_err(failed)?)
+        .stderr(file)
+        .kill_on_drop(true)
+        .status();
+    let limit = || ExecError::Timeout { program: CLIENT.to_owned(), limit: LIMIT };
+    let status = tokio::time::timeout(LIMIT, logs).await.map_err(|_| limit())?.map_err(started)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(refused("show what it wrote", &format!("see {}", path.display())))
+}
+
+async fn ask(args: &[&str], doing: &str, limit: Duration) -> Result<String, DockerError> {
+    let argv: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let output = exec::run(&with_client(&argv), limit).await?;
+    if output.success() { Ok(output.stdout) } else { Err(refused(doing, &output.stderr)) }
+}
+
+fn with_client(args: &[String]) -> Vec<String> {
+    std::iter::once(CLIENT.to_owned()).chain(args.iter().cloned()).collect()
+}
+
+fn started(source: io::Error) -> DockerError {
+    ExecError::Start { program: CLIENT.to_owned(), source }.into()
+}
+
+/// The reason is the first line: what follows advises to read the client's help.
+fn refused(doing: &str, stderr: &str) -> DockerError {
+    let line = stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no word");
+    let said =
+        line.trim_start_matches("docker: ").trim_start_matches("Error response from daemon: ");
+    DockerError::Refused { doing: doing.to_owned(), said: said.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_counted_as_they_come() {
+        let mut layers = Layers::default();
+        let said: Vec<_> = [
+            "v1: Pulling from acme/llm",
+            "aa: Pulling fs layer",
+            "bb: Already exists",
+            "aa: Verifying Checksum",
+            "aa: Download complete",
+            "aa: Pull complete",
+            "Digest: sha256:00",
+        ]
+        .into_iter()
+        .filter_map(|line| layers.hear(line))
+        .collect();
+        assert_eq!(said, ["2 of 2 layers are here"]);
+    }
+
+    #[test]
+    fn a_refusal_is_said_without_its_preface() {
+        let said = refused(
+            "start it",
+            "docker: Error response from daemon: could not select device driver \"\" with capabilities: [[gpu]].\nSee 'docker run --help'.\n",
+        );
+        assert_eq!(
+            said.to_string(),
+            "docker cannot start it: could not select device driver \"\" with capabilities: [[gpu]]."
+        );
+        assert!(said.hints()[0].contains("NVIDIA"), "{:?}", said.hints());
+    }
+}

@@ -1,0 +1,173 @@
+//! Brings weights to this server with a program of the user's: room on the disk first, its growth as progress.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::process::{self, Launch, Launcher};
+use crate::model::failure::Failure;
+
+/// Between two looks at the folder: a walk over some hundred files, beside a download of minutes.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Progress is worth a line for each of so many parts of the size.
+const PARTS: u64 = 20;
+
+/// The same where the size is not known, in bytes.
+const PART: u64 = 1_000_000_000;
+
+/// How much of what the program wrote a failure shows.
+const LAST_WORDS: usize = 40;
+
+/// What says that a token was not accepted, in the words of Hugging Face's library and of most others.
+const DENIED: [&str; 6] =
+    ["401", "403", "unauthorized", "forbidden", "gated repo", "invalid user token"];
+
+/// Weights that are to be brought.
+#[derive(Debug)]
+pub struct Fetch {
+    /// The program, with its environment.
+    pub launch: Launch,
+    /// The folder whose growth is its progress.
+    pub folder: PathBuf,
+    /// What they need, in bytes; `None`: nobody knows.
+    pub size: Option<u64>,
+    /// Names of the variables that hold secrets, for a person whose token was not accepted.
+    pub secrets: Vec<String>,
+}
+
+/// Runs the program to its end; says what is there then.
+///
+/// The program outlives this future: whoever drops it has to stop what carries the launch's marker.
+///
+/// # Errors
+/// If there is no room, if it cannot be run, or if it fails: then with the last lines that it wrote.
+pub async fn fetch(order: &Fetch, told: impl Fn(String)) -> Result<String, Failure> {
+    let before = on_disk(&order.folder);
+    if let Some(size) = order.size {
+        room_for(order, size.saturating_sub(before))?;
+    }
+    let mut child = process::start(&order.launch, &Launcher::default()).await?.child;
+    let step = order.size.map_or(PART, |size| size / PARTS).max(1);
+    let mut shown = before;
+    let status = loop {
+        tokio::select! {
+            biased;
+            status = child.wait() => break status.map_err(|error| Failure::from_error(&error))?,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let now = on_disk(&order.folder);
+        if now.abs_diff(shown) >= step {
+            told(match order.size {
+                Some(size) => format!("{} of {} on the disk", bytes(now), bytes(size)),
+                None => format!("{} on the disk", bytes(now)),
+            });
+            shown = now;
+        }
+    };
+    let now = on_disk(&order.folder);
+    if status.success() {
+        return Ok(match now.saturating_sub(before) {
+            0 => format!("all was there, {} in {}", bytes(now), order.folder.display()),
+            grown => format!(
+                "{} are in {}, {} of them new",
+                bytes(now),
+                order.folder.display(),
+                bytes(grown)
+            ),
+        });
+    }
+    Err(failed(order, &status))
+}
+
+fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
+    let program = order.launch.argv.first().map_or("", String::as_str);
+    let log = process::log_tail(&order.launch.log, LAST_WORDS);
+    let said = log.join("\n").to_lowercase();
+    let failure = if DENIED.iter().any(|word| said.contains(word)) {
+        Failure::new(format!(
+            "{program} was refused: the token was not accepted, or may not read this model"
+        ))
+        .hint(match &order.secrets[..] {
+            [] => "name the variable that holds the token, like HF_TOKEN, in replica.secret_env"
+                .to_owned(),
+            names => format!(
+                "look whether {} may read it, and whether the model's licence was accepted",
+                names.join(" or ")
+            ),
+        })
+    } else if said.contains("no space left") {
+        Failure::new(format!("{program} found no room in {}", order.folder.display()))
+            .hint("make room; with fetch.size it is looked for before anything is begun")
+    } else {
+        Failure::new(format!("{program} failed: {status}"))
+            .hint("the last lines that it wrote say why; what it has brought so far is kept")
+    };
+    failure.log(log)
+}
+
+/// Refuses to begin what cannot be brought to its end.
+fn room_for(order: &Fetch, needed: u64) -> Result<(), Failure> {
+    let place = order.folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));
+    let Ok(disk) = rustix::fs::statvfs(place) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the weights need {} more in {}, which has {} free",
+        bytes(needed),
+        order.folder.display(),
+        bytes(free)
+    ))
+    .hint("make room, or put fetch.folder and the engine's cache on a larger disk"))
+}
+
+/// What the files below a folder take on the disk, in bytes: a link counts once, a hole not at all.
+fn on_disk(folder: &Path) -> u64 {
+    let mut sum = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(entries) = folders.pop().map(std::fs::read_dir) {
+        // Files come and go meanwhile.
+        for entry in entries.into_iter().flatten().flatten() {
+            let Ok(found) = entry.path().symlink_metadata() else { continue };
+            if found.is_dir() {
+                folders.push(entry.path());
+            } else {
+                // stat(2): blocks of 512 bytes, whatever the file system's are.
+                sum += found.blocks() * 512;
+            }
+        }
+    }
+    sum
+}
+
+/// A size for people.
+fn bytes(number: u64) -> String {
+    match number {
+        0..1_000_000 => format!("{:.0} kB", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", number as f64 / 1e6),
+        _ => format!("{:.1} GB", number as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_in_units_that_people_use() {
+        assert_eq!([0, 1_500_000, 65_432_000_000].map(bytes), ["0 kB", "2 MB", "65.4 GB"]);
+    }
+
+    #[test]
+    fn what_is_on_the_disk_is_counted_below_folders_and_not_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(on_disk(&folder.path().join("none")), 0);
+        std::fs::create_dir(folder.path().join("blobs")).unwrap();
+        std::fs::write(folder.path().join("blobs/a"), vec![1; 1 << 20]).unwrap();
+        std::os::unix::fs::symlink("blobs/a", folder.path().join("link")).unwrap();
+        let sum = on_disk(folder.path());
+        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&sum), "{sum}");
+    }
+}

@@ -1,0 +1,293 @@
+//! Docker: a container of its own for each replica. The Engine starts it again from the moment that nginx points at it, on
+//! its death and on boot.
+//!
+//! A container that is started here is removed when it has ended, its output kept in the swap's folder. One that somebody
+//! else made, with Compose perhaps, is only stopped: whoever made it can start it again, and so can a rollback.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Boot, Runtime, Started};
+use crate::config::command;
+use crate::host::Ending;
+use crate::host::docker::{self, Container, LOG, REPLICA};
+use crate::host::process::{self, Contained, Launch, ProcessError, StopOrder, Stopped};
+use crate::model::failure::Failure;
+use crate::model::ids::{Port, ProcessId};
+use crate::model::replica::{Found, Keeper, Replica};
+use crate::model::spec;
+use crate::model::wire::MARKER;
+
+/// How much of what it wrote a container shows that ended as soon as it was started.
+const LAST_WORDS: usize = 40;
+
+/// The policy of a container that the Engine starts again, unless somebody has stopped it.
+const STARTS: &str = "unless-stopped";
+const LEAVES: &str = "no";
+/// On boot the Engine starts such a container even if somebody has stopped it.
+const ALWAYS: &str = "always";
+
+/// The container that a keeper names.
+pub(super) struct Docker<'a>(pub(super) &'a str);
+
+impl Docker<'_> {
+    /// Whether it is there, to be started again.
+    pub(super) async fn is_there(&self) -> bool {
+        matches!(docker::inspect(self.0).await, Ok(Some(_)))
+    }
+
+    async fn container(&self) -> Result<Option<Container>, Failure> {
+        Ok(docker::inspect(self.0).await?)
+    }
+
+    /// Starts it, made anew by what a launch says; without that, as it was made by somebody else.
+    async fn launch(&self, launch: &Launch, grace: Duration) -> Result<(), Failure> {
+        let Some(asked) = &launch.container else { return Ok(docker::start(self.0).await?) };
+        // One that ended and outlived its record: nothing runs in it, and its name is needed.
+        if let Some(old) = self.container().await?.filter(|old| old.label(REPLICA).is_some()) {
+            clear(&old).await?;
+        }
+        let args = arguments(self.0, launch, asked, grace);
+        Ok(docker::run(&args, &launch.env).await?)
+    }
+}
+
+impl Runtime for Docker<'_> {
+    async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure> {
+        let launched = self.launch(launch, grace).await;
+        let container = self.container().await?;
+        let failure = match (launched, &container) {
+            (Ok(()), Some(container)) => match main(container) {
+                Some(main) => {
+                    let keeper = Keeper::Docker(self.0.to_owned());
+                    return Ok(Started { main, keeper, invocation: None, left_out: Vec::new() });
+                }
+                None => {
+                    let log = docker::log_tail(self.0, LAST_WORDS).await.unwrap_or_default();
+                    let code = container.state.exit_code;
+                    Failure::new(format!(
+                        "{} ended at once, with exit code {code}",
+                        Keeper::Docker(self.0.to_owned())
+                    ))
+                    .log(log)
+                }
+            },
+            (Ok(()), None) => Failure::new(format!("container {} is gone at once", self.0)),
+            (Err(failure), _) => failure,
+        };
+        if let Some(container) =
+            container.filter(|made| made.label(REPLICA).is_some() && main(made).is_none())
+        {
+            clear(&container).await?;
+        }
+        Err(failure)
+    }
+
+    async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
+        let container = match docker::marked(marker).await? {
+            Some(container) => Some(container),
+            // What somebody else made carries no label of ours, and its keeper says which it is.
+            None => {
+                self.container().await?.filter(|it| it.label(REPLICA).is_none() && it.state.running)
+            }
+        };
+        let Some(container) = container else { return Ok(None) };
+        let keeper = Keeper::Docker(container.known_as());
+        let main = main(&container).unwrap_or(ProcessId { pid: 0, start: 0 });
+        let tree = if container.state.running { process::tree(main)? } else { Vec::new() };
+        Ok(Some(StopOrder { main, tree, marker: Some(marker.to_owned()), grace, keeper }))
+    }
+
+    async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
+        let Some(container) = self.container().await? else { return Ok(Stopped::default()) };
+        let mut stopped = Stopped::default();
+        if let Some(main) = main(&container) {
+            stopped.ended = process::tree(main)?;
+            if container.restarts() == ALWAYS {
+                docker::restart(self.0, STARTS).await?;
+            }
+            match how {
+                Ending::Graceful => docker::stop(self.0, order.grace).await?,
+                Ending::Cut => docker::kill(self.0).await?,
+            }
+            if let Some(left) = stopped.ended.iter().find(|process| process::alive(**process)) {
+                return Err(Failure::new(format!(
+                    "process {left} of {} is still there after docker stopped it",
+                    order.keeper
+                )));
+            }
+            if self.container().await?.is_some_and(|ended| ended.state.exit_code == KILLED) {
+                stopped.forced = vec![main];
+            }
+        }
+        if container.label(REPLICA).is_some() {
+            clear(&container).await?;
+        }
+        Ok(stopped)
+    }
+
+    async fn booted(&self) -> Result<bool, Failure> {
+        Ok(self.container().await?.is_some_and(|container| container.restarts() != LEAVES))
+    }
+
+    async fn on_boot(&self, boot: Boot) -> Result<(), Failure> {
+        let policy = match boot {
+            Boot::Starts => STARTS,
+            Boot::Leaves => LEAVES,
+        };
+        match self.container().await? {
+            Some(_) => Ok(docker::restart(self.0, policy).await?),
+            None if boot == Boot::Leaves => Ok(()),
+            None => Err(Failure::new(format!("container {} is gone", self.0))),
+        }
+    }
+
+    async fn promoted(&self) -> Result<(), Failure> {
+        // Since nginx points at it, the Engine starts it again.
+        Ok(())
+    }
+
+    async fn log_tail(&self, replica: &Replica, lines: usize) -> Result<Vec<String>, Failure> {
+        match self.container().await? {
+            Some(_) => Ok(docker::log_tail(self.0, lines).await?),
+            // Removed since: its output was kept.
+            None => Ok(replica
+                .log
+                .as_deref()
+                .map(|log| process::log_tail(log, lines))
+                .unwrap_or_default()),
+        }
+    }
+}
+
+/// What follows `docker run`, but for the variables.
+fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) -> Vec<String> {
+    let mut args = vec![
+        format!("--name={name}"),
+        format!("--label={REPLICA}={}", launch.env.get(MARKER).map_or("", String::as_str)),
+        format!("--label={LOG}={}", launch.log.display()),
+        format!("--restart={LEAVES}"),
+        // Whoever stops it, an Engine that ends included, gives it this time.
+        format!("--stop-timeout={}", grace.as_secs()),
+        format!("--publish=127.0.0.1:{0}:{0}", asked.port),
+    ];
+    if !asked.gpus.is_empty() {
+        // The value is itself a list in CSV, and its only field has commas of its own.
+        args.push(format!("--gpus=\"device={}\"", command::gpu_list(&asked.gpus)));
+    }
+    args.extend(asked.options.iter().cloned());
+    args.push(asked.image.clone());
+    args.extend(launch.argv.iter().cloned());
+    args
+}
+
+/// 128 and the number of SIGKILL.
+const KILLED: i32 = 137;
+
+/// The first process of a container that runs.
+fn main(container: &Container) -> Option<ProcessId> {
+    container.state.running.then(|| process::with_pid(container.state.pid))
+}
+
+/// Keeps the output of a container that was started here and has ended, and removes it.
+async fn clear(container: &Container) -> Result<(), Failure> {
+    if let Some(log) = container.label(LOG).map(Path::new)
+        && log.parent().is_some_and(Path::is_dir)
+    {
+        docker::keep_log(&container.id, log).await?;
+    }
+    Ok(docker::remove(&container.id).await?)
+}
+
+/// What is found on a port, with the container in front of which Docker listens, or that a process belongs to.
+pub(in crate::host) async fn find(
+    port: Port,
+    found: Result<Option<Found>, ProcessError>,
+    runtime: spec::Runtime,
+) -> Result<Option<Found>, Failure> {
+    let inside = match &found {
+        Ok(Some(Found { keeper: Keeper::Container(id), .. })) => Some(id.clone()),
+        Ok(Some(_)) => return Ok(found?),
+        // Where the kernel forwards, nobody listens. Other places need not be asked.
+        Ok(None) if runtime != spec::Runtime::Docker => return Ok(None),
+        // Two proxies, one for each family of addresses, are no two programs; and others' sockets only Docker may know.
+        Ok(None) | Err(_) => None,
+    };
+    let container = match docker::published(port).await {
+        Ok(None) => match inside {
+            Some(id) => docker::inspect(&id).await.ok().flatten(),
+            None => None,
+        },
+        container => container.ok().flatten(),
+    };
+    let Some((container, main)) = container.and_then(|it| main(&it).map(|main| (it, main))) else {
+        return Ok(found?);
+    };
+    Ok(Some(Found {
+        main,
+        tree: process::tree(main)?,
+        listeners: vec![main],
+        argv: process::redact(&container.argv()),
+        cwd: None,
+        uid: std::fs::metadata(format!("/proc/{main}")).map_or(0, |entry| entry.uid()),
+        keeper: Keeper::Docker(container.known_as()),
+    }))
+}
+
+/// Who listens on a port. Where Docker listens for a container it is that container, once somebody listens in there.
+pub(in crate::host) async fn listeners(
+    port: Port,
+    listeners: Result<Vec<ProcessId>, ProcessError>,
+) -> Result<Vec<ProcessId>, Failure> {
+    let all_forward = listeners.as_ref().map_or(true, |all| {
+        !all.is_empty() && all.iter().all(|process| process::forwards(*process))
+    });
+    if all_forward
+        && let Ok(Some(container)) = docker::published(port).await
+        && let Some(main) = main(&container)
+    {
+        let inside = process::listens_within(main, container.inside(port))?;
+        return Ok(if inside { vec![main] } else { Vec::new() });
+    }
+    Ok(listeners?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::process::Inherited;
+    use crate::model::spec::Gpu;
+
+    #[test]
+    fn a_container_is_told_its_place_and_no_value_of_a_variable() {
+        let inherited = Inherited::of_self().unwrap();
+        let env = [(MARKER, "chat/s-1/b"), ("HF_TOKEN", "hf_canary")];
+        let launch = Launch {
+            argv: ["Qwen/New", "--port", "8002"].map(str::to_owned).to_vec(),
+            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            cwd: "/".into(),
+            identity: inherited.identity,
+            log: "/state/replica.log".into(),
+            keeper: Keeper::Docker("model-swap-chat-b".to_owned()),
+            container: None,
+        };
+        let mut asked = Contained {
+            image: "sha256:aa".to_owned(),
+            port: Port(8002),
+            gpus: vec![Gpu::Index(1), Gpu::Index(3)],
+            options: vec!["--ipc=host".to_owned()],
+        };
+        let line = |asked: &Contained| {
+            arguments("model-swap-chat-b", &launch, asked, Duration::from_secs(35)).join(" ")
+        };
+        assert_eq!(
+            line(&asked),
+            "--name=model-swap-chat-b --label=model-swap.replica=chat/s-1/b --label=model-swap.log=/state/replica.log \
+             --restart=no --stop-timeout=35 --publish=127.0.0.1:8002:8002 --gpus=\"device=1,3\" --ipc=host sha256:aa \
+             Qwen/New --port 8002"
+        );
+        asked.gpus.clear();
+        assert!(!line(&asked).contains("--gpus"));
+    }
+}
