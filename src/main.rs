@@ -59,14 +59,12 @@ fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<Exit
             (Surface::Workflow, inputs.map_err(failures))
         }
         Some(verb) => {
+            let surface = verb.surface();
             let inputs = verb.inputs(&env).map_err(|failure| vec![failure]);
-            (
-                Surface::Terminal,
-                inputs.map(|inputs| inputs.expect("the server's side is served elsewhere")),
-            )
+            (surface, inputs.map(|inputs| inputs.expect("the server's side is served elsewhere")))
         }
     };
-    let mut voice = Voice::new(surface);
+    let mut voice = Voice::new(surface, &env);
     let run = WorkflowRun::from_env(&env);
     let exit = match inputs {
         Err(failures) => runner::refuse(&run, &failures, &mut voice),
@@ -122,7 +120,7 @@ fn afterwards(env: BTreeMap<String, String>) -> anyhow::Result<ExitCode> {
     let Ok(inputs) = Inputs::from_env(&env) else { return Ok(ExitCode::SUCCESS) };
     let run = WorkflowRun::from_env(&env);
     let surface = Surface::Workflow;
-    let mut voice = Voice::new(surface);
+    let mut voice = Voice::new(surface, &env);
     let setting = Setting { surface, inputs, run, env };
     let exit = on_one_thread(runner::afterwards(setting, &mut voice))?;
     Ok(ExitCode::from(exit.code()))

@@ -15,6 +15,7 @@ mod recover;
 mod resume;
 mod rollback;
 mod run;
+mod sampling;
 mod uninstall;
 
 pub use install::install;

@@ -10,7 +10,8 @@ use super::abort::never_begun;
 use super::answer::Answers;
 use super::rollback::{self, INCUMBENT, SPEC};
 use super::{
-    aftermath, barred, confirm_route, follow, parse, place, prune, recover, unchanged, uninstall,
+    aftermath, barred, confirm_route, follow, parse, place, prune, recover, sampling, unchanged,
+    uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -247,7 +248,12 @@ async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answ
     let (cx, mut journal) = begun;
     answers.send(&Frame::Accepted { swap: work.swap.clone() });
     answers.close();
-    let conclusion = match executor::execute(&cx, &mut journal).await {
+    let executed = tokio::select! {
+        biased;
+        executed = executor::execute(&cx, &mut journal) => executed,
+        never = sampling::sample(&cx) => match never {},
+    };
+    let conclusion = match executed {
         Ok(conclusion) => conclusion,
         Err(error) => {
             // Without a journal nothing more may be done; the next command recovers from what is on the disk.
@@ -257,7 +263,12 @@ async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answ
     };
     if conclusion.failure.is_none() {
         drop(lease);
-        return aftermath::aftermath(&cx, &mut journal, holder(work, cx.host.now())).await;
+        let held = holder(work, cx.host.now());
+        return tokio::select! {
+            biased;
+            () = aftermath::aftermath(&cx, &mut journal, held) => {}
+            never = sampling::sample(&cx) => match never {},
+        };
     }
     remember(cx.dir, &work.swap, conclusion.outcome, &cx.plan, cx.host.now());
     drop(lease);

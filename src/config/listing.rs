@@ -58,7 +58,7 @@ impl Listing {
         match read {
             Ok(Some(listing)) if list.is_empty() => return Ok(listing),
             Ok(_) => {}
-            Err(problem) => list.push(problem),
+            Err(problem) => list.push(*problem),
         }
         Err(Problems { origin: origin.to_owned(), list })
     }

@@ -75,7 +75,7 @@ pub fn load(text: &str, file_name: &str, overrides: &Overrides) -> Result<Config
     match read {
         Ok(Some(config)) if list.is_empty() => return Ok(config),
         Ok(_) => {}
-        Err(problem) => list.push(problem),
+        Err(problem) => list.push(*problem),
     }
     Err(Problems { origin: file_name.to_owned(), list })
 }
@@ -107,6 +107,7 @@ fn missing_secret(name: &str) -> Problem {
     Problem {
         place: Place::default().key(name),
         line: None,
+        column: None,
         wrong: Wrong::Missing,
         expected: "a value that is not empty".to_owned(),
         hint: Some(format!(
@@ -116,7 +117,11 @@ fn missing_secret(name: &str) -> Problem {
 }
 
 /// `Ok(None)` only with a problem in the report.
-fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Config>, Problem> {
+fn read(
+    text: &str,
+    overrides: &Overrides,
+    report: &Report,
+) -> Result<Option<Config>, Box<Problem>> {
     let document = document(text)?;
     let given = [&overrides.service, &overrides.model, &overrides.host];
     let [service, model, host] = given.map(|value| value.clone().map(Value::String));
@@ -167,18 +172,19 @@ fn read(text: &str, overrides: &Overrides, report: &Report) -> Result<Option<Con
 }
 
 /// The parsed text, or what YAML itself has against it.
-fn document(text: &str) -> Result<Value, Problem> {
-    serde_yaml::from_str(text).map_err(|error| Problem {
-        place: Place::default(),
+fn document(text: &str) -> Result<Value, Box<Problem>> {
+    serde_yaml::from_str(text).map_err(|error| {
         // What concerns the text as a whole is located at its first character.
-        line: error
-            .location()
-            .map(|at| (at.line(), at.column()))
-            .filter(|at| *at != (1, 1))
-            .map(|(line, _)| line),
-        wrong: Wrong::Syntax(error.to_string()),
-        expected: "settings as in docs/model-swap.yaml".to_owned(),
-        hint: None,
+        let at = error.location().map(|at| (at.line(), at.column())).filter(|at| *at != (1, 1));
+        let (line, column) = at.unzip();
+        Box::new(Problem {
+            place: Place::default(),
+            line,
+            column,
+            wrong: Wrong::Syntax(error.to_string()),
+            expected: "settings as in docs/model-swap.yaml".to_owned(),
+            hint: None,
+        })
     })
 }
 

@@ -46,18 +46,18 @@ impl Place {
         }
     }
 
-    /// The line, counted from 1, where this place begins in a YAML text: its key's, or its element's.
+    /// Line and column, counted from 1, where this place begins in a YAML text: its key's, or its element's.
     ///
     /// Parsed values know no lines, but the parser's errors do. So the text is parsed once more by a visitor that
     /// follows the path and fails on purpose at its end.
-    pub fn line(&self, text: &str) -> Option<usize> {
+    pub fn position(&self, text: &str) -> Option<(usize, usize)> {
         if self.is_root() {
             return None;
         }
         let document = serde_yaml::Deserializer::from_str(text);
         match document.deserialize_any(Walk { path: &self.0 }) {
             Ok(Arrived::Past) => None,
-            Err(error) => error.location().map(|location| location.line()),
+            Err(error) => error.location().map(|at| (at.line(), at.column())),
         }
     }
 
@@ -188,7 +188,15 @@ mod tests {
             (root.key("nowhere"), None),
             (root, None),
         ] {
-            assert_eq!(place.line(TEXT), line, "{place}");
+            assert_eq!(place.position(TEXT).map(|(line, _)| line), line, "{place}");
+        }
+    }
+
+    #[test]
+    fn a_place_knows_its_column() {
+        let slots = Place::default().key("slots");
+        for (place, position) in [(slots.clone(), (2, 1)), (slots.key("b").key("port"), (5, 5))] {
+            assert_eq!(place.position(TEXT), Some(position), "{place}");
         }
     }
 

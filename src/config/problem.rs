@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::failure::{Failure, Hint};
+use crate::model::failure::{Failure, Hint, Location};
 
 use super::place::Place;
 
@@ -13,6 +13,8 @@ pub struct Problem {
     pub place: Place,
     /// Line of the file, counted from 1; of the enclosing mapping if something is missing; `None` outside the file.
     pub line: Option<usize>,
+    /// Column of that line, counted from 1.
+    pub column: Option<usize>,
     /// What stands there.
     pub wrong: Wrong,
     /// The accepted form, with an example.
@@ -82,7 +84,11 @@ impl Problems {
                     Some(line) => format!("{}:{line}", self.origin),
                     None => self.origin.clone(),
                 };
-                Failure { message: format!("{at}: {problem}"), ..problem.to_failure() }
+                let location = problem.line.zip(problem.column).map(|(line, column)| {
+                    Box::new(Location { file: self.origin.clone(), line, column })
+                });
+                let message = format!("{at}: {problem}");
+                Failure { message, location, ..problem.to_failure() }
             })
             .collect()
     }

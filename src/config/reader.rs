@@ -23,10 +23,11 @@ impl Report {
         let known = self.known.into_inner();
         let mut problems = self.problems.into_inner();
         for problem in &mut problems {
-            problem.line = match problem.wrong {
-                Wrong::Missing => problem.place.parent().line(text),
-                _ => problem.place.line(text),
+            let place = match problem.wrong {
+                Wrong::Missing => problem.place.parent(),
+                _ => problem.place.clone(),
             };
+            (problem.line, problem.column) = place.position(text).unzip();
             if problem.wrong == Wrong::UnknownKey && problem.hint.is_none() {
                 problem.hint = elsewhere(&known, &problem.place);
             }
@@ -213,7 +214,8 @@ impl<'a> Node<'a> {
 
     fn refuse(&self, wrong: Wrong, expected: &str, hint: Option<String>) {
         let place = self.place.clone();
-        let problem = Problem { place, line: None, wrong, expected: expected.to_owned(), hint };
+        let problem =
+            Problem { place, line: None, column: None, wrong, expected: expected.to_owned(), hint };
         self.report.problems.borrow_mut().push(problem);
     }
 }

@@ -269,6 +269,7 @@ async fn stuck<H: Host>(
         causes: [why.causes, vec![format!("it was to be undone because {}", reason.message)]].concat(),
         hints: why.hints,
         log_tail: if why.log_tail.is_empty() { reason.log_tail } else { why.log_tail },
+        location: None,
     }
     .hint("mend that first, then `model-swap repair` (in a workflow `command: repair`) undoes this and the rest");
     cx.stuck(traffic, serves, failure)

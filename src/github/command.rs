@@ -2,6 +2,8 @@
 //!
 //! Grammar and escapes: GitHub's documentation, "Workflow commands", and the runner's `ActionCommand`.
 
+use crate::model::failure::Location;
+
 /// Ends the group that was started last.
 pub const END_GROUP: &str = "::endgroup::";
 
@@ -29,14 +31,22 @@ pub fn group(title: &str) -> String {
     format!("::group::{}", data(title))
 }
 
-/// An annotation with a title: shown on the run's page as well as in the log.
-pub fn annotation(kind: Annotation, title: &str, message: &str) -> String {
+/// An annotation with a title: shown on the run's page as well as in the log, and beside the line of the file that it is about.
+pub fn annotation(
+    kind: Annotation,
+    title: &str,
+    location: Option<&Location>,
+    message: &str,
+) -> String {
     let name = match kind {
         Annotation::Error => "error",
         Annotation::Warning => "warning",
         Annotation::Notice => "notice",
     };
-    format!("::{name} title={}::{}", property(title), data(message))
+    let at = location.map(|Location { file, line, column }| {
+        format!(",file={},line={line},col={column}", property(file))
+    });
+    format!("::{name} title={}{}::{}", property(title), at.unwrap_or_default(), data(message))
 }
 
 /// One of our own lines, with whatever in it the runner would take for a command made plain.
@@ -95,8 +105,13 @@ mod tests {
     fn commands_have_the_runners_form() {
         assert_eq!(group("Plan: chat\n50%"), "::group::Plan: chat%0A50%25");
         assert_eq!(
-            annotation(Annotation::Warning, "GitHub: a, b", "one\r\ntwo: 3, 4"),
+            annotation(Annotation::Warning, "GitHub: a, b", None, "one\r\ntwo: 3, 4"),
             "::warning title=GitHub%3A a%2C b::one%0D%0Atwo: 3, 4"
+        );
+        let location = Location { file: "a,b.yaml".to_owned(), line: 5, column: 9 };
+        assert_eq!(
+            annotation(Annotation::Error, "T", Some(&location), "wrong"),
+            "::error title=T,file=a%2Cb.yaml,line=5,col=9::wrong"
         );
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, ApiSpec, one_line};
-use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status};
+use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status, marks};
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::replica::Revision;
@@ -26,6 +26,9 @@ const STATUS_TRIES: usize = 3;
 /// How many of the newest deployments or statuses are looked through (the most a page holds).
 const PAGE: &str = "100";
 
+/// How many of the newest deployments, whoever made them, are looked through: each that is not ours costs a request.
+const AUTOMATIC: &str = "5";
+
 /// GitHub's id of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -34,6 +37,24 @@ pub struct DeploymentId(pub u64);
 impl fmt::Display for DeploymentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The deployment of a swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// We have made it.
+    Ours(DeploymentId),
+    /// GitHub has made it for the job. It ends as the job does.
+    Automatic(DeploymentId),
+}
+
+impl Opened {
+    /// GitHub's id of it.
+    pub fn id(self) -> DeploymentId {
+        match self {
+            Self::Ours(id) | Self::Automatic(id) => id,
+        }
     }
 }
 
@@ -153,20 +174,52 @@ impl Deployments {
         self.post_once(CREATE_TRIES, post, async || self.look(new).await).await
     }
 
-    /// The deployment of a swap that an earlier attempt may have begun; creates it if there is none.
+    /// The deployment of a swap: one that an earlier attempt has begun, or that GitHub has made for the job of this run
+    /// because of its `environment:`; creates it if there is neither.
     ///
     /// # Errors
     /// Those of [`Deployments::create`], and if GitHub cannot be asked what there is.
-    pub async fn find_or_create(&self, new: &NewDeployment) -> Result<DeploymentId, ApiError> {
+    pub async fn find_or_create(
+        &self,
+        new: &NewDeployment,
+        run: Option<&str>,
+    ) -> Result<Opened, ApiError> {
         let tried =
             format!("find or create the deployment of {} in {}", new.swap, self.api.repository);
         let found = async {
-            match self.look(new).await? {
-                Some(id) => Ok(id),
-                None => self.create(new).await,
+            if let Some(id) = self.look(new).await? {
+                return Ok(Opened::Ours(id));
             }
+            if let Some(run) = run {
+                let of_run = format!("/actions/runs/{run}/");
+                let is_of_run = |url: &str| url.contains(&of_run);
+                if let Some(id) = self.automatic(&new.environment, is_of_run).await? {
+                    return Ok(Opened::Automatic(id));
+                }
+            }
+            self.create(new).await.map(Opened::Ours)
         };
         self.api.operation(&tried, found).await
+    }
+
+    /// The newest deployment to an environment that GitHub has made for a job, with a status whose link passes. Nothing
+    /// else in it tells the job, nor the swap that goes on with it.
+    async fn automatic(
+        &self,
+        environment: &str,
+        passes: impl Fn(&str) -> bool,
+    ) -> Result<Option<DeploymentId>, ApiError> {
+        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
+        let query = [("environment", environment), ("per_page", AUTOMATIC)];
+        let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
+        for listed in there.iter().filter(|listed| listed.task != TASK) {
+            let route = format!("/deployments/{}/statuses", listed.id);
+            let posted: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
+            if posted.iter().filter_map(|posted| posted.log_url.as_deref()).any(&passes) {
+                return Ok(Some(listed.id));
+            }
+        }
+        Ok(None)
     }
 
     /// Adds a status to a deployment.
@@ -253,8 +306,12 @@ impl Deployments {
         swap: &SwapId,
     ) -> Result<Option<(DeploymentId, String)>, ApiError> {
         let there = self.list(environment).await?;
-        match there.into_iter().find(|(of, _)| of == swap) {
-            Some((_, id)) => Ok(Some((id, self.state(id).await?))),
+        let id = match there.into_iter().find(|(of, _)| of == swap) {
+            Some((_, id)) => Some(id),
+            None => self.automatic(environment, |url| marks(url, swap)).await?,
+        };
+        match id {
+            Some(id) => Ok(Some((id, self.state(id).await?))),
             None => Ok(None),
         }
     }
@@ -287,6 +344,8 @@ struct Made {
 struct Listed {
     id: DeploymentId,
     #[serde(default)]
+    task: String,
+    #[serde(default)]
     payload: Value,
 }
 
@@ -305,6 +364,7 @@ impl Listed {
 struct Posted {
     state: Value,
     description: Option<String>,
+    log_url: Option<String>,
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub struct Declared {
 }
 
 /// Every input of the action, in the order of `action.yml`.
-pub const INPUTS: [Declared; 18] = [
+pub const INPUTS: [Declared; 19] = [
     Declared { name: "command", default: Some("swap") },
     Declared { name: "config", default: Some(DEFAULT_CONFIG) },
     Declared { name: "service", default: None },
@@ -40,6 +40,7 @@ pub const INPUTS: [Declared; 18] = [
     Declared { name: "rollback", default: Some("false") },
     Declared { name: "rollback-workflow", default: None },
     Declared { name: "reconcile", default: Some("false") },
+    Declared { name: "report", default: None },
     Declared { name: "wait", default: Some("promoted") },
     Declared { name: "lock-wait", default: Some("0s") },
     Declared { name: "force", default: Some("false") },
@@ -86,6 +87,8 @@ pub struct Inputs {
     pub rollback_workflow: Option<String>,
     /// Whether GitHub's deployments are made to say what serves.
     pub reconcile: bool,
+    /// Where the report goes.
+    pub report: Option<PathBuf>,
     /// How far the command is followed.
     pub wait: Wait,
     /// How long another command's swap is waited for.
@@ -244,6 +247,7 @@ impl Inputs {
             rollback: reader.yes("rollback"),
             rollback_workflow: reader.workflow("rollback-workflow"),
             reconcile: reader.yes("reconcile"),
+            report: reader.text("report").map(PathBuf::from),
             wait: reader
                 .choice("wait", &[("promoted", Wait::Promoted), ("retired", Wait::Retired)])
                 .unwrap_or(Wait::Promoted),

@@ -54,6 +54,11 @@ pub struct Status {
     pub log_url: Option<String>,
 }
 
+/// Whether a status's link marks a swap; see [`Status::marked`].
+pub(super) fn marks(url: &str, swap: &SwapId) -> bool {
+    url.rsplit_once('#').is_some_and(|(_, mark)| mark == swap.as_str())
+}
+
 impl State {
     /// The last state of a deployment whose swap ended so.
     ///
@@ -159,6 +164,13 @@ impl Status {
             (State::Success, _) => true,
             (_, state) => state != "inactive",
         }
+    }
+
+    /// The same, with the swap marked in its link: the deployment itself does not name it.
+    #[must_use]
+    pub fn marked(mut self, swap: &SwapId) -> Self {
+        self.log_url = self.log_url.map(|url| format!("{url}#{swap}"));
+        self
     }
 
     /// The description as it is sent.

@@ -8,6 +8,7 @@ use super::ids::{SlotName, SwapId};
 use super::outcome::Outcome;
 use super::plan::Plan;
 use super::replica::Revision;
+use super::sample::Sample;
 
 /// One line of the event stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +112,8 @@ pub enum EventKind {
         /// What is left in flight.
         failure: Failure,
     },
+    /// What replicas and GPUs do; told now and then, whatever step is performed.
+    Sampled(Sample),
     /// The outcome is known. Steps after `promote` may follow.
     Concluded(Conclusion),
     /// Always last: nothing will follow.

@@ -8,6 +8,7 @@ pub mod outcome;
 pub mod plan;
 pub mod record;
 pub mod replica;
+pub mod sample;
 pub mod secret;
 pub mod spec;
 pub mod state;

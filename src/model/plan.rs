@@ -84,7 +84,7 @@ pub struct PlannedStep {
 }
 
 /// What can be known of a plan without the server: nothing that depends on what serves there now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outline {
     /// The service.
     pub service: ServiceName,

@@ -122,7 +122,7 @@ mod tests {
                 text("    fail  upstream        nginx has no upstream `llm`"),
                 text(r"    warn  access log      is \u{1b}[1mmute"),
                 text("    ?     plan of a swap  what failed above is in the way"),
-                Line::Error("upstream: nginx has no upstream `llm`".to_owned()),
+                Line::Error("upstream: nginx has no upstream `llm`".to_owned(), None),
                 text("            hint: add it:"),
                 text("              upstream llm {"),
                 text("              }"),

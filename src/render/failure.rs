@@ -12,7 +12,10 @@ pub fn refusal(failures: &[Failure]) -> Vec<Line> {
     failures
         .iter()
         .flat_map(|failure| {
-            let mut lines = vec![Line::Error(inert(&failure.to_string()))];
+            let mut lines = vec![Line::Error(
+                inert(&failure.to_string()),
+                failure.location.as_deref().cloned(),
+            )];
             lines.extend(indented(&hints(failure)));
             lines.extend(log(failure));
             lines
@@ -81,6 +84,7 @@ mod tests {
                 causes: vec!["exit code 1".to_owned()],
                 hints: vec!["put this into it:\nupstream llm {\n}".to_owned()],
                 log_tail: vec!["[emerg] a".to_owned(), "b\r".to_owned()],
+                location: None,
             },
             Failure::new("port 8002 is taken"),
         ];
@@ -88,14 +92,14 @@ mod tests {
         assert_eq!(
             refusal(&failures),
             [
-                Line::Error(r"nginx -t rejects \u{1b}[1mthe file: exit code 1".to_owned()),
+                Line::Error(r"nginx -t rejects \u{1b}[1mthe file: exit code 1".to_owned(), None),
                 text("            hint: put this into it:"),
                 text("              upstream llm {"),
                 text("              }"),
                 Line::GroupStart("Last 2 lines of its log".to_owned()),
                 Line::Remote(vec!["[emerg] a".to_owned(), r"b\r".to_owned()]),
                 Line::GroupEnd,
-                Line::Error("port 8002 is taken".to_owned()),
+                Line::Error("port 8002 is taken".to_owned(), None),
             ]
         );
     }

@@ -8,7 +8,8 @@ use crate::model::event::{Closing, Conclusion, Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, PlannedStep};
+use crate::model::step::Step;
 
 /// What has been shown so far.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,7 @@ pub struct Log {
     seq: u64,
     began: Option<Timestamp>,
     plan: Option<Plan>,
+    phase: Option<Phase>,
     shown: Vec<Failure>,
     wanted: &'static [Outcome],
 }
@@ -41,7 +43,8 @@ impl Log {
                 plan::lines(plan)
             }
             EventKind::StepStarted { index } => {
-                line(format!("→ {}", self.step(*index, Words::WithIntent)))
+                let begun = line(format!("→ {}", self.step(*index, Words::WithIntent)));
+                self.within(self.phase_of(*index), begun)
             }
             EventKind::Progress { text, .. } => line(format!("  {}", inert(text))),
             EventKind::StepSucceeded { index, took_ms, detail } => {
@@ -55,10 +58,12 @@ impl Log {
                     duration(*took_ms),
                     after_colon(&failure.message)
                 );
-                self.with_details(line(text), failure)
+                let failed = self.with_details(line(text), failure);
+                self.outside(failed)
             }
             EventKind::UndoStarted { index } => {
-                line(format!("↩ undo {}", self.step(*index, Words::Name)))
+                let begun = line(format!("↩ undo {}", self.step(*index, Words::Name)));
+                self.within(Phase::Undo, begun)
             }
             EventKind::UndoFinished { index, detail } => {
                 line(format!("↩ undone {}{}", self.step(*index, Words::Name), after_colon(detail)))
@@ -66,38 +71,106 @@ impl Log {
             EventKind::UndoFailed { index, failure } => {
                 let step = self.step(*index, Words::Name);
                 let text = format!("✗ cannot undo {step}{}", after_colon(&failure.message));
-                self.with_details(line(text), failure)
+                let failed = self.with_details(line(text), failure);
+                self.outside(failed)
             }
             EventKind::TrafficIsBack { traffic } => {
-                line(format!("↩ traffic is where it was{}", after_colon(traffic)))
+                let back = line(format!("↩ traffic is where it was{}", after_colon(traffic)));
+                self.outside(back)
             }
             EventKind::TakenUp { found } => line(format!("taken up again{}", after_colon(found))),
             EventKind::Warning { text } => vec![Line::Warning(inert(text))],
             EventKind::Overdue { failure } => {
                 let text = format!("kept and watched{}", after_colon(&failure.message));
+                let overdue = self.with_details(vec![Line::Warning(text)], failure);
+                self.outside(overdue)
+            }
+            EventKind::Concluded(conclusion) => {
+                let concluded = self.concluded(&event.swap, conclusion, &elapsed);
+                self.outside(concluded)
+            }
+            EventKind::Closed(closing) => {
+                let closed = self.closed(closing, line);
+                self.outside(closed)
+            }
+            EventKind::AwaitsWord { .. } | EventKind::Sampled(_) | EventKind::Unknown => Vec::new(),
+        }
+    }
+
+    /// Lines of a phase, which a reader may fold.
+    fn within(&mut self, phase: Phase, lines: Vec<Line>) -> Vec<Line> {
+        if self.phase == Some(phase) {
+            return lines;
+        }
+        let mut all = self.outside(Vec::new());
+        self.phase = Some(phase);
+        all.push(Line::GroupStart(self.title(phase)));
+        all.extend(lines);
+        all
+    }
+
+    /// Lines that are to be seen whatever is folded.
+    fn outside(&mut self, lines: Vec<Line>) -> Vec<Line> {
+        let end = self.phase.take().map(|_| Line::GroupEnd);
+        end.into_iter().chain(lines).collect()
+    }
+
+    fn phase_of(&self, index: usize) -> Phase {
+        let steps = self.plan.as_ref().map_or(&[][..], |plan| &plan.steps);
+        let is_cutover = |planned: &PlannedStep| matches!(planned.step, Step::CutOver { .. });
+        match steps.iter().position(is_cutover) {
+            _ if index >= steps.len() => Phase::Later,
+            Some(cutover) if index < cutover => Phase::Prepare,
+            _ => Phase::Move,
+        }
+    }
+
+    fn title(&self, phase: Phase) -> String {
+        let sides = self.plan.as_ref().map(|plan| (&plan.candidate, plan.incumbent.as_ref()));
+        match (phase, sides) {
+            (Phase::Prepare, Some((candidate, _))) => {
+                format!("Prepare {} in slot {}", inert(&candidate.revision.model), candidate.slot)
+            }
+            (Phase::Move, Some((candidate, _))) => {
+                format!(
+                    "Move traffic to {} in slot {}",
+                    inert(&candidate.revision.model),
+                    candidate.slot
+                )
+            }
+            (Phase::Later, Some((_, Some(before)))) => {
+                format!(
+                    "Drain and retire {} in slot {}",
+                    inert(&before.revision.model),
+                    before.slot
+                )
+            }
+            (Phase::Undo, _) => "Undo".to_owned(),
+            (Phase::Prepare, None) => "Prepare".to_owned(),
+            (Phase::Move, None) => "Move traffic".to_owned(),
+            (Phase::Later, _) => "Drain and retire".to_owned(),
+        }
+    }
+
+    fn closed(&mut self, closing: &Closing, line: impl Fn(String) -> Vec<Line>) -> Vec<Line> {
+        match closing {
+            Closing::Nothing => Vec::new(),
+            Closing::Retired { slot } => {
+                line(format!("slot {slot} is free: its replica is drained and gone"))
+            }
+            Closing::Kept { slot, failure } => {
+                let text = format!(
+                    "the replica on slot {slot} still runs{}",
+                    after_colon(&failure.message)
+                );
                 self.with_details(vec![Line::Warning(text)], failure)
             }
-            EventKind::Concluded(conclusion) => self.concluded(&event.swap, conclusion, &elapsed),
-            EventKind::Closed(closing) => match closing {
-                Closing::Nothing => Vec::new(),
-                Closing::Retired { slot } => {
-                    line(format!("slot {slot} is free: its replica is drained and gone"))
-                }
-                Closing::Kept { slot, failure } => {
-                    let text = format!(
-                        "the replica on slot {slot} still runs{}",
-                        after_colon(&failure.message)
-                    );
-                    self.with_details(vec![Line::Warning(text)], failure)
-                }
-                Closing::Superseded { by: Some(swap) } => {
-                    line(format!("{swap} took over what was left to do"))
-                }
-                Closing::Superseded { by: None } => {
-                    line("another command took over what was left to do".to_owned())
-                }
-            },
-            EventKind::AwaitsWord { .. } | EventKind::Unknown => Vec::new(),
+            Closing::Superseded { by: Some(swap) } => {
+                line(format!("{swap} took over what was left to do"))
+            }
+            Closing::Superseded { by: None } => {
+                line("another command took over what was left to do".to_owned())
+            }
         }
     }
 
@@ -108,7 +181,7 @@ impl Log {
             vec![Line::Text(format!("{elapsed:>8}  {text}"))]
         } else {
             let why = failure.as_ref().map(|failure| format!("; {}", inert(&failure.message)));
-            vec![Line::Error(format!("{text}{}", why.unwrap_or_default()))]
+            vec![Line::Error(format!("{text}{}", why.unwrap_or_default()), None)]
         };
         if let Some(failure) = failure {
             lines = self.with_details(lines, failure);
@@ -154,6 +227,19 @@ impl Log {
             }
         }
     }
+}
+
+/// A part of the log that a reader may fold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Up to the cutover.
+    Prepare,
+    /// From the cutover to `promote`.
+    Move,
+    /// After `promote`.
+    Later,
+    /// Backwards.
+    Undo,
 }
 
 /// How much is said of a step.

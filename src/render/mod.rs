@@ -4,6 +4,7 @@
 //! becomes on a terminal or in a workflow's log is the caller's to say.
 
 pub mod checkup;
+mod counts;
 pub mod difference;
 pub mod failure;
 pub mod history;
@@ -11,12 +12,15 @@ pub mod log;
 mod markdown;
 pub mod outline;
 pub mod plan;
+pub mod report;
 #[cfg(test)]
 mod sample;
 pub mod status;
 pub mod summary;
 mod text;
 pub mod uninstalled;
+
+use crate::model::failure::Location;
 
 /// One line, or one act, of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +33,8 @@ pub enum Line {
     GroupEnd,
     /// Worth an annotation, and no failure.
     Warning(String),
-    /// Worth an annotation: a failure.
-    Error(String),
+    /// Worth an annotation: a failure, and where in a file of the repository it is.
+    Error(String, Option<Location>),
     /// Lines of a log on the server, word for word but for control characters.
     Remote(Vec<String>),
 }

@@ -77,6 +77,7 @@ pub(super) fn failure() -> Failure {
         causes: vec!["CUDA out of memory".to_owned()],
         hints: vec!["free the GPU".to_owned()],
         log_tail: vec!["::error::boom".to_owned(), "\u{1b}[31mTraceback ``` @acme".to_owned()],
+        location: None,
     }
 }
 

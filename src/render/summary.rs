@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::counts::Counts;
 use super::failure::{hints, reasons, tail};
 use super::markdown::{code, fenced};
 use super::plan::title;
@@ -21,6 +22,7 @@ pub struct Summary {
     plan: Option<Plan>,
     rows: Vec<Row>,
     warnings: Vec<String>,
+    counts: Counts,
     conclusion: Option<(Timestamp, Conclusion)>,
     closing: Option<Closing>,
 }
@@ -29,6 +31,8 @@ pub struct Summary {
 #[derive(Debug, Clone, Default)]
 struct Row {
     result: StepResult,
+    /// From the swap's beginning to the step's, in milliseconds.
+    after_ms: Option<u64>,
     took_ms: Option<u64>,
     detail: Option<String>,
 }
@@ -58,7 +62,13 @@ impl Summary {
                 self.rows = plan.all_steps().map(|_| Row::default()).collect();
                 self.plan = Some(plan.as_ref().clone());
             }
-            EventKind::StepStarted { index } => self.step(*index, StepResult::Running, None, None),
+            EventKind::StepStarted { index } => {
+                self.step(*index, StepResult::Running, None, None);
+                let after_ms = self.began.map(|began| millis_between(began, event.at));
+                if let Some(row) = self.rows.get_mut(*index) {
+                    row.after_ms = after_ms;
+                }
+            }
             EventKind::StepSucceeded { index, took_ms, detail } => {
                 self.step(*index, StepResult::Done, Some(*took_ms), Some(detail));
             }
@@ -83,6 +93,7 @@ impl Summary {
                 self.conclusion = Some((event.at, conclusion.clone()))
             }
             EventKind::Closed(closing) => self.closing = Some(closing.clone()),
+            EventKind::Sampled(sample) => self.counts.take(sample),
             EventKind::UndoFinished { .. }
             | EventKind::UndoStarted { .. }
             | EventKind::TrafficIsBack { .. }
@@ -101,6 +112,7 @@ impl Summary {
         let mut parts = vec![format!("## {}: {outcome}\n", plan.service), sides(plan)];
         parts.push(self.traffic());
         parts.push(table(plan.all_steps().zip(&self.rows)));
+        parts.extend(self.requests(plan));
         parts.extend(warnings(self.warnings.iter().chain(&plan.notes)));
         parts.extend(
             conclusion.and_then(|end| end.failure.as_ref()).map(|failure| why("Why", failure)),
@@ -118,6 +130,21 @@ impl Summary {
         };
         let took = duration(self.began.map_or(0, |began| millis_between(began, *at)));
         format!("Traffic after {took}: {}\n", code(&conclusion.traffic))
+    }
+
+    /// What the engines have counted since the swap began.
+    fn requests(&self, plan: &Plan) -> Option<String> {
+        let sides = plan.incumbent.iter().chain([&plan.candidate]);
+        let counted: Vec<_> =
+            sides.filter_map(|side| Some((side, self.counts.since_first(&side.slot)?))).collect();
+        let cut: u64 = counted.iter().map(|(_, counted)| counted.cut).sum();
+        let completed = counted.iter().map(|(side, counted)| {
+            format!("{} by {} in slot {}", counted.completed, code(&side.revision.model), side.slot)
+        });
+        let completed = completed.collect::<Vec<_>>().join(", ");
+        (!counted.is_empty()).then(|| {
+            format!("Requests completed meanwhile: {completed}. Cut by an engine: {cut}.\n")
+        })
     }
 
     /// What became of the replica that lost its traffic.
@@ -221,14 +248,36 @@ fn sides(plan: &Plan) -> String {
 }
 
 fn table<'a>(rows: impl Iterator<Item = (&'a PlannedStep, &'a Row)>) -> String {
-    let rows: String = rows
+    let rows: Vec<_> = rows.collect();
+    let end = |row: &Row| Some(row.after_ms? + row.took_ms.unwrap_or(0));
+    let whole = rows.iter().filter_map(|(_, row)| end(row)).max().unwrap_or(0);
+    let text: String = rows
+        .into_iter()
         .map(|(planned, row)| {
             let took = row.took_ms.map(duration).unwrap_or_default();
+            let after = row.after_ms.map(duration).unwrap_or_default();
+            let bar = row.after_ms.map(|after| bar(after, row.took_ms.unwrap_or(0), whole));
             let detail = code(row.detail.as_deref().unwrap_or(&planned.does));
-            format!("| {} | {} | {took} | {detail} |\n", planned.step, row.result.word())
+            let (step, word) = (&planned.step, row.result.word());
+            format!(
+                "| {step} | {word} | {after} | {took} | {} | {detail} |\n",
+                bar.unwrap_or_default()
+            )
         })
         .collect();
-    format!("| Step | Result | Took | |\n|---|---|--:|---|\n{rows}")
+    format!("| Step | Result | After | Took | When | |\n|---|---|--:|--:|---|---|\n{text}")
+}
+
+/// Cells of a bar.
+const CELLS: u64 = 20;
+
+/// A step in the swap's time. GitHub draws no diagram in a summary for sure; it draws a table and these characters.
+fn bar(after: u64, took: u64, whole: u64) -> String {
+    let cell = |at: u64| (at * CELLS).checked_div(whole).unwrap_or(0).min(CELLS);
+    let from = cell(after).min(CELLS - 1);
+    let to = cell(after + took).max(from + 1);
+    let times = |sign: &str, count: u64| sign.repeat(usize::try_from(count).unwrap_or(0));
+    format!("{}{}{}", times("░", from), times("█", to - from), times("░", CELLS - to))
 }
 
 fn warnings<'a>(texts: impl Iterator<Item = &'a String>) -> Option<String> {

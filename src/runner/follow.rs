@@ -59,6 +59,8 @@ pub(super) struct Followed {
     /// The answer to `status`.
     pub(super) status: Option<StatusReport>,
     summary: Summary,
+    /// Every event, for the report.
+    pub(super) story: Vec<Event>,
     log: Log,
     /// Lines of a log on the server, said as one part when they are all there.
     lines: Vec<String>,
@@ -289,6 +291,7 @@ impl Followed {
         voice: &mut Voice,
         reporter: &mut Reporter,
     ) -> Result<(), Ended> {
+        voice.pass_on(&frame);
         match frame {
             Frame::Hello(_) | Frame::End => {}
             Frame::Plan { plan } => {
@@ -327,8 +330,10 @@ impl Followed {
         }
         self.seq = event.seq;
         self.swap.get_or_insert_with(|| event.swap.clone());
+        voice.follow(event);
         voice.say(self.log.lines(event));
         self.summary.apply(event);
+        self.story.push(event.clone());
         reporter.hear(event);
         self.traffic.hear(&event.kind);
         match &event.kind {

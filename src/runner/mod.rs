@@ -11,6 +11,7 @@ mod follow;
 mod reconcile;
 mod report;
 mod request;
+mod tint;
 mod trust;
 mod verify;
 mod voice;
@@ -26,6 +27,7 @@ use crate::config::{self, Config, Overrides};
 use crate::github::inputs::{CommandName, Held, Inputs};
 use crate::github::output::{self, Outputs};
 use crate::github::run::WorkflowRun;
+use crate::model::event::Event;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
 use crate::model::state::StatusReport;
@@ -102,6 +104,7 @@ pub fn refuse(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) -> Exi
 }
 
 fn refusal(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) {
+    voice.refuse(failures);
     voice.say(failure::refusal(failures));
     summarise(run, &summary::of_refusal(failures), voice);
 }
@@ -196,6 +199,7 @@ async fn converse(
     };
     // GitHub may hang, and a cancelled job has seconds: what needs no network comes first.
     summarise(&setting.run, &markdown, voice);
+    write_report(setting, &followed.story, voice);
     let outputs = followed.outputs();
     put_out(setting, &outputs, voice);
     let deployment_id = reporter.finish(voice).await;
@@ -225,6 +229,7 @@ fn install(config: &Config) -> Result<Install, Stopped> {
 /// `plan` without the server: what the configuration alone says.
 fn plan_alone(setting: &Setting, config: &Config, why: &str, voice: &mut Voice) -> Told {
     let outline = outline::outline(&config.spec);
+    voice.put(&serde_json::json!({ "frame": "outline", "outline": outline, "why": why }));
     voice.say(render::outline::lines(&outline, why));
     let markdown = render::outline::markdown(&outline, why);
     summarise(&setting.run, &markdown, voice);
@@ -272,6 +277,18 @@ fn refuse_container(setting: &Setting, target: &Target) -> Result<(), Stopped> {
              container: `model-swap swap`",
         );
     Err(Stopped::input(vec![failure]))
+}
+
+/// The report of a swap, where one is asked for.
+fn write_report(setting: &Setting, story: &[Event], voice: &mut Voice) {
+    let Some(path) = &setting.inputs.report else { return };
+    let Some(page) = render::report::page(story) else { return };
+    let path = setting.run.workspace.as_ref().map_or(path.clone(), |base| base.join(path));
+    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    if let Err(error) = written.and_then(|()| std::fs::write(&path, page)) {
+        let text = format!("cannot write the report {}: {error}", path.display());
+        voice.say([Line::Warning(text)]);
+    }
 }
 
 /// Outputs: what the rest of the workflow finds afterwards.

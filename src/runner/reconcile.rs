@@ -50,7 +50,9 @@ pub(super) async fn reconcile(
         let log_url = setting.run.requester.url.clone();
         deployments.add_status(id, &Status { log_url, ..truth }).await.map_err(told)?;
     }
-    if let Some(serves) = serves.filter(|swap| !listed.iter().any(|(of, _)| of == *swap)) {
+    if let Some(serves) = serves.filter(|swap| !listed.iter().any(|(of, _)| of == *swap))
+        && deployments.find(&environment, serves).await.map_err(told)?.is_none()
+    {
         agree = false;
         let text =
             format!("there is no deployment to {environment} of {serves}, whose result serves");

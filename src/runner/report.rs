@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use super::api::{self, Missing};
 use super::{Setting, Voice};
 use crate::github::api::{ApiError, ApiSpec};
-use crate::github::deployment::{DeploymentId, Deployments, NewDeployment};
+use crate::github::deployment::{DeploymentId, Deployments, NewDeployment, Opened};
 use crate::github::inputs::CommandName;
 use crate::github::status::{Purpose, State, Status};
 use crate::model::event::{Event, EventKind};
@@ -34,6 +34,8 @@ struct Frame {
     environment: String,
     purpose: Purpose,
     log_url: Option<String>,
+    /// GitHub's number of the run.
+    run: Option<String>,
 }
 
 impl Reporter {
@@ -65,6 +67,7 @@ impl Reporter {
             environment: setting.inputs.environment_for(service),
             purpose,
             log_url: run.requester.url.clone(),
+            run: run.requester.run_id.clone(),
         };
         let (news, heard) = unbounded_channel();
         Self {
@@ -115,8 +118,8 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
                 replaces.clone_from(before);
                 let (reference, environment) = (frame.reference.clone(), frame.environment.clone());
                 let new = NewDeployment::of_plan(plan, event.swap.clone(), reference, environment);
-                match api.find_or_create(&new).await {
-                    Ok(id) => deployment = Some(id),
+                match api.find_or_create(&new, frame.run.as_deref()).await {
+                    Ok(opened) => deployment = Some(opened),
                     Err(error) => note(error),
                 }
                 Status::started(plan, frame.log_url.clone())
@@ -127,8 +130,12 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
             }
             _ => continue,
         };
-        let Some(id) = deployment else { continue };
-        if let Err(error) = api.add_status(id, &status).await {
+        let Some(opened) = deployment else { continue };
+        let status = match opened {
+            Opened::Ours(_) => status,
+            Opened::Automatic(_) => status.marked(&event.swap),
+        };
+        if let Err(error) = api.add_status(opened.id(), &status).await {
             note(error);
         }
         // What still serves is never called inactive: only the end of a swap that has moved traffic for good says more.
@@ -141,6 +148,7 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
             }
         }
     }
+    let deployment = deployment.map(Opened::id);
     if let (Some(id), false) = (deployment, concluded)
         && let Err(error) = api.add_status(id, &Status::lost(frame.log_url)).await
     {

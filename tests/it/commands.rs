@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
@@ -118,7 +118,8 @@ async fn logs_are_those_of_the_latest_candidate_also_of_one_that_failed() -> Res
 /// Runs the binary as a person does, with the server's files in a folder of their own.
 pub(crate) struct Terminal<'a> {
     world: &'a World,
-    folder: tempfile::TempDir,
+    /// Where the person is.
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl<'a> Terminal<'a> {
@@ -132,17 +133,23 @@ impl<'a> Terminal<'a> {
     }
 
     pub(crate) async fn run(&self, words: &str) -> Result<Output> {
-        let mut command = Command::new(binary());
+        let mut command = self.command(&binary());
+        command.args(words.split_whitespace());
+        Ok(tokio::task::spawn_blocking(move || command.output()).await??)
+    }
+
+    /// A program as the person starts it.
+    pub(crate) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         let (mark, scratch) = self.world.server.mark();
         command
-            .args(words.split_whitespace())
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
             .env("HOME", self.folder.path())
             .env("USER", "ann")
             .env(mark, scratch)
             .current_dir(self.folder.path());
-        Ok(tokio::task::spawn_blocking(move || command.output()).await??)
+        command
     }
 
     /// What was said to a question or an order that was obeyed.

@@ -143,6 +143,10 @@ async fn a_wrong_setting_is_named_with_its_place_its_value_what_is_accepted_and_
     for (from, to, texts) in rows {
         assert_eq!(good.matches(from).count(), 1, "{from:?} is not there once");
         let run = swap_with(&good.replacen(from, to, 1), &[]).await?;
+        if from == "gpus: [0]" {
+            let at = "::error title=model-swap,file=model-swap.yaml,line=5,col=";
+            assert!(run.stdout.contains(at), "no annotation at the line\n{run}");
+        }
         door.assert_refused(run, texts);
     }
     // The same file without a mistake leads to the door.
@@ -173,7 +177,7 @@ async fn every_problem_of_a_configuration_is_said_at_once() -> Result<()> {
         "retain: got 600",
         "secret: unknown key",
     ];
-    assert_eq!(run.stdout.matches("::error title=model-swap::").count(), texts.len(), "{run}");
+    assert_eq!(run.stdout.matches("::error title=model-swap").count(), texts.len(), "{run}");
     door.assert_refused(run, &texts);
     Ok(())
 }
@@ -209,7 +213,7 @@ async fn wrong_inputs_are_all_said_at_once() -> Result<()> {
         "input force is \"yes\"",
         "input service is \"Chat Bot\"",
     ];
-    assert_eq!(run.stdout.matches("::error title=model-swap::").count(), inputs.len(), "{run}");
+    assert_eq!(run.stdout.matches("::error title=model-swap").count(), inputs.len(), "{run}");
     door.assert_refused(run, &texts);
     Ok(())
 }

@@ -113,6 +113,17 @@ async fn each_swap_and_each_rollback_is_one_deployment_that_says_where_traffic_i
     }
     assert_eq!(first.outputs.len(), 7, "{first}");
     assert_well_formed(&first);
+    let groups = [
+        "Plan for chat: blue-green",
+        "Prepare Qwen/New in slot b",
+        "Move traffic to Qwen/New in slot b",
+    ];
+    let begun = obeyed(&first.stdout).into_iter().filter(|(name, _)| *name == "group");
+    let begun: Vec<_> = begun.map(|(_, title)| title).collect();
+    assert!(
+        begun.len() == 3 && begun.iter().zip(groups).all(|(one, other)| one.starts_with(other)),
+        "{begun:?}"
+    );
     assert!(annotations(&first, "warning").is_empty(), "{first}");
 
     let second = action(&world, &github, "swap", NEWER)?.with(&[("GITHUB_SHA", &second_sha)]);

@@ -23,6 +23,7 @@ mod hostile;
 mod inert;
 mod kills;
 mod nginx;
+mod output;
 mod plan;
 mod reboot;
 mod resume;

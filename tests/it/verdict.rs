@@ -166,3 +166,29 @@ async fn what_github_calls_active_is_made_what_serves() -> Result<()> {
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
 }
+
+#[tokio::test]
+async fn the_deployment_that_github_has_made_for_the_job_is_gone_on_with() -> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    // Of another run, of this one's job, and of one to another environment.
+    github.begin_job("chat", 76);
+    github.begin_job("chat", 77);
+    github.begin_job("production", 77);
+    let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
+    assert_eq!(promoted.output("deployment-id"), "3", "{github}");
+    let all = || {
+        github.deployments().into_iter().map(|deployment| {
+            deployment.statuses.into_iter().map(|status| status.state).collect::<Vec<_>>()
+        })
+    };
+    let before = ["in_progress"].map(str::to_owned).to_vec();
+    let ours = ["in_progress", "in_progress", "success"].map(str::to_owned).to_vec();
+    assert_eq!(all().collect::<Vec<_>>(), [before.clone(), ours, before], "{github}");
+    // Nothing but its link tells which swap it is of.
+    let failed = fail(&world, &github, promoted.output("swap-id"), Key::Missing)?;
+    Step::run(failed).await?.ended(0, "unchanged").answered(&["is a failure now"]);
+    assert_eq!(all().nth(1).and_then(|mut states| states.pop()).as_deref(), Some("failure"));
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}

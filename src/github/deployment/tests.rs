@@ -332,11 +332,17 @@ async fn a_lasting_error_ends_after_few_tries() {
 #[tokio::test]
 async fn an_attempt_that_began_earlier_is_found() {
     let (fake, deployments) = github(&[]).await;
-    assert_eq!(deployments.find_or_create(&new()).await.unwrap(), DeploymentId(1));
+    assert_eq!(
+        deployments.find_or_create(&new(), None).await.unwrap(),
+        Opened::Ours(DeploymentId(1))
+    );
     assert_eq!(requests(&fake), [LIST, POST]);
     // A payload may come back as a text.
     fake.lock().unwrap().deployments = vec![json!({"id": 5, "payload": "{\"swap_id\":\"s-1\"}"})];
-    assert_eq!(deployments.find_or_create(&new()).await.unwrap(), DeploymentId(5));
+    assert_eq!(
+        deployments.find_or_create(&new(), None).await.unwrap(),
+        Opened::Ours(DeploymentId(5))
+    );
     assert_eq!(requests(&fake)[2..], [LIST]);
 }
 

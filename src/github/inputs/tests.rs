@@ -28,6 +28,7 @@ fn nothing_given_is_a_swap_by_the_file() {
             rollback: false,
             rollback_workflow: None,
             reconcile: false,
+            report: None,
             plan_digest: None,
             wait: Wait::Promoted,
             lock_wait: std::time::Duration::ZERO,
@@ -74,7 +75,7 @@ fn all_problems_come_at_once() {
     let expected = [
         (
             "input known_hosts: there is no such input; there are command, config, service, model, host, \
-             ssh-key, known-hosts, environment, swap-id, plan-digest, to, rollback, rollback-workflow, reconcile, wait, lock-wait, force and github-token",
+             ssh-key, known-hosts, environment, swap-id, plan-digest, to, rollback, rollback-workflow, reconcile, report, wait, lock-wait, force and github-token",
             Some("did you mean `known-hosts`?"),
         ),
         (

@@ -4,16 +4,41 @@
 ///
 /// `name{label="value",…} value [timestamp]`, one sample a line (Prometheus exposition format 0.0.4).
 pub fn count(page: &str, name: &str) -> Option<u64> {
-    let samples = page.lines().filter_map(|line| {
+    count_where(page, name, |_| true)
+}
+
+/// As [`count`], over the samples whose labels pass.
+pub(super) fn count_where(page: &str, name: &str, passes: impl Fn(&str) -> bool) -> Option<u64> {
+    let samples = samples(page, name).filter(|(labels, _)| passes(labels));
+    let values: Option<Vec<u64>> = samples.map(|(_, value)| whole(value)).collect();
+    values.filter(|values| !values.is_empty()).map(|values| values.iter().sum())
+}
+
+/// The sum of seconds over all labels, in whole milliseconds; `None` if the page has no such metric.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be in range"
+)]
+pub(super) fn millis(page: &str, name: &str) -> Option<u64> {
+    let seconds = samples(page, name)
+        .map(|(_, value)| value.split_whitespace().next()?.parse::<f64>().ok())
+        .collect::<Option<Vec<f64>>>()
+        .filter(|values| !values.is_empty())?;
+    let millis = seconds.iter().sum::<f64>() * 1000.0;
+    (0.0..9e15).contains(&millis).then_some(millis as u64)
+}
+
+/// Labels and value of each sample of a metric.
+fn samples<'a>(page: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    page.lines().filter_map(move |line| {
         let rest = line.trim_start().strip_prefix(name)?;
         match rest.strip_prefix('{') {
             // A label's value may hold braces; sample values never do.
-            Some(labels) => labels.rsplit_once('}').map(|(_, value)| value),
-            None => rest.starts_with([' ', '\t']).then_some(rest),
+            Some(labels) => labels.rsplit_once('}'),
+            None => rest.starts_with([' ', '\t']).then_some(("", rest)),
         }
-    });
-    let values: Option<Vec<u64>> = samples.map(whole).collect();
-    values.filter(|values| !values.is_empty()).map(|values| values.iter().sum())
+    })
 }
 
 #[expect(
@@ -59,6 +84,16 @@ vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="deferre
     fn engines_are_summed_and_labels_may_hold_anything() {
         let page = "m{engine=\"0\",model_name=\"a}b{ 9\"} 2\nm{engine=\"1\"} 3.0 1700000000\nm 4\nmore 100\n";
         assert_eq!(count(page, "m"), Some(9));
+    }
+
+    #[test]
+    fn labels_choose_and_seconds_are_summed() {
+        let page = "m{reason=\"stop\",x=\"}\"} 2\nm{reason=\"abort\"} 3\ns_sum{e=\"0\"} 1.25\ns_sum{e=\"1\"} 0.5\n";
+        let abort = |labels: &str| labels.contains("reason=\"abort\"");
+        assert_eq!(count_where(page, "m", abort), Some(3));
+        assert_eq!(count_where(page, "m", |labels| !abort(labels)), Some(2));
+        assert_eq!(millis(page, "s_sum"), Some(1750));
+        assert_eq!((millis(page, "s"), millis("s_sum x", "s_sum")), (None, None));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 
 use crate::model::failure::Hint;
 use crate::model::ids::Port;
+use crate::model::sample::Load;
 use crate::model::spec::Engine;
 
 pub mod metrics;
@@ -224,6 +225,16 @@ impl fmt::Display for ModelEntry {
 pub async fn in_flight(engine: Engine, port: Port) -> Result<InFlight, EngineError> {
     match engine {
         Engine::Vllm => vllm::in_flight(port).await,
+    }
+}
+
+/// What the replica does, and has done since it was started.
+///
+/// # Errors
+/// If the replica does not say.
+pub async fn load(engine: Engine, port: Port) -> Result<Load, EngineError> {
+    match engine {
+        Engine::Vllm => vllm::load(port).await,
     }
 }
 

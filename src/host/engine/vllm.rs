@@ -11,10 +11,16 @@ use super::{
     metrics, request, url,
 };
 use crate::model::ids::Port;
+use crate::model::sample::Load;
 
 /// Summed over data-parallel engines by the label `engine` (vllm/v1/metrics/loggers.py).
 const RUNNING: &str = "vllm:num_requests_running";
 const WAITING: &str = "vllm:num_requests_waiting";
+
+/// By `finished_reason`; a request whose client left is not counted (measured with 0.32).
+const FINISHED: &str = "vllm:request_success_total";
+/// A histogram: from arrival to the last token.
+const LATENCY: &str = "vllm:e2e_request_latency_seconds";
 
 /// Measured with a drained 0.32: exit about 5 s after the last token. The rest is for many GPUs on a busy machine.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
@@ -110,8 +116,35 @@ fn says_it_all(argv: &[String]) -> bool {
     is_vllm && flag(argv, "--config").is_none()
 }
 
-/// `/metrics` needs no key.
 pub(super) async fn in_flight(port: Port) -> Result<InFlight, EngineError> {
+    let (url, page) = metrics_page(port).await?;
+    counted(&url, &page)
+}
+
+/// What it does, and has done since it was started. What an engine of another version does not count is 0.
+pub(super) async fn load(port: Port) -> Result<Load, EngineError> {
+    let (url, page) = metrics_page(port).await?;
+    let is_abort = |labels: &str| labels.contains("finished_reason=\"abort\"");
+    let finished = |aborted: bool| {
+        metrics::count_where(&page, FINISHED, |labels| is_abort(labels) == aborted).unwrap_or(0)
+    };
+    Ok(Load {
+        in_flight: counted(&url, &page)?.total(),
+        completed: finished(false),
+        cut: finished(true),
+        timed: metrics::count(&page, &format!("{LATENCY}_count")).unwrap_or(0),
+        took_ms: metrics::millis(&page, &format!("{LATENCY}_sum")).unwrap_or(0),
+    })
+}
+
+fn counted(url: &str, page: &str) -> Result<InFlight, EngineError> {
+    let count =
+        |name| metrics::count(page, name).ok_or(EngineError::NoCount { url: url.to_owned(), name });
+    Ok(InFlight { running: count(RUNNING)?, waiting: count(WAITING)? })
+}
+
+/// `/metrics` needs no key.
+async fn metrics_page(port: Port) -> Result<(String, String), EngineError> {
     let url = url(port, "/metrics");
     let no_answer = |source| EngineError::NoAnswer { url: url.clone(), source };
     let answer = get(&url, None).await.map_err(no_answer)?;
@@ -119,9 +152,7 @@ pub(super) async fn in_flight(port: Port) -> Result<InFlight, EngineError> {
         return Err(EngineError::Status { url, status: answer.status() });
     }
     let page = answer.text().await.map_err(no_answer)?;
-    let count =
-        |name| metrics::count(&page, name).ok_or(EngineError::NoCount { url: url.clone(), name });
-    Ok(InFlight { running: count(RUNNING)?, waiting: count(WAITING)? })
+    Ok((url, page))
 }
 
 /// `system_fingerprint` is `vllm-<version>-<hash of the configuration>`.

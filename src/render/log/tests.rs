@@ -12,7 +12,7 @@ fn shown(events: &[Event]) -> String {
             Line::GroupStart(title) => format!("[ {title}\n"),
             Line::GroupEnd => "]\n".to_owned(),
             Line::Warning(text) => format!("WARNING {text}\n"),
-            Line::Error(text) => format!("ERROR {text}\n"),
+            Line::Error(text, _) => format!("ERROR {text}\n"),
             Line::Remote(lines) => lines.iter().map(|line| format!("> {line}\n")).collect(),
         })
         .collect()
@@ -51,12 +51,16 @@ fn a_swap_that_goes_well() {
         (63, EventKind::Unknown),
         (700, EventKind::Closed(Closing::Retired { slot: slot("a") })),
     ]);
-    let expected = "    0.0s  → await_ready b: at most 20m
+    let expected = "[ Prepare Qwen/B in slot b
+    0.0s  → await_ready b: at most 20m
    30.0s    loading\\u{1b}[0m weights
   1m 02s  ✓ await_ready b in 1m 02s: serves Qwen/B
+]
+[ Move traffic to Qwen/B in slot b
   1m 02s  → cut_over a -> b: upstream llm: 8001 -> 8002
   1m 03s  ✓ cut_over a -> b in 0.4s
 WARNING an old worker lingers
+]
   1m 03s  promoted: Qwen/B on slot b serves
           the previous replica stays warm until 2026-11-23 09:10:00 UTC: rollback of s-1
  11m 40s  slot a is free: its replica is drained and gone
@@ -81,8 +85,10 @@ fn a_failure_is_told_in_full_once() {
 > ::error::boom
 > \\u{1b}[31mTraceback ``` @acme
 ]
+[ Undo
     3.0s  ↩ undo await_ready b
     4.0s  ↩ undone await_ready b: pid 9 is gone
+]
 ERROR failed: Qwen/A on slot a serves; the engine ended with code 1
 ";
     assert_eq!(shown(&story), format!("{PLAN}{expected}"));

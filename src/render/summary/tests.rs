@@ -19,6 +19,7 @@ fn a_promoted_swap_says_how_to_go_back() {
         (0, planned()),
         (0, EventKind::StepStarted { index: 0 }),
         (62, done(0, 62_000, "serves | Qwen/B")),
+        (62, EventKind::StepStarted { index: 1 }),
         (63, done(1, 450, "new workers <b>1</b>")),
         (63, sample::promoted()),
     ];
@@ -29,11 +30,11 @@ fn a_promoted_swap_says_how_to_go_back() {
 
 Traffic after 1m 03s: <code>Qwen/B on slot b serves</code>
 
-| Step | Result | Took | |
-|---|---|--:|---|
-| await_ready b | ✓ done | 1m 02s | <code>serves &#124; Qwen/B</code> |
-| cut_over a -> b | ✓ done | 0.4s | <code>new workers &#60;b&#62;1&#60;/b&#62;</code> |
-| retire a | – |  | <code>stops pid 77</code> |
+| Step | Result | After | Took | When | |
+|---|---|--:|--:|---|---|
+| await_ready b | ✓ done | 0.0s | 1m 02s | ███████████████████░ | <code>serves &#124; Qwen/B</code> |
+| cut_over a -> b | ✓ done | 1m 02s | 0.4s | ░░░░░░░░░░░░░░░░░░░█ | <code>new workers &#60;b&#62;1&#60;/b&#62;</code> |
+| retire a | – |  |  |  | <code>stops pid 77</code> |
 
 **Worth knowing**
 
@@ -73,11 +74,11 @@ fn a_failed_swap_says_why_and_its_log_breaks_nothing() {
 
 Traffic after 4.0s: <code>Qwen/A on slot a serves</code>
 
-| Step | Result | Took | |
-|---|---|--:|---|
-| await_ready b | ✗ failed | 3.0s | <code>the engine ended with code 1</code> |
-| cut_over a -> b | – |  | <code>upstream llm&#58; 8001 -&#62; 8002</code> |
-| retire a | – |  | <code>stops pid 77</code> |
+| Step | Result | After | Took | When | |
+|---|---|--:|--:|---|---|
+| await_ready b | ✗ failed |  | 3.0s |  | <code>the engine ended with code 1</code> |
+| cut_over a -> b | – |  |  |  | <code>upstream llm&#58; 8001 -&#62; 8002</code> |
+| retire a | – |  |  |  | <code>stops pid 77</code> |
 
 **Worth knowing**
 
@@ -119,9 +120,14 @@ fn steps_that_were_undone_or_not_are_told_apart() {
         (5, EventKind::Closed(Closing::Kept { slot: slot("a"), failure: Failure::new("3 run") })),
     ]);
     let text = markdown(&story);
-    assert!(text.contains("| await_ready b | ↩ undone | 1.0s | <code>stopped</code> |"), "{text}");
     assert!(
-        text.contains("| cut_over a -> b | ✗ not undone | 0.5s | <code>nginx is gone</code> |"),
+        text.contains("| await_ready b | ↩ undone |  | 1.0s |  | <code>stopped</code> |"),
+        "{text}"
+    );
+    assert!(
+        text.contains(
+            "| cut_over a -> b | ✗ not undone |  | 0.5s |  | <code>nginx is gone</code> |"
+        ),
         "{text}"
     );
     assert!(text.contains("### The replica on slot a still runs\n\n```text\n3 run\n```"), "{text}");
@@ -132,7 +138,7 @@ fn a_stream_that_ended_early_is_said_to_be_one() {
     let text = markdown(&events(vec![(0, planned()), (0, EventKind::StepStarted { index: 0 })]));
     assert!(text.starts_with("## chat: outcome not known\n"), "{text}");
     assert!(text.contains("The server goes on by itself; `command: status` tells"), "{text}");
-    assert!(text.contains("| await_ready b | running |"), "{text}");
+    assert!(text.contains("| await_ready b | running | 0.0s |"), "{text}");
     assert_eq!(markdown(&[]), "");
 }
 
@@ -151,7 +157,7 @@ fn a_plan_an_unchanged_service_and_a_refusal_have_summaries_too() {
         text.starts_with("## Plan for chat: blue-green <code>p-1</code>\n\n<code>Qwen/A"),
         "{text}"
     );
-    assert!(text.contains("| await_ready b | – |  | <code>at most 20m</code> |"), "{text}");
+    assert!(text.contains("| await_ready b | – |  |  |  | <code>at most 20m</code> |"), "{text}");
     assert_eq!(of_unchanged("Qwen/B serves"), "## unchanged\n\n<code>Qwen/B serves</code>\n");
     assert_eq!(
         of_refusal(&[Failure::new("port 8002 is taken").hint("free it")]),

@@ -169,6 +169,16 @@ impl FakeGitHub {
         world.renamed = Some((from.to_owned(), to.to_owned()));
     }
 
+    /// A job of a run of `acme/llm` begins that names this environment: GitHub deploys by itself.
+    pub fn begin_job(&self, environment: &str, run: u64) {
+        let new = serde_json::json!({ "ref": "main", "environment": environment });
+        let state = &mut self.world().state;
+        let id = state.create("acme/llm".to_owned(), &new)["id"].as_u64().unwrap_or_default();
+        let log_url = format!("https://github.example.com/acme/llm/actions/runs/{run}/job/{id}");
+        let began = serde_json::json!({ "state": "in_progress", "log_url": log_url });
+        state.add_status("acme/llm", id, &began);
+    }
+
     /// Somebody else deploys to an environment of `acme/llm`, with success.
     pub fn deploy(&self, environment: &str, payload: &Value) {
         let new = serde_json::json!({
