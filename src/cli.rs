@@ -11,6 +11,7 @@ use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
 use crate::model::wire::{KeptWarm, Wait, When};
+use crate::runner::Surface;
 
 /// Where root lists the services that a key with a forced command may ask about.
 const SERVICES: &str = lockdown::SERVICES;
@@ -93,7 +94,7 @@ pub enum Verb {
         #[arg(long)]
         rollback_workflow: Option<String>,
     },
-    /// Bring a swap to its end that is stuck, or whose agent died, and say what was found and done.
+    /// Bring a swap to its end that is stuck, or that nobody works on any more, and say what was found and done.
     Repair {
         /// Options.
         #[command(flatten)]
@@ -222,9 +223,33 @@ pub struct Common {
     /// GitHub environment of the deployments; the service's name if not given.
     #[arg(long)]
     environment: Option<String>,
+    /// Write a report of the swap, one page of HTML, to this file.
+    #[arg(long)]
+    report: Option<PathBuf>,
+    /// Answer a program: one JSON object a line, an event each; warnings and errors go to standard error as well.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Verb {
+    /// Who its answer is for.
+    pub fn surface(&self) -> Surface {
+        let (Self::Plan { common, .. }
+        | Self::Swap { common, .. }
+        | Self::Rollback { common, .. }
+        | Self::Abort { common }
+        | Self::Fail { common, .. }
+        | Self::Status { common, .. }
+        | Self::Logs { common }
+        | Self::Doctor { common, .. }
+        | Self::Repair { common, .. }
+        | Self::History { common }) = self
+        else {
+            return Surface::Terminal;
+        };
+        if common.json { Surface::Program } else { Surface::Terminal }
+    }
+
     /// The inputs that the options come to; `None` for the server's side.
     ///
     /// # Errors
@@ -290,6 +315,7 @@ impl Common {
             rollback: false,
             rollback_workflow: None,
             reconcile: false,
+            report: self.report,
             lock_wait: Duration::ZERO,
             wait: Wait::Promoted,
             when: When::Changed,
