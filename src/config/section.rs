@@ -178,10 +178,10 @@ pub(super) fn docker_options(
     if node.value().is_none() {
         return Some(Vec::new());
     }
-    if runtime.is_some_and(|runtime| runtime != Runtime::Docker) {
+    let options = words(&node, EXPECTED)?;
+    if !options.is_empty() && runtime.is_some_and(|runtime| runtime != Runtime::Docker) {
         node.refuse_value("none where there is no container", Some(AS_CONTAINER.to_owned()));
     }
-    let options = words(&node, EXPECTED)?;
     for option in &options {
         // Each with its value after a `=`: a word by itself might be taken for the image.
         let long = option.strip_prefix("--").is_some_and(|rest| !rest.is_empty());

@@ -30,7 +30,7 @@ fn assert_complaints(rows: &[(String, &str)]) {
     }
 }
 
-const ROOT_KEYS: &str = "service, host, model, model_revision, slots, replica, ready, drain, retain, nginx, ssh, state_dir";
+const ROOT_KEYS: &str = "service, host, model, model_revision, slots, fetch, replica, ready, drain, retain, nginx, verify, ssh, state_dir";
 
 #[test]
 fn files() {
@@ -247,10 +247,10 @@ fn replicas() {
     let replica = |more: &str| changed("replica:\n", &format!("replica:\n{more}\n"));
     assert_complaints(&[
         (
-            replica("  engine: sglang\n  runtime: docker\n  user: a b"),
+            replica("  engine: sglang\n  runtime: podman\n  user: a b"),
             "\
 f:8: replica.engine: got \"sglang\", expected one of vllm
-f:9: replica.runtime: got \"docker\", expected one of auto, systemd, process
+f:9: replica.runtime: got \"podman\", expected one of auto, systemd, process, docker
 f:10: replica.user: got \"a b\", expected a user name of the server, like llm",
         ),
         (

@@ -166,7 +166,8 @@ async fn a_pid_file_that_names_no_running_nginx_is_told() {
         }
         let error = scratch.nginx().view().await.unwrap_err();
         std::fs::write(&pid_file, &real).unwrap();
-        assert_eq!(error.to_string(), format!("{} {problem}", pid_file.display()));
+        let said = format!("no running nginx was found: {} {problem}", pid_file.display());
+        assert_eq!(error.to_string(), said);
         let pid = String::from_utf8(real).unwrap();
         assert!(
             error.hints()[0].contains(pid.trim()),
