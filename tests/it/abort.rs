@@ -78,11 +78,7 @@ async fn a_swap_whose_cutover_nginx_has_loaded_is_aborted_and_traffic_comes_back
     world.server.strike(None)?;
     world.until_serves(NEW).await?;
     let abort = Step::start(world.action("abort", NEW, &[])?)?;
-    until("the order", || {
-        let orders = std::fs::read_dir(world.server.state_dir().join("chat/aborts"))?;
-        Ok((orders.count() > 0).then_some(()))
-    })
-    .await?;
+    kills::ordered(&world).await?;
     send("-CONT", agent)?;
     abort.finish().await?.ended(0, "aborted");
     assert_given_up(&world, step.finish().await?).await?;

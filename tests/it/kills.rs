@@ -88,6 +88,17 @@ pub(crate) async fn frozen(world: &World) -> Result<(u32, usize)> {
     .await
 }
 
+/// Returns once an order to abort is on the disk: whole, not the file that is about to become one.
+pub(crate) async fn ordered(world: &World) -> Result<()> {
+    until("the order", || {
+        let mut orders =
+            fs::read_dir(world.server.state_dir().join(NAME).join("aborts"))?.flatten();
+        let is_whole = |order: fs::DirEntry| order.path().extension().is_some_and(|e| e == "json");
+        Ok(orders.any(is_whole).then_some(()))
+    })
+    .await
+}
+
 /// The detached agent, if it is there.
 pub(crate) fn agent(world: &World) -> Option<u32> {
     let all = world.server.leftovers().into_iter();

@@ -298,11 +298,7 @@ async fn a_job_that_is_cancelled_before_its_swap_began_begins_none() -> Result<(
     send("-STOP", agent)?;
     assert_eq!(swaps(&world), 0, "it was stopped too late for this test");
     step.signal("-INT")?;
-    until("the order", || {
-        let orders = fs::read_dir(world.server.state_dir().join(NAME).join("aborts"))?;
-        Ok((orders.count() > 0).then_some(()))
-    })
-    .await?;
+    crate::kills::ordered(&world).await?;
     send("-CONT", agent)?;
     let run = step.finish().await?;
     assert_eq!(run.code, 6, "{run}");

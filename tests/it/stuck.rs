@@ -6,8 +6,8 @@ use anyhow::Result;
 use testbed::github::FakeGitHub;
 use testbed::server::Aim;
 
-use crate::kills::{CUT_OVER, Facts, frozen, world};
-use crate::step::{Step, send, until};
+use crate::kills::{CUT_OVER, Facts, frozen, ordered, world};
+use crate::step::{Step, send};
 use crate::support::{NEW, OLD, World};
 
 /// A swap whose agent dies when nginx sends requests to the new model, and whose undo then meets what somebody did.
@@ -86,11 +86,7 @@ async fn a_step_whose_swap_gets_stuck_ends_with_7_and_its_deployment_in_error() 
     assert_ne!(edited, text);
     fs::write(&config, edited)?;
     let abort = Step::start(world.action("abort", NEW, &[])?)?;
-    until("the order", || {
-        let orders = fs::read_dir(world.server.state_dir().join("chat/aborts"))?;
-        Ok((orders.count() > 0).then_some(()))
-    })
-    .await?;
+    ordered(&world).await?;
     send("-CONT", agent)?;
     let run = step.finish().await?.ended(7, "stuck");
     abort.finish().await?.ended(7, "stuck");
