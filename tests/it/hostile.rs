@@ -5,16 +5,17 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use testbed::PATIENCE;
 use testbed::action::Run;
 use testbed::server::{Aim, ServerSpec, free_port, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts, frozen};
 use crate::step::{Step, send};
-use crate::support::{NEW, OLD, World};
+use crate::support::{NEW, OLD, World, alive};
 
 /// The records that a step of a first swap is done, by the step's number.
 const RESERVED: usize = 3;
@@ -35,6 +36,17 @@ async fn meanwhile(
     happens()?;
     send("-CONT", agent)?;
     step.finish().await
+}
+
+/// Kills a process, and returns when it is gone: the agent looks at once.
+fn kill(pid: u32) -> Result<()> {
+    send("-KILL", pid)?;
+    let deadline = Instant::now() + PATIENCE;
+    while alive(pid) {
+        ensure!(Instant::now() < deadline, "process {pid} outlives SIGKILL");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -63,7 +75,7 @@ async fn a_port_that_is_taken_after_it_was_checked_is_nobodys_loss() -> Result<(
 async fn without_its_old_model(record: usize) -> Result<()> {
     let world = kills::world().await?;
     let old = world.old.pid;
-    let run = meanwhile(&world, record, || send("-KILL", old)).await?.ended(0, "promoted");
+    let run = meanwhile(&world, record, || kill(old)).await?.ended(0, "promoted");
     assert_eq!(world.serves().await?, NEW, "{run}");
     Ok(())
 }
@@ -79,12 +91,12 @@ async fn a_new_model_that_finds_nobody_to_take_over_from_is_started_by_the_next_
 {
     let world = kills::world().await?;
     let old = world.old.pid;
-    let run = meanwhile(&world, RESERVED, || send("-KILL", old)).await?.ended(4, "failed");
+    let run = meanwhile(&world, RESERVED, || kill(old)).await?.ended(4, "failed");
     for text in ["failed: nobody serves: Qwen/Old in slot a has ended", "run the swap again"] {
         assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
     }
     Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
-    assert_eq!(world.serves().await?, NEW);
+    world.until_serves(NEW).await?;
     Ok(())
 }
 
@@ -97,7 +109,7 @@ async fn without_its_new_model(record: usize, code: i32, outcome: &str) -> Resul
         let all = world.server.leftovers().into_iter();
         let mut ours = all.filter(|line| line.contains(NEW) && line.contains("stub-engine"));
         let pid = ours.next().and_then(|line| line.split_once(':')?.0.parse().ok());
-        send("-KILL", pid.context("no candidate")?)
+        kill(pid.context("no candidate")?)
     };
     let run = meanwhile(&world, record, candidate).await?.ended(code, outcome);
     assert_eq!(world.serves().await?, OLD, "{run}");

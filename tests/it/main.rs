@@ -29,6 +29,7 @@ mod reboot;
 mod resume;
 mod rollback;
 mod runner;
+mod schema;
 mod secrets;
 mod soak;
 mod ssh;

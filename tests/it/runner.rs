@@ -58,7 +58,9 @@ fn events(world: &World) -> Result<Vec<Value>> {
     let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
     folders.sort();
     let text = fs::read_to_string(folders.last().context("no swap")?.join("events.ndjson"))?;
-    let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    // The last line may just be being written.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let events: Vec<Value> = whole.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     // Samples come when they come, and no log shows them.
     Ok(events.into_iter().filter(|event| event["kind"]["event"] != "sampled").collect())
 }

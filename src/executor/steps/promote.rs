@@ -10,6 +10,7 @@ use crate::model::ids::SlotName;
 use crate::model::outcome::Outcome;
 use crate::model::plan::Strategy;
 use crate::model::record::{Record, Retained, Undo};
+use crate::model::replica::Replica;
 use crate::model::state::{Past, ServiceState};
 use crate::service_dir::StateError;
 
@@ -26,14 +27,7 @@ pub(super) async fn act<H: Host>(
     let Some(candidate) = cx.candidate(records) else {
         return Err(Failure::new("the replica that serves now is not the one that was planned"));
     };
-    // It may have died since it was proven: then what served before is brought back.
-    if !cx.host.alive(candidate.main) {
-        return Err(Failure::new(format!(
-            "the replica in slot {} (process {}) ended before it was promoted",
-            candidate.slot, candidate.main
-        ))
-        .hint("`model-swap logs` shows its last words"));
-    }
+    let candidate = alive(cx, candidate).await?;
     let (outcome, serving_swap, warm) = match cx.plan.strategy {
         Strategy::BlueGreen => (Outcome::Promoted, Some(cx.swap.clone()), cx.spec().retain),
         // The revision that was rolled back is not worth keeping warm, and nothing may bring it back by mistake.
@@ -70,6 +64,23 @@ pub(super) async fn act<H: Host>(
     state.remember(Past { swap: cx.swap.clone(), at: now, outcome, revision });
     cx.dir.save(&state)?;
     Ok(Acted::plainly(detail))
+}
+
+/// The candidate as it runs now: after a boot its keeper has started another process in its place.
+///
+/// It may have died since it was proven: then what served before is brought back.
+async fn alive<H: Host>(cx: &Context<'_, H>, candidate: Replica) -> Result<Replica, Failure> {
+    if cx.host.alive(candidate.main) {
+        return Ok(candidate);
+    }
+    match cx.host.find(candidate.port).await? {
+        Some(found) if candidate.is(&found) => Ok(Replica { main: found.main, ..candidate }),
+        _ => Err(Failure::new(format!(
+            "the replica in slot {} (process {}) ended before it was promoted",
+            candidate.slot, candidate.main
+        ))
+        .hint("`model-swap logs` shows its last words")),
+    }
 }
 
 pub(super) fn undo<H: Host>(cx: &Context<'_, H>, before: &ServiceState) -> Result<Undone, Failure> {
