@@ -24,10 +24,13 @@ async fn in_terminal(terminal: &Terminal<'_>, words: &str, env: &[(&str, &str)])
 #[tokio::test]
 async fn a_terminal_gets_colour_and_a_bar_a_program_gets_events_and_a_browser_a_page() -> Result<()>
 {
-    let world = World::start().await?;
+    let mut world = World::start().await?;
+    // The new model serves for some samples before the story ends.
+    world.settings.retain = "3s".to_owned();
     let terminal = Terminal::at(&world)?;
     let load = world.load().await?;
-    let said = in_terminal(&terminal, "swap --host local --report out/report.html", &[]).await?;
+    let words = "swap --host local --wait retired --report out/report.html";
+    let said = in_terminal(&terminal, words, &[]).await?;
     for part in [
         "\u{1b}[32m",
         "✓ await_ready b",
