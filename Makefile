@@ -6,6 +6,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
+# Tests mostly wait: for models to load, for streams to end, for machines to boot.
+export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
+
 .PHONY: demo test image workflows bench soak fuzz audit setup
 
 # A throwaway GPU server on loopback, a swap and a rollback under load.
@@ -20,6 +23,7 @@ test: setup workflows
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
+	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 

@@ -6,8 +6,8 @@ use tokio::task::JoinSet;
 
 use crate::support::binary;
 
-/// An agent and a runner that are killed, a link that is cut, a cancel, a candidate that is never healthy.
-const SEEDS: [u64; 3] = [1001, 1003, 1004];
+/// A full disk, a link that is cut, an agent, a runner and a candidate that are killed, half a record.
+const SEEDS: [u64; 4] = [5007, 5013, 5018, 5026];
 
 #[tokio::test]
 async fn whatever_strikes_when_the_server_lives_well() -> Result<()> {

@@ -123,7 +123,7 @@ impl Scene<'_> {
 /// # Errors
 /// If the stage cannot be set. What goes wrong on it is in [`Life::problems`].
 pub async fn live(program: &Path, seed: u64) -> Result<Life> {
-    let server = GpuServer::start(ServerSpec::default())?;
+    let server = GpuServer::start(ServerSpec { faults: true, ..ServerSpec::default() })?;
     let sshd = SocketAddr::from(([127, 0, 0, 1], server.ssh_port()));
     let relay = Relay::start(sshd, Duration::ZERO).await?;
     server.start_by_hand(&engine(OLD, server.slot_ports().0)?, &[])?;

@@ -64,9 +64,18 @@ impl Act {
     /// Plays it to the end of all that it set in motion, and looks at what is there then. Says how it ended.
     pub(super) async fn play(&self, scene: &Scene<'_>) -> Result<String> {
         let before = story::read(&scene.server)?.len();
+        let aim = self.fault.aim(self.moment);
+        if aim.is_some() {
+            scene.server.strike(aim)?;
+        }
         let mut runner = Runner::start(scene, self)?;
         let struck = self.strike(scene, &mut runner, before).await?;
         let code = runner.ended().await?;
+        if aim.is_some() {
+            scene.server.strike(None)?;
+        }
+        // What is aimed at a write strikes by itself, if the agent comes so far.
+        let struck = struck && (aim.is_none() || code != Some(0));
         let stories = scene.settle(&self.settings).await?;
 
         let outcome = match stories.get(before..) {
@@ -108,6 +117,7 @@ impl Act {
             }
             Fault::RunnerKilled => runner.kill(),
             Fault::LinkCut => scene.relay.cut(),
+            Fault::LinkSilent => scene.relay.swallow(),
             Fault::Cancelled => signal(runner.child.id(), Signal::INT),
             Fault::Aborted => {
                 scene.action("abort", OLD, &self.settings)?.spawn()?.finish().await?;
@@ -124,7 +134,12 @@ impl Act {
                     signal(pid, Signal::KILL);
                 }
             }
-            Fault::Nothing | Fault::CandidateDies | Fault::WrongModel | Fault::NeverHealthy => {}
+            Fault::Nothing
+            | Fault::RecordTorn
+            | Fault::DiskFull
+            | Fault::CandidateDies
+            | Fault::WrongModel
+            | Fault::NeverHealthy => {}
         }
         Ok(true)
     }

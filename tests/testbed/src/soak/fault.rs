@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use crate::server::Aim;
+
 /// What strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -14,8 +16,14 @@ pub(super) enum Fault {
     AgentKilled,
     /// SIGKILL of the runner, and of its ssh with it, as when its machine is gone.
     RunnerKilled,
+    /// The agent is killed when half of a record of its journal is written.
+    RecordTorn,
+    /// The disk of the server is full from some write on, until the command has ended.
+    DiskFull,
     /// Every connection to the server is dropped.
     LinkCut,
+    /// Nothing that is sent on a connection arrives any more, and nobody is told.
+    LinkSilent,
     /// SIGINT, as GitHub sends it to a job that is cancelled.
     Cancelled,
     /// `abort`, by another job.
@@ -35,11 +43,14 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 15] = [
         Self::Nothing,
         Self::AgentKilled,
         Self::RunnerKilled,
+        Self::RecordTorn,
+        Self::DiskFull,
         Self::LinkCut,
+        Self::LinkSilent,
         Self::Cancelled,
         Self::Aborted,
         Self::Rivalled,
@@ -61,6 +72,16 @@ impl Fault {
             self,
             Self::CandidateKilled | Self::CandidateDies | Self::WrongModel | Self::NeverHealthy
         )
+    }
+
+    /// What is to be set up before the command begins, for a fault that strikes at a write and not at a moment. A swap writes some
+    /// fifteen records, and each file of its state in turn.
+    pub(super) fn aim(self, moment: Moment) -> Option<Aim> {
+        match self {
+            Self::RecordTorn => Some(Aim::Within(moment.events + 1)),
+            Self::DiskFull => Some(Aim::Full(2 * moment.events + 1)),
+            _ => None,
+        }
     }
 
     /// More flags for the engine.
