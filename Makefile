@@ -28,7 +28,7 @@ test: setup workflows
 	cargo test --locked --workspace
 
 # The action's image, built by an Engine of its own from Debian's packages, and the demo run through it as GitHub's runner would;
-# then cancelled and killed steps. Leaves the Engine's images below the build's folder and nothing else.
+# then cancelled and killed steps, and CI's job that tries the action on itself. Leaves the Engine's images below the build's folder and nothing else.
 image:
 	@scripts/setup --image
 	cargo build --locked --workspace

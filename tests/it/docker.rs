@@ -31,7 +31,7 @@ impl Docked {
     async fn with(
         start: impl FnOnce(&Engine, &GpuServer, (&str, Vec<String>)) -> Result<ByHand>,
     ) -> Result<Self> {
-        let engine = Rc::new(Engine::with_bridge()?);
+        let engine = Rc::new(Engine::empty()?);
         let image = engine.image_of(&built::program("stub-engine")?, &["serve"])?;
         // Another program is called docker elsewhere on some machines.
         let path = "/usr/bin:/bin:/usr/sbin:/sbin".to_owned();

@@ -23,6 +23,7 @@ mod hostile;
 mod inert;
 mod kills;
 mod nginx;
+mod on_itself;
 mod output;
 mod plan;
 mod reboot;

@@ -11,6 +11,9 @@ use serde_yaml::Value;
 /// The action as the documentation calls it; what follows is a commit, or stands for one.
 const ACTION: &str = "OWNER/model-swap@";
 
+/// What is tried at each change.
+const CI: &str = include_str!("../../.github/workflows/ci.yml");
+
 /// The commit that stands for a release's in what is given away.
 const ANY_COMMIT: &str = "0000000000000000000000000000000000000000";
 
@@ -192,5 +195,23 @@ fn an_evaluation_marks_what_it_has_evaluated() -> Result<()> {
     assert_eq!(fail["with"]["swap-id"], *"${{ needs.swap.outputs.swap-id }}");
     assert!(fail["with"]["ssh-key"].is_null() && job["environment"].is_null());
     assert_eq!(job["permissions"]["deployments"], *"write");
+    Ok(())
+}
+
+/// A branch rule requires one check, so that no job may be missing in it.
+#[test]
+fn one_job_waits_for_all_others() -> Result<()> {
+    let workflow: Value = serde_yaml::from_str(CI)?;
+    let jobs = workflow["jobs"].as_mapping().context("jobs")?;
+    let last = &jobs["ci"];
+    let needs: Vec<_> = last["needs"].as_sequence().context("needs")?.iter().collect();
+    let others: Vec<_> = jobs.keys().filter(|name| name.as_str() != Some("ci")).collect();
+    assert_eq!(needs, others);
+    assert_eq!(last["if"], *"${{ always() }}");
+    let text = serde_yaml::to_string(last)?;
+    for job in others {
+        let result = format!("needs.{}.result", job.as_str().context("a name")?);
+        assert!(text.contains(&result), "{result} is not asked for");
+    }
     Ok(())
 }

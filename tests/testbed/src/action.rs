@@ -12,7 +12,7 @@ use anyhow::Result;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::docker::docker;
+use crate::docker::{Engine, docker};
 use crate::github::FakeGitHub;
 use crate::server::GpuServer;
 
@@ -37,8 +37,16 @@ const FOLDERS: [&str; 5] = ["workspace", "home", "workflow", "file_commands", "r
 enum Program {
     /// The binary itself.
     Binary(PathBuf),
-    /// A container of this image, by the Engine that `DOCKER_HOST` names.
-    Image { name: String, entrypoint: Option<String> },
+    /// A container of this image.
+    Image { name: String, entrypoint: Option<String>, place: Place },
+}
+
+/// Where a container runs.
+enum Place {
+    /// By the Engine that `DOCKER_HOST` names, in the machine's own network, because there the throwaway server is.
+    Loopback,
+    /// By the Engine of this `DOCKER_HOST`, on its bridge: as on GitHub's runners.
+    Bridge(String),
 }
 
 /// One step of a workflow, ready to be run.
@@ -78,8 +86,14 @@ impl Action {
     /// Runs it from an image, by the Engine that `DOCKER_HOST` names; with the entry point of `post-entrypoint`, if that
     /// is the stage.
     pub fn from_image(self, name: &str, entrypoint: Option<&str>) -> Self {
-        let entrypoint = entrypoint.map(str::to_owned);
-        Self { program: Program::Image { name: name.to_owned(), entrypoint }, ..self }
+        let (name, entrypoint) = (name.to_owned(), entrypoint.map(str::to_owned));
+        Self { program: Program::Image { name, entrypoint, place: Place::Loopback }, ..self }
+    }
+
+    /// Runs it from an image of this Engine, on its bridge.
+    pub fn on_bridge_of(self, engine: &Engine, name: &str) -> Self {
+        let (name, place) = (name.to_owned(), Place::Bridge(engine.host()));
+        Self { program: Program::Image { name, entrypoint: None, place }, ..self }
     }
 
     /// Gives it the key and the host keys of a server.
@@ -164,16 +178,22 @@ impl Action {
                 command.env_clear().envs(&self.env);
                 command
             }
-            Program::Image { name, entrypoint } => self.contained(name, entrypoint.as_deref()),
+            Program::Image { name, entrypoint, place } => {
+                self.contained(name, entrypoint.as_deref(), place)
+            }
         };
         command.current_dir(self.folder.path().join("workspace")).stdin(Stdio::null());
         command
     }
 
     /// The runner's `docker run` (`DockerCommandManager.cs`): values are in the client's environment, and only their
-    /// names among its arguments. The network is the machine's, because the server's address is.
-    fn contained(&self, image: &str, entrypoint: Option<&str>) -> Command {
-        let mut command = docker(["run", "--rm", "--network", "host"]);
+    /// names among its arguments.
+    fn contained(&self, image: &str, entrypoint: Option<&str>, place: &Place) -> Command {
+        let mut command = docker(["run", "--rm"]);
+        match place {
+            Place::Loopback => command.args(["--network", "host"]),
+            Place::Bridge(engine) => command.env("DOCKER_HOST", engine),
+        };
         command.args(["--label", "model-swap-test", "--workdir", &format!("{MOUNTED}/workspace")]);
         command.args(entrypoint.into_iter().flat_map(|path| ["--entrypoint", path]));
         let host = self.folder.path().display().to_string();
@@ -339,7 +359,7 @@ fn variable(input: &str) -> String {
 }
 
 /// Reads a `GITHUB_OUTPUT` file as the runner does.
-fn parse_outputs(text: &str) -> BTreeMap<String, String> {
+pub(crate) fn parse_outputs(text: &str) -> BTreeMap<String, String> {
     let mut outputs = BTreeMap::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {

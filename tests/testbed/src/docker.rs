@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,32 +26,39 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Engine {
     daemon: Child,
     folder: TempDir,
-    bridge: Option<String>,
+    bridge: Bridge,
+}
+
+/// A network of an Engine's own.
+struct Bridge {
+    name: String,
+    /// Where containers on it find this machine.
+    address: Ipv4Addr,
 }
 
 impl Engine {
-    /// Starts one that keeps images, containers and build cache in `data` and gives containers no network but the
-    /// machine's own; returns when it answers.
+    /// Starts one that keeps images, containers and build cache in `data`; returns when it answers. Its containers have a
+    /// bridge of their own, on which it publishes ports, and which reaches nothing but this machine.
     ///
     /// # Errors
-    /// If dockerd is missing or does not come up.
+    /// If dockerd is missing or does not come up, or there can be no bridge.
     pub fn start(data: &Path) -> Result<Self> {
         fs::create_dir_all(data)?;
-        Self::launch(folder()?, data, None)
+        Self::launch(folder()?, data)
     }
 
-    /// Starts one with a bridge of its own, on which it publishes ports, and nothing in it but what is put there.
+    /// Starts one with nothing in it but what is put there.
     ///
     /// # Errors
-    /// As [`Engine::start`], or if there can be no bridge.
-    pub fn with_bridge() -> Result<Self> {
+    /// As [`Engine::start`].
+    pub fn empty() -> Result<Self> {
         let folder = folder()?;
         let data = folder.path().join("data");
-        let bridge = bridge(folder.path())?;
-        Self::launch(folder, &data, Some(bridge))
+        Self::launch(folder, &data)
     }
 
-    fn launch(folder: TempDir, data: &Path, bridge: Option<String>) -> Result<Self> {
+    fn launch(folder: TempDir, data: &Path) -> Result<Self> {
+        let bridge = Bridge::make(folder.path())?;
         let at = |name: &str| folder.path().join(name);
         let namespace = at("").file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = fs::File::create(at("log"))?;
@@ -61,7 +69,7 @@ impl Engine {
         daemon.arg("--group").arg(rustix::process::getegid().as_raw().to_string());
         daemon.args(["--containerd-namespace", &namespace]);
         daemon.args(["--containerd-plugins-namespace", &format!("{namespace}-plugins")]);
-        daemon.arg(format!("--bridge={}", bridge.as_deref().unwrap_or("none")));
+        daemon.arg(format!("--bridge={}", bridge.name));
         // Published ports go through its proxies, which need no rule of the firewall.
         daemon.args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
         let daemon = daemon
@@ -100,6 +108,11 @@ impl Engine {
         format!("unix://{}", self.socket().display())
     }
 
+    /// Where its containers find this machine.
+    pub fn address(&self) -> Ipv4Addr {
+        self.bridge.address
+    }
+
     /// A command of its client.
     pub fn docker<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = docker(args);
@@ -125,9 +138,6 @@ impl Drop for Engine {
         }
         let owned = ["exec", "data"].map(|name| self.folder.path().join(name));
         let _gone = privileged("rm").arg("-rf").args(owned).status();
-        if let Some(bridge) = &self.bridge {
-            let _gone = privileged("ip").args(["link", "delete", bridge]).status();
-        }
     }
 }
 
@@ -136,19 +146,28 @@ fn folder() -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("docker-").tempdir_in("/tmp")?)
 }
 
-/// A bridge named after the folder, with a network that no other process's Engine has.
-fn bridge(folder: &Path) -> Result<String> {
-    let name = folder.to_string_lossy().rsplit('-').next().map(|id| format!("msd-{id}"));
-    let name = name.context("the folder has no name")?;
-    // One of the private networks that are the least in use, by the number of this process and of this bridge in it.
-    static BRIDGES: AtomicU32 = AtomicU32::new(0);
-    let number = std::process::id() * 8 + BRIDGES.fetch_add(1, Ordering::Relaxed);
-    let network = format!("172.30.{}.1/24", number % 250);
-    let ip = |args: &[&str]| said(privileged("ip").args(args)).context("Debian: iproute2");
-    ip(&["link", "add", &name, "type", "bridge"])?;
-    ip(&["addr", "add", &network, "dev", &name])?;
-    ip(&["link", "set", &name, "up"])?;
-    Ok(name)
+impl Bridge {
+    /// One that is named after the folder, with a network that no other process's Engine has.
+    fn make(folder: &Path) -> Result<Self> {
+        let name = folder.to_string_lossy().rsplit('-').next().map(|id| format!("msd-{id}"));
+        let name = name.context("the folder has no name")?;
+        // One of the private networks that are the least in use, by the number of this process and of this bridge in it.
+        static BRIDGES: AtomicU32 = AtomicU32::new(0);
+        let number = std::process::id() * 8 + BRIDGES.fetch_add(1, Ordering::Relaxed);
+        let address = Ipv4Addr::new(172, 30, u8::try_from(number % 250)?, 1);
+        let ip = |args: &[&str]| said(privileged("ip").args(args)).context("Debian: iproute2");
+        ip(&["link", "add", &name, "type", "bridge"])?;
+        let bridge = Self { name, address };
+        ip(&["addr", "add", &format!("{address}/24"), "dev", &bridge.name])?;
+        ip(&["link", "set", &bridge.name, "up"])?;
+        Ok(bridge)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _gone = privileged("ip").args(["link", "delete", &self.name]).status();
+    }
 }
 
 /// Mount points below a folder (proc(5)), the last mounted first.

@@ -30,16 +30,26 @@ pub fn run(work: impl Future<Output = Result<()>>) -> ExitCode {
     }
 }
 
-async fn unless_interrupted(work: impl Future<Output = Result<()>>) -> Result<Option<()>> {
+/// Waits for SIGINT, SIGTERM or SIGHUP, whichever comes first.
+///
+/// # Errors
+/// If they cannot be waited for.
+pub async fn interrupted() -> Result<()> {
     let [mut interrupt, mut terminate, mut hangup] = [
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
         signal(SignalKind::hangup())?,
     ];
     tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
+    }
+}
+
+async fn unless_interrupted(work: impl Future<Output = Result<()>>) -> Result<Option<()>> {
+    tokio::select! {
         done = work => done.map(Some),
-        _ = interrupt.recv() => Ok(None),
-        _ = terminate.recv() => Ok(None),
-        _ = hangup.recv() => Ok(None),
+        told = interrupted() => told.map(|()| None),
     }
 }

@@ -12,6 +12,7 @@ pub mod server;
 pub mod service;
 pub mod soak;
 pub mod stub_engine;
+pub mod workflow;
 
 /// How long a test waits for what must come. Only what hangs ever meets it: a busy machine shall fail no test.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);

@@ -16,7 +16,7 @@ mod tests;
 
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -61,6 +61,8 @@ pub struct ServerSpec {
     pub faults: bool,
     /// Variables of every ssh session, without blanks.
     pub session_env: Vec<(String, String)>,
+    /// Where sshd listens: another address than loopback's is reached by containers too.
+    pub ssh_address: Ipv4Addr,
 }
 
 impl Default for ServerSpec {
@@ -72,6 +74,7 @@ impl Default for ServerSpec {
             nginx_uid: None,
             faults: false,
             session_env: Vec::new(),
+            ssh_address: Ipv4Addr::LOCALHOST,
         }
     }
 }
@@ -123,18 +126,19 @@ impl GpuServer {
         for folder in ["ssh", "run", "logs", "temp", "state", "home", "bin"] {
             fs::create_dir(scratch.path().join(folder))?;
         }
-        let keys = Keys::make(scratch.path(), ports.ssh)?;
+        let ssh = SocketAddrV4::new(spec.ssh_address, ports.ssh);
+        let keys = Keys::make(scratch.path(), ssh)?;
         let nginx_command = nginx::command(&nginx, scratch.path());
         // From here on a failure drops the server, and that ends what already runs.
         let mut server = Self { scratch, ports, keys, nginx_command, bash, sshd: None };
         let mut env = if spec.faults { faults::prepare(server.scratch())? } else { String::new() };
         env.extend(spec.session_env.iter().map(|(name, value)| format!(" {name}={value}")));
-        server.sshd = Some(sshd::start(server.scratch(), ports.ssh, &env)?);
+        server.sshd = Some(sshd::start(server.scratch(), ssh, &env)?);
         nginx::start(&server, &spec)?;
         Ok(server)
     }
 
-    /// `user@127.0.0.1`, with the name of the current user.
+    /// The current user's name, `@`, and where sshd listens: `user@127.0.0.1`.
     pub fn ssh_host(&self) -> &str {
         &self.keys.host
     }

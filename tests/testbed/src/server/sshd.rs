@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddrV4, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Who logs in how.
 pub(super) struct Keys {
-    /// `user@127.0.0.1`.
+    /// `user@` the address.
     pub(super) host: String,
     /// Text of the private key that may log in.
     pub(super) private_key: String,
@@ -32,7 +32,7 @@ pub(super) struct Keys {
 
 impl Keys {
     /// Makes the host keys and one authorised key under `scratch/ssh`.
-    pub(super) fn make(scratch: &Path, port: u16) -> anyhow::Result<Self> {
+    pub(super) fn make(scratch: &Path, at: SocketAddrV4) -> anyhow::Result<Self> {
         let keygen = programs::find("ssh-keygen")?;
         let folder = scratch.join("ssh");
         for (kind, name) in
@@ -48,11 +48,11 @@ impl Keys {
             let mut words = public.split_whitespace();
             let (kind, key) =
                 words.next().zip(words.next()).context("ssh-keygen wrote no public key")?;
-            known_hosts.push_str(&format!("[127.0.0.1]:{port} {kind} {key}\n"));
+            known_hosts.push_str(&format!("[{}]:{} {kind} {key}\n", at.ip(), at.port()));
         }
         let user = programs::run(&programs::find("id")?, &["-un"])?;
         Ok(Self {
-            host: format!("{}@127.0.0.1", user.trim()),
+            host: format!("{}@{}", user.trim(), at.ip()),
             private_key: fs::read_to_string(folder.join("login"))?,
             known_hosts,
         })
@@ -60,14 +60,14 @@ impl Keys {
 }
 
 /// Starts sshd as a child and returns when it greets. `env` is given to every session as well.
-pub(super) fn start(scratch: &Path, port: u16, env: &str) -> anyhow::Result<Child> {
+pub(super) fn start(scratch: &Path, at: SocketAddrV4, env: &str) -> anyhow::Result<Child> {
     let program = programs::find("sshd")?;
     if rustix::process::getuid().is_root() {
         // Where sshd, as root, jails its unprivileged half; a boot would have made it.
         fs::create_dir_all("/run/sshd").context("/run/sshd cannot be made")?;
     }
     let config = scratch.join("ssh/sshd_config");
-    fs::write(&config, config_text(scratch, port, env))?;
+    fs::write(&config, config_text(scratch, at, env))?;
     let log = scratch.join("logs/sshd.log");
     let mut child = Command::new(program)
         .arg("-D")
@@ -85,7 +85,7 @@ pub(super) fn start(scratch: &Path, port: u16, env: &str) -> anyhow::Result<Chil
         if let Some(status) = child.try_wait()? {
             bail!("sshd ended at once ({status})");
         }
-        Ok(greets(port))
+        Ok(greets(at))
     });
     greets.with_context(|| {
         let _ = child.kill().and_then(|()| child.wait());
@@ -98,13 +98,12 @@ pub(super) fn start(scratch: &Path, port: u16, env: &str) -> anyhow::Result<Chil
     Ok(child)
 }
 
-fn config_text(scratch: &Path, port: u16, env: &str) -> String {
+fn config_text(scratch: &Path, listen: SocketAddrV4, env: &str) -> String {
     let at = scratch.display();
     // PAM and strict modes ask for a system's own accounts and homes, which a scratch folder is not. A home in scratch
     // keeps the login scripts of whoever runs the test out of every session: bash reads ~/.bashrc under sshd.
     format!(
-        "ListenAddress 127.0.0.1
-Port {port}
+        "ListenAddress {listen}
 HostKey {at}/ssh/host_ed25519
 HostKey {at}/ssh/host_ecdsa
 AuthorizedKeysFile {at}/ssh/authorized_keys
@@ -120,10 +119,9 @@ Subsystem sftp internal-sftp
     )
 }
 
-fn greets(port: u16) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+fn greets(address: SocketAddrV4) -> bool {
     let mut banner = [0; 4];
-    TcpStream::connect_timeout(&address, BANNER_WITHIN)
+    TcpStream::connect_timeout(&address.into(), BANNER_WITHIN)
         .and_then(|mut stream| {
             stream.set_read_timeout(Some(BANNER_WITHIN))?;
             stream.read_exact(&mut banner)

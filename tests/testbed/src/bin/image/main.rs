@@ -1,5 +1,6 @@
 //! `make image`: builds the action's image with an Engine of its own, and runs the demo through it as GitHub's runner
-//! does; then a step that is cancelled, one that is killed, and the stage after each.
+//! does; then a step that is cancelled, one that is killed, and the stage after each; and the job of CI that tries the
+//! action on itself.
 
 mod bases;
 mod ends;
@@ -9,11 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use testbed::action::Action;
 use testbed::docker::{Engine, said};
+use testbed::workflow::Job;
 use testbed::{built, interrupt};
 
 /// What the image is called here.
 pub(crate) const NAME: &str = "model-swap:built";
+
+/// What is tried at each change.
+const CI: &str = include_str!("../../../../../.github/workflows/ci.yml");
 
 /// The largest image that a step is willing to wait for, compressed, in bytes: a runner pulls it before every job.
 const LARGEST: u64 = 20_000_000;
@@ -43,7 +49,17 @@ async fn all() -> Result<()> {
     bases::run(demo.args(["--image", NAME]).env("DOCKER_HOST", engine.host()))?;
     ends::cancelled(&engine).await?;
     ends::killed(&engine).await?;
+    on_itself(&engine).await?;
     say("the image works as GitHub's runner would run it")
+}
+
+/// Carries out the job of CI in which the action, from a container on a bridge, swaps on a server of this machine.
+async fn on_itself(engine: &Engine) -> Result<()> {
+    let program = built::program("model-swap")?;
+    let address = engine.address().to_string();
+    let job = Job::rest_of(CI, ("swap", "bridge"), &[("address", &address)], &["gpu-server"])?;
+    job.carry_out(|config| Ok(Action::new(&program, config)?.on_bridge_of(engine, NAME))).await?;
+    say("the job of CI that swaps on a server came to its end")
 }
 
 /// Builds the Dockerfile of this source tree.
