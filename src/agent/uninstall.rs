@@ -13,6 +13,7 @@ use super::{aftermath, confirm_route, observe_at_rest, place, prune};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World};
 use crate::host::agent_unit::AgentUnit;
+use crate::host::runtime::ENVIRONMENTS;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::model::failure::{Failure, Hint};
@@ -162,6 +163,7 @@ fn remove(
     if others.is_empty() {
         tally.remove_shared(dir)?;
         if wanted.asked.spec.state_dir.is_none() {
+            let _ = fs::remove_dir(ENVIRONMENTS);
             // Made for us, if it is empty now; a folder that somebody has named is theirs.
             let _ = fs::remove_dir(dir.state_dir());
         }

@@ -56,7 +56,7 @@ pub async fn prove_route<H: Host>(
             ..failure
         }
         .hint("if the file was changed without a reload, reload nginx (nginx -s reload) and look again")
-        .hint("nginx.probe.url must lead through nginx to this upstream; set nginx.probe.host or api_key_env if it needs them")),
+        .hint("if another `server` of nginx answers at that address, as Debian's default site does, remove it or set nginx.probe.host")),
     }
 }
 

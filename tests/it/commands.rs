@@ -116,20 +116,27 @@ async fn logs_are_those_of_the_latest_candidate_also_of_one_that_failed() -> Res
 }
 
 /// Runs the binary as a person does, with the server's files in a folder of their own.
-pub(crate) struct Terminal<'a> {
-    world: &'a World,
+pub(crate) struct Terminal {
+    /// What ends with the server that is spoken to.
+    mark: Option<(&'static str, String)>,
     /// Where the person is.
     pub(crate) folder: tempfile::TempDir,
 }
 
-impl<'a> Terminal<'a> {
-    pub(crate) fn at(world: &'a World) -> Result<Self> {
+impl Terminal {
+    pub(crate) fn at(world: &World) -> Result<Self> {
+        let access = (world.server.private_key(), world.server.known_hosts());
+        let terminal = Self::with(&world.config(NEW), access)?;
+        Ok(Self { mark: Some(world.server.mark()), ..terminal })
+    }
+
+    /// In a folder with a configuration, a key and the host keys.
+    pub(crate) fn with(config: &str, (key, hosts): (&str, &str)) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let file = |name: &str| folder.path().join(name);
-        fs::write(file("model-swap.yaml"), world.config(NEW))?;
-        fs::write(file("key"), world.server.private_key())?;
-        fs::write(file("hosts"), world.server.known_hosts())?;
-        Ok(Self { world, folder })
+        for (name, text) in [("model-swap.yaml", config), ("key", key), ("hosts", hosts)] {
+            fs::write(folder.path().join(name), text)?;
+        }
+        Ok(Self { mark: None, folder })
     }
 
     pub(crate) async fn run(&self, words: &str) -> Result<Output> {
@@ -141,13 +148,12 @@ impl<'a> Terminal<'a> {
     /// A program as the person starts it.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        let (mark, scratch) = self.world.server.mark();
         command
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
             .env("HOME", self.folder.path())
             .env("USER", "ann")
-            .env(mark, scratch)
+            .envs(self.mark.clone())
             .current_dir(self.folder.path());
         command
     }

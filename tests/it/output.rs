@@ -11,7 +11,7 @@ use crate::commands::Terminal;
 use crate::support::{NEW, OLD, World, binary};
 
 /// Runs a command of the binary in a terminal of its own, as `script` makes one.
-async fn in_terminal(terminal: &Terminal<'_>, words: &str, env: &[(&str, &str)]) -> Result<String> {
+async fn in_terminal(terminal: &Terminal, words: &str, env: &[(&str, &str)]) -> Result<String> {
     let mut command = terminal.command(Path::new("script"));
     let line = format!("{} {words}", binary().display());
     command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").envs(env.iter().copied());

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use testbed::server::listeners;
 
 use crate::commands::Terminal;
-use crate::support::{NEW, World, alive, until};
+use crate::support::guest::on_guest;
+use crate::support::{NEW, OLD, World, alive, until};
 
 /// Every file under the state folder, the folders' names cut off.
 fn files(world: &World) -> Result<Vec<String>> {
@@ -28,7 +29,7 @@ fn files(world: &World) -> Result<Vec<String>> {
 }
 
 /// Exit code and words of a command at a terminal.
-async fn says(terminal: &Terminal<'_>, words: &str) -> Result<(Option<i32>, String)> {
+async fn says(terminal: &Terminal, words: &str) -> Result<(Option<i32>, String)> {
     let output = terminal.run(words).await?;
     Ok((output.status.code(), String::from_utf8(output.stdout)?))
 }
@@ -84,6 +85,30 @@ async fn what_serves_runs_on_and_everything_else_goes() -> Result<()> {
     // Whoever changes their mind swaps again: what serves is adopted.
     world.run("swap", "Qwen/Next", &[]).await?.ended(0, "promoted");
     Ok(())
+}
+
+/// With systemd there are units and their environments as well.
+#[test]
+fn a_server_with_systemd_is_given_back_as_it_was() -> Result<()> {
+    on_guest(async |world| {
+        let find =
+            "find /var/lib /etc/systemd/system /etc/nginx -not -path '/var/lib/systemd/*' | sort";
+        let everything = ["sh", "-c", find];
+        let before = world.guest.run(&everything).await?;
+        let access = (world.guest.private_key(), world.guest.known_hosts());
+        let terminal = Terminal::with(&world.config(NEW)?, access)?;
+        let (code, said) = says(&terminal, "doctor --ssh-key key --known-hosts hosts").await?;
+        // The new model would run as the user of the old one.
+        assert!(code == Some(0) && said.contains("not in /var/lib/vllm/.cache/hugg"), "{said}");
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
+        let (code, said) = says(&terminal, UNINSTALL).await?;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("serves on, port 8001") && said.contains("vllm.service"), "{said}");
+        assert_eq!(world.guest.run(&everything).await?, before, "{said}");
+        world.guest.run(&["test", "!", "-e", "/usr/local/libexec/model-swap"]).await?;
+        world.until_serves(OLD).await
+    })
 }
 
 #[tokio::test]

@@ -17,8 +17,9 @@ use crate::swap::planner::{self, Decision};
 /// Looks at everything.
 pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
     let host = SystemHost::new(asked);
-    let mut findings = places::look(dir, asked);
+    let mut findings = places::look(dir);
     let (proxy, upstream) = proxy::look(&host, &asked.spec).await;
+    findings.push(places::model(&host, &asked.spec, upstream.as_ref()).await);
     findings.extend(proxy);
     findings.extend(replicas::look(&host, dir, asked, upstream.as_ref()).await);
     findings.push(plan(&host, dir, asked, &findings).await);

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::size;
 use crate::host::disk::{self, Folder};
-use crate::host::process::{Inherited, user_name};
+use crate::host::nginx::UpstreamView;
+use crate::host::process::user_name;
+use crate::host::{Host, SystemHost};
 use crate::lease::Lease;
 use crate::model::checkup::Finding;
 use crate::model::failure::Failure;
-use crate::model::wire::Asked;
+use crate::model::spec::SwapSpec;
 use crate::service_dir::ServiceDir;
 
 /// Less room than this for journals, logs and binaries, and a swap is about to fail in the middle.
@@ -23,7 +25,7 @@ const ROOM: &str = "room for state";
 const LEFT: &str = "unfinished swap";
 const MODEL: &str = "model on disk";
 
-pub(super) fn look(dir: &ServiceDir, asked: &Asked) -> Vec<Finding> {
+pub(super) fn look(dir: &ServiceDir) -> Vec<Finding> {
     let state_dir = dir.state_dir();
     let mut findings = vec![privileges()];
     match disk::folder(state_dir) {
@@ -40,7 +42,6 @@ pub(super) fn look(dir: &ServiceDir, asked: &Asked) -> Vec<Finding> {
         findings.push(Finding::fail("state of the service", error));
     }
     findings.push(unfinished(dir));
-    findings.push(model(asked));
     findings
 }
 
@@ -105,9 +106,12 @@ fn unfinished(dir: &ServiceDir) -> Finding {
     }
 }
 
-/// Where the weights are, or would be fetched to by the engine.
-fn model(asked: &Asked) -> Finding {
-    let spec = &asked.spec;
+/// Where the weights are, or would be fetched to by the engine: the new model runs as the user of the one that serves.
+pub(super) async fn model(
+    host: &SystemHost,
+    spec: &SwapSpec,
+    upstream: Option<&UpstreamView>,
+) -> Finding {
     if spec.model.starts_with('/') {
         let found = Path::new(&spec.model).exists();
         return match found {
@@ -119,7 +123,12 @@ fn model(asked: &Asked) -> Finding {
             ),
         };
     }
-    let Some(hub) = hub(asked) else {
+    let serves = match upstream {
+        Some(view) => host.find(view.port).await.ok().flatten(),
+        None => None,
+    };
+    let user = host.inherited(serves.map(|found| found.main));
+    let Some(hub) = hub(spec, user.ok().map(|user| user.home)) else {
         return Finding::unseen(MODEL, "the home of the replica's user is not known");
     };
     // Folders of the hub's cache (huggingface_hub, `constants.py` and `file_download.py`).
@@ -145,15 +154,8 @@ fn model(asked: &Asked) -> Finding {
 }
 
 /// The hub's cache, as the replica's environment and its user's home choose it.
-fn hub(asked: &Asked) -> Option<PathBuf> {
-    let env = &asked.spec.replica.env;
-    let set = |name: &str| env.get(name).map(PathBuf::from);
-    let home = || -> Option<PathBuf> {
-        let user = match &asked.spec.replica.user {
-            Some(user) => Inherited::of_user(user),
-            None => Inherited::of_self(),
-        };
-        Some(user.ok()?.home.join(".cache/huggingface"))
-    };
+fn hub(spec: &SwapSpec, home: Option<PathBuf>) -> Option<PathBuf> {
+    let set = |name: &str| spec.replica.env.get(name).map(PathBuf::from);
+    let home = || Some(home?.join(".cache/huggingface"));
     set("HF_HUB_CACHE").or_else(|| Some(set("HF_HOME").or_else(home)?.join("hub")))
 }

@@ -27,7 +27,7 @@ use unit_file::Made;
 /// Where units of this host's administrator are (systemd.unit(5)).
 pub(in crate::host) const UNITS: &str = "/etc/systemd/system";
 /// Environment files of our units. Not under /etc: that is kept in version control on many servers.
-const ENVIRONMENTS: &str = "/var/lib/model-swap/env.d";
+pub const ENVIRONMENTS: &str = "/var/lib/model-swap/env.d";
 
 /// Starting means running the program; only a file system that hangs makes it slow.
 const START_LIMIT: Duration = Duration::from_secs(90);
