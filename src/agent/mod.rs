@@ -9,6 +9,7 @@ mod install;
 mod left;
 mod listed;
 pub mod lockdown;
+mod outlook;
 mod place;
 mod prune;
 mod recover;
@@ -200,7 +201,10 @@ async fn plan(
     let decision = planner::plan_swap(spec, &world.seen, wanted.when).map_err(barred)?;
     confirm_route(&host, spec, &world).await.map_err(Refusal::environment)?;
     match decision {
-        Decision::Act(plan) => answers.send(&Frame::Plan { plan }),
+        Decision::Act(plan) => {
+            let outlook = outlook::of((dir, spec), &plan, &world.seen.state.history).await;
+            answers.send(&Frame::Plan { plan, outlook });
+        }
         Decision::Unchanged(reason) => {
             answers.send(&unchanged(&host, &world, dir, &wanted.asked, reason).await)
         }

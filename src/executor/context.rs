@@ -103,6 +103,12 @@ impl<'a, H: Host> Context<'a, H> {
         self.tell(EventKind::Progress { index: self.index.get(), text: text.into() });
     }
 
+    /// Tells that a gate of the step that is being performed lets the swap go on, and what was measured there.
+    pub(super) fn passed(&self, gate: &str, measured: impl Into<String>) {
+        let (index, gate, measured) = (self.index.get(), gate.to_owned(), measured.into());
+        self.tell(EventKind::GatePassed { index, gate, measured });
+    }
+
     /// Waits for something that changes nothing, unless the swap is to be aborted; after `promote` nobody can.
     pub(super) async fn unless_aborted<T>(
         &self,

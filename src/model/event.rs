@@ -49,6 +49,15 @@ pub enum EventKind {
         /// One line.
         text: String,
     },
+    /// A gate of a step lets the swap go on: something was looked at, and is as it has to be.
+    GatePassed {
+        /// Index in the plan.
+        index: usize,
+        /// What was looked at, in a word or two.
+        gate: String,
+        /// What was seen there, one line.
+        measured: String,
+    },
     /// A step is done.
     StepSucceeded {
         /// Index in the plan.

@@ -305,6 +305,9 @@ pub enum Frame {
     Plan {
         /// The plan.
         plan: Box<Plan>,
+        /// What it will likely meet, one fragment each: of the moment, and of no digest.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        outlook: Vec<String>,
     },
     /// The answer to `plan`, `swap` or `rollback`, when nothing has to change.
     Unchanged {

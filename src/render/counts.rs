@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::model::ids::SlotName;
-use crate::model::sample::{Load, Sample};
+use crate::model::sample::{GpuMemory, Load, Sample};
 
 /// First and latest counts of each slot's replica. One that is started meanwhile counts from zero.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counts {
     slots: BTreeMap<SlotName, Span>,
+    gpus: Vec<GpuMemory>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +32,14 @@ impl Counts {
             }
             span.latest = load;
         }
+        if !sample.gpus.is_empty() {
+            self.gpus.clone_from(&sample.gpus);
+        }
+    }
+
+    /// The GPUs by the latest sample that has any.
+    pub(super) fn gpus(&self) -> &[GpuMemory] {
+        &self.gpus
     }
 
     /// What a slot's replica has done since the first sample; `None` without one.

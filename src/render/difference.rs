@@ -2,13 +2,15 @@
 
 use super::Line;
 use super::markdown::{fenced, words};
+use super::summary::OUTLOOK;
 use super::text::inert;
 
 /// The lines of the first text that the second does not have, led by `- `, then those of the second that the first does not
-/// have, led by `+ `. Both are Markdown, and compared by their words; process ids, which no digest holds, are not.
+/// have, led by `+ `. Both are Markdown, and compared by their words; process ids and the outlook, which no digest holds, are not.
 pub fn of(before: &str, now: &str) -> Vec<String> {
     let [before, now] = [before, now].map(|text| {
-        let lines = text.lines().map(words).filter(|line| !line.is_empty());
+        let lines = text.lines().filter(|line| !line.starts_with(OUTLOOK)).map(words);
+        let lines = lines.filter(|line| !line.is_empty());
         lines.collect::<Vec<String>>()
     });
     let only = |these: &[String], those: &[String], mark: &str| -> Vec<String> {
@@ -52,11 +54,12 @@ mod tests {
         let before = sample::plan();
         let mut now = before.clone();
         now.later[0].does = "stops pid 4711".to_owned();
-        assert_eq!(of(&of_plan(&before), &of_plan(&now)), [""; 0]);
+        let seen = |room: &str| vec![format!("GPU 1 has {room} GiB free")];
+        assert_eq!(of(&of_plan(&before, &seen("70")), &of_plan(&now, &seen("69"))), [""; 0]);
         now.candidate.revision.model = "Qwen/<C>".to_owned();
         let plan = Plan { digest: "p-2".to_owned(), ..now };
         assert_eq!(
-            of(&of_plan(&before), &of_plan(&plan)),
+            of(&of_plan(&before, &[]), &of_plan(&plan, &[])),
             [
                 "- Plan for chat: blue-green p-1",
                 "- Qwen/A (adopted-a) on slot a → Qwen/B (r-b) on slot b",

@@ -93,7 +93,11 @@ impl Log {
                 let closed = self.closed(closing, line);
                 self.outside(closed)
             }
-            EventKind::AwaitsWord { .. } | EventKind::Sampled(_) | EventKind::Unknown => Vec::new(),
+            // The line of the step that they are gates of says the same in short.
+            EventKind::GatePassed { .. }
+            | EventKind::AwaitsWord { .. }
+            | EventKind::Sampled(_)
+            | EventKind::Unknown => Vec::new(),
         }
     }
 

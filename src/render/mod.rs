@@ -7,6 +7,7 @@ pub mod checkup;
 mod counts;
 pub mod difference;
 pub mod failure;
+mod gates;
 pub mod history;
 pub mod log;
 mod markdown;

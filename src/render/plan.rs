@@ -29,6 +29,11 @@ pub fn lines(plan: &Plan) -> Vec<Line> {
     lines
 }
 
+/// What a plan will likely meet.
+pub fn outlook(outlook: &[String]) -> Vec<Line> {
+    outlook.iter().map(|seen| Line::Text(format!("outlook: {}", inert(seen)))).collect()
+}
+
 /// What a plan is called: service and strategy.
 pub(super) fn title(plan: &Plan) -> String {
     format!("Plan for {}: {}", plan.service, strategy(plan.strategy))

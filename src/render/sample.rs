@@ -71,6 +71,10 @@ pub(super) fn planned() -> EventKind {
     EventKind::Planned { plan: Box::new(plan()), replaces: None }
 }
 
+pub(super) fn passed(index: usize, gate: &str, measured: &str) -> EventKind {
+    EventKind::GatePassed { index, gate: gate.to_owned(), measured: measured.to_owned() }
+}
+
 pub(super) fn failure() -> Failure {
     Failure {
         message: "the engine ended with code 1".to_owned(),

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::counts::Counts;
 use super::failure::{hints, reasons, tail};
+use super::gates::{Gate, Gates};
 use super::markdown::{code, fenced};
 use super::plan::title;
 use super::text::{duration, millis_between, moment};
@@ -23,6 +24,7 @@ pub struct Summary {
     rows: Vec<Row>,
     warnings: Vec<String>,
     counts: Counts,
+    gates: Gates,
     conclusion: Option<(Timestamp, Conclusion)>,
     closing: Option<Closing>,
 }
@@ -57,6 +59,7 @@ impl Summary {
         self.seq = event.seq;
         self.swap.get_or_insert_with(|| event.swap.clone());
         self.began.get_or_insert(event.at);
+        self.gates.take(self.plan.as_ref(), event);
         match &event.kind {
             EventKind::Planned { plan, .. } => {
                 self.rows = plan.all_steps().map(|_| Row::default()).collect();
@@ -98,6 +101,7 @@ impl Summary {
             | EventKind::UndoStarted { .. }
             | EventKind::TrafficIsBack { .. }
             | EventKind::Progress { .. }
+            | EventKind::GatePassed { .. }
             | EventKind::AwaitsWord { .. }
             | EventKind::Unknown => {}
         }
@@ -112,7 +116,9 @@ impl Summary {
         let mut parts = vec![format!("## {}: {outcome}\n", plan.service), sides(plan)];
         parts.push(self.traffic());
         parts.push(table(plan.all_steps().zip(&self.rows)));
+        parts.extend(gates(self.gates.met()));
         parts.extend(self.requests(plan));
+        parts.extend(self.memory());
         parts.extend(warnings(self.warnings.iter().chain(&plan.notes)));
         parts.extend(
             conclusion.and_then(|end| end.failure.as_ref()).map(|failure| why("Why", failure)),
@@ -139,12 +145,29 @@ impl Summary {
             sides.filter_map(|side| Some((side, self.counts.since_first(&side.slot)?))).collect();
         let cut: u64 = counted.iter().map(|(_, counted)| counted.cut).sum();
         let completed = counted.iter().map(|(side, counted)| {
-            format!("{} by {} in slot {}", counted.completed, code(&side.revision.model), side.slot)
+            let by = format!(
+                "{} by {} in slot {}",
+                counted.completed,
+                code(&side.revision.model),
+                side.slot
+            );
+            let mean = counted.took_ms.checked_div(counted.timed).map(duration);
+            mean.map_or(by.clone(), |mean| format!("{by} ({mean} each)"))
         });
         let completed = completed.collect::<Vec<_>>().join(", ");
         (!counted.is_empty()).then(|| {
             format!("Requests completed meanwhile: {completed}. Cut by an engine: {cut}.\n")
         })
+    }
+
+    /// What the GPUs of the slots hold, by the latest look.
+    fn memory(&self) -> Option<String> {
+        let gpus = self.counts.gpus().iter().map(|gpu| {
+            let gib = |mib: u64| format!("{}.{}", mib / 1024, mib % 1024 * 10 / 1024);
+            format!("GPU {} {} of {} GiB", gpu.index, gib(gpu.used), gib(gpu.total))
+        });
+        let gpus = gpus.collect::<Vec<_>>().join(", ");
+        (!gpus.is_empty()).then(|| format!("GPU memory in use at the end: {gpus}.\n"))
     }
 
     /// What became of the replica that lost its traffic.
@@ -216,11 +239,18 @@ impl StepResult {
     }
 }
 
-/// The summary of `plan`.
-pub fn of_plan(plan: &Plan) -> String {
+/// How the line begins that says what a plan will likely meet.
+pub(super) const OUTLOOK: &str = "Outlook: ";
+
+/// The summary of `plan`, with what it will likely meet.
+pub fn of_plan(plan: &Plan, outlook: &[String]) -> String {
     let nothing_yet = Row::default();
     let mut parts = vec![format!("## {} {}\n", title(plan), code(&plan.digest)), sides(plan)];
     parts.push(table(plan.all_steps().map(|planned| (planned, &nothing_yet))));
+    if !outlook.is_empty() {
+        let seen: Vec<_> = outlook.iter().map(|seen| code(seen)).collect();
+        parts.push(format!("{OUTLOOK}{}.\n", seen.join("; ")));
+    }
     parts.extend(warnings(plan.notes.iter()));
     parts.join("\n")
 }
@@ -266,6 +296,15 @@ fn table<'a>(rows: impl Iterator<Item = (&'a PlannedStep, &'a Row)>) -> String {
         })
         .collect();
     format!("| Step | Result | After | Took | When | |\n|---|---|--:|--:|---|---|\n{text}")
+}
+
+fn gates(met: &[Gate]) -> Option<String> {
+    let row = |gate: &Gate| {
+        let sign = if gate.passed { "✓" } else { "✗" };
+        format!("| {} | {sign} | {} |\n", code(&gate.name), code(&gate.measured))
+    };
+    let rows: String = met.iter().map(row).collect();
+    (!rows.is_empty()).then(|| format!("| Gate | | Measured |\n|---|---|---|\n{rows}"))
 }
 
 /// Cells of a bar.

@@ -55,7 +55,7 @@ pub(super) struct Followed {
     pub(super) conclusion: Option<Conclusion>,
     closing: Option<Closing>,
     unchanged: Option<(String, StatusReport)>,
-    plan: Option<Plan>,
+    plan: Option<(Plan, Vec<String>)>,
     /// The answer to `status`.
     pub(super) status: Option<StatusReport>,
     summary: Summary,
@@ -294,9 +294,10 @@ impl Followed {
         voice.pass_on(&frame);
         match frame {
             Frame::Hello(_) | Frame::End => {}
-            Frame::Plan { plan } => {
+            Frame::Plan { plan, outlook } => {
                 voice.say(plan::lines(&plan));
-                self.plan = Some(*plan);
+                voice.say(plan::outlook(&outlook));
+                self.plan = Some((*plan, outlook));
             }
             Frame::Unchanged { reason, status } => {
                 voice.say(status::unchanged(&reason, &status));
@@ -374,7 +375,7 @@ impl Followed {
     pub(super) fn markdown(&self) -> String {
         match (&self.unchanged, &self.plan) {
             (Some((reason, _)), _) => summary::of_unchanged(reason),
-            (None, Some(plan)) => summary::of_plan(plan),
+            (None, Some((plan, outlook))) => summary::of_plan(plan, outlook),
             (None, None) => self.summary.markdown(),
         }
     }
@@ -404,7 +405,7 @@ impl Followed {
                 .and_then(|conclusion| digest(&conclusion.previous_revision)),
             slot: conclusion.and_then(|conclusion| conclusion.slot.clone()),
             rollback_until: conclusion.and_then(|conclusion| conclusion.rollback_until),
-            plan_digest: self.plan.as_ref().map(|plan| plan.digest.clone()),
+            plan_digest: self.plan.as_ref().map(|(plan, _)| plan.digest.clone()),
             ..Outputs::default()
         }
     }

@@ -15,6 +15,8 @@ fn a_user_with_sudo_swaps_the_model() -> Result<()> {
         world.until_serves(OLD).await?;
         let load = world.load().await?;
         world.run("status", NEW, &[]).await?.answered(&["nginx sends traffic to port 8001"]);
+        let room = "outlook: GPU 1 has 139.9 of 140.4 GiB free";
+        world.run("plan", NEW, &[]).await?.answered(&[room]);
         let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
         assert_eq!(run.output("slot"), "b");
         world.until_serves(NEW).await?;
@@ -36,6 +38,8 @@ fn a_user_with_sudo_swaps_the_model() -> Result<()> {
         world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
         world.until_serves(OLD).await?;
         load.stop().await.assert_clean();
+        let last = "outlook: the last swap to Qwen/New took ";
+        world.run("plan", NEW, &[]).await?.answered(&[last]);
         Ok(())
     })
 }

@@ -36,6 +36,16 @@ async fn a_swap_that_customers_meet_is_promoted() -> Result<()> {
     let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
     assert!(run.stdout.contains("✓ verify b in "), "{run}");
     assert!(run.summary.contains("| verify b | ✓ done |"), "{run}");
+    for gate in [
+        "| <code>health</code> | ✓ | <code>answers 200 after ",
+        &format!("| <code>model</code> | ✓ | <code>chat ({NEW})</code> |"),
+        "its own process ",
+        "| <code>requests</code> | ✓ | <code>0 in flight, by its own count</code> |",
+        "| <code>route</code> | ✓ | <code>",
+        "| <code>customers</code> | ✓ | <code>http",
+    ] {
+        assert!(run.summary.contains(gate), "no {gate:?} in\n{run}");
+    }
     assert_eq!(world.serves().await?, NEW);
     // Going back waits for nobody.
     let run = Step::run(world.action("rollback", NEW, &[])?).await?.ended(0, "rolled-back");
@@ -61,6 +71,7 @@ async fn a_swap_that_customers_do_not_meet_is_rolled_back_and_its_deployment_has
     ] {
         assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
     }
+    assert!(run.summary.contains("| <code>verify b</code> | ✗ | <code>nobody confirmed"), "{run}");
     let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
     assert_eq!(deployment.state(), "failure", "{github}");
     assert_eq!(world.serves().await?, OLD);

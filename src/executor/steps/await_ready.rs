@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::Acted;
 use crate::executor::context::Context;
 use crate::host::Host;
@@ -48,7 +50,9 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
     loop {
         let news = match cx.host.ask(replica.port).await {
             Answer::Ready(models) => {
-                alone(cx, replica).await?;
+                let own = alone(cx, replica).await?;
+                cx.passed("health", health(cx, began));
+                cx.passed("port", own);
                 // An older replica was checked when it was started, against the specification of its own swap.
                 if replica.swap.as_ref() == Some(&cx.swap) {
                     if replica.revision.is_adopted() {
@@ -57,7 +61,9 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
                         cx.host.check(&replica.slot, &models)?;
                     }
                     // What cannot be counted now could never be drained.
-                    cx.host.in_flight(replica.port).await?;
+                    let counted = cx.host.in_flight(replica.port).await?;
+                    cx.passed("model", models.to_string());
+                    cx.passed("requests", format!("{counted} in flight, by its own count"));
                 }
                 let done = Done::Nothing;
                 return Ok(Acted {
@@ -70,7 +76,9 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
             Answer::Unwell(detail) => detail,
             // Healthy, and checked by the swap that started it.
             Answer::Locked if replica.swap.as_ref() != Some(&cx.swap) => {
-                alone(cx, replica).await?;
+                let own = alone(cx, replica).await?;
+                cx.passed("health", health(cx, began));
+                cx.passed("port", own);
                 return Ok(Acted::plainly(format!(
                     "port {} is healthy and wants a key",
                     replica.port
@@ -91,6 +99,13 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
     }
 }
 
+/// How long it took to be healthy, and how long it might have.
+fn health<H: Host>(cx: &Context<'_, H>, began: Timestamp) -> String {
+    let waited: Duration = cx.host.now().duration_since(began).try_into().unwrap_or_default();
+    let limit = humantime::format_duration(cx.spec().ready.timeout);
+    format!("answers 200 after {:.1}s, of at most {limit}", waited.as_secs_f64())
+}
+
 /// No specification says what an adopted revision should serve; what it said when it was adopted does.
 fn is_as_adopted(replica: &Replica, models: &Models) -> Result<(), Failure> {
     let known = replica.revision.model != UNKNOWN_MODEL;
@@ -104,17 +119,17 @@ fn is_as_adopted(replica: &Replica, models: &Models) -> Result<(), Failure> {
 }
 
 /// Every LISTEN socket on the port must be the replica's own: with `SO_REUSEPORT` two servers silently share one.
-async fn alone<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<(), Failure> {
+async fn alone<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<String, Failure> {
     let tree = cx.host.tree(replica.main)?;
-    let strangers: Vec<_> = cx
+    let (own, strangers): (Vec<_>, Vec<_>) = cx
         .host
         .listeners(replica.port)
         .await?
         .into_iter()
-        .filter(|listener| !tree.contains(listener))
-        .collect();
+        .partition(|listener| tree.contains(listener));
     if strangers.is_empty() {
-        return Ok(());
+        let own: Vec<_> = own.iter().map(ToString::to_string).collect();
+        return Ok(format!("{}: its own process {} alone listens", replica.port, own.join(", ")));
     }
     let pids: Vec<_> = strangers.iter().map(ToString::to_string).collect();
     Err(Failure::new(format!(

@@ -72,6 +72,7 @@ pub(super) async fn act<H: Host>(
     cx.note(Cutover::Loaded(old_workers.clone()));
     let expectation = Expectation { candidate: new, incumbent: old, identity };
     let proof = cx.unless_aborted(cx.host.prove(&expectation, &reloaded)).await?;
+    cx.passed("route", proof.to_string());
     one_generation(cx, &reloaded.old_workers, old).await;
     // A reload of somebody else's just before ours may have left workers of the old lines that were not there yet.
     let retiring = cx.host.loaded(reloaded.master)?.old_workers;

@@ -47,8 +47,7 @@ pub(super) async fn act<H: Host>(
     };
     cx.tell(EventKind::AwaitsWord { nonce: nonce.clone() });
     cx.unless_aborted(confirmed).await?;
-    Ok(Acted::plainly(format!(
-        "{} answers as {}, seen from outside",
-        verify.url, verify.expect_model
-    )))
+    let seen = format!("{} answers as {}, seen from outside", verify.url, verify.expect_model);
+    cx.passed("customers", seen.as_str());
+    Ok(Acted::plainly(seen))
 }

@@ -1,6 +1,7 @@
 //! A swap as one page of HTML that needs nothing else: no script, no font, no request.
 
 mod chart;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::Line;
-use super::counts::{Counts, since};
+use super::counts::since;
 use super::failure::{hints, reasons, tail};
 use super::log::Log;
 use super::plan::strategy;
@@ -20,6 +21,7 @@ use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Side};
 use crate::model::sample::{Load, Sample};
 use chart::{Mark, Series, chart, share};
+use tables::{gates, requests};
 
 const STYLE: &str = include_str!("report.css");
 
@@ -39,6 +41,7 @@ pub fn page(events: &[Event]) -> Option<String> {
     let body = [
         story.head(),
         timeline(&story),
+        gates(&story),
         chart("Requests in flight", "", &story.in_flight(), clock),
         chart("Time to the whole answer, mean", " s", &story.latency(), clock),
         chart("GPU memory in use", " GiB", &story.memory(), clock),
@@ -307,30 +310,6 @@ fn timeline(story: &Story<'_>) -> String {
     format!(
         "<section><h2>Timeline</h2><ol class=\"steps\">{}</ol><div class=\"x steps-x\"><span>0</span><span>{end}</span></div></section>\n",
         rows.concat()
-    )
-}
-
-fn requests(story: &Story<'_>) -> String {
-    let mut counts = Counts::default();
-    story.samples.iter().for_each(|(_, sample)| counts.take(sample));
-    let rows: String = story
-        .slots()
-        .into_iter()
-        .filter_map(|(slot, name)| {
-            let counted = counts.since_first(&slot.parse().ok()?)?;
-            let name = escaped(&name);
-            Some(format!(
-                "<tr><td>{name}</td><td>{}</td><td>{}</td></tr>",
-                counted.completed, counted.cut
-            ))
-        })
-        .collect();
-    if rows.is_empty() {
-        return String::new();
-    }
-    format!(
-        "<section><h2>Requests</h2><table><thead><tr><th>replica</th><th>completed</th><th>cut by the engine</th></tr></thead>\
-         <tbody>{rows}</tbody></table></section>\n"
     )
 }
 

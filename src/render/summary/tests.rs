@@ -1,5 +1,6 @@
 use super::super::sample::{self, events, failure, planned, slot};
 use super::*;
+use crate::model::sample::{GpuMemory, Load, ReplicaLoad, Sample};
 
 fn markdown(events: &[Event]) -> String {
     let mut summary = Summary::default();
@@ -18,8 +19,11 @@ fn a_promoted_swap_says_how_to_go_back() {
     let mut story = vec![
         (0, planned()),
         (0, EventKind::StepStarted { index: 0 }),
+        (60, sample::passed(0, "model", "chat (Qwen/C)")),
+        (62, sample::passed(0, "model", "chat (Qwen|B)")),
         (62, done(0, 62_000, "serves | Qwen/B")),
         (62, EventKind::StepStarted { index: 1 }),
+        (63, sample::passed(1, "route", "8 in a row")),
         (63, done(1, 450, "new workers <b>1</b>")),
         (63, sample::promoted()),
     ];
@@ -35,6 +39,11 @@ Traffic after 1m 03s: <code>Qwen/B on slot b serves</code>
 | await_ready b | ✓ done | 0.0s | 1m 02s | ███████████████████░ | <code>serves &#124; Qwen/B</code> |
 | cut_over a -> b | ✓ done | 1m 02s | 0.4s | ░░░░░░░░░░░░░░░░░░░█ | <code>new workers &#60;b&#62;1&#60;/b&#62;</code> |
 | retire a | – |  |  |  | <code>stops pid 77</code> |
+
+| Gate | | Measured |
+|---|---|---|
+| <code>model</code> | ✓ | <code>chat (Qwen&#124;B)</code> |
+| <code>route</code> | ✓ | <code>8 in a row</code> |
 
 **Worth knowing**
 
@@ -79,6 +88,10 @@ Traffic after 4.0s: <code>Qwen/A on slot a serves</code>
 | await_ready b | ✗ failed |  | 3.0s |  | <code>the engine ended with code 1</code> |
 | cut_over a -> b | – |  |  |  | <code>upstream llm&#58; 8001 -&#62; 8002</code> |
 | retire a | – |  |  |  | <code>stops pid 77</code> |
+
+| Gate | | Measured |
+|---|---|---|
+| <code>await&#95;ready b</code> | ✗ | <code>the engine ended with code 1</code> |
 
 **Worth knowing**
 
@@ -152,15 +165,44 @@ fn an_event_that_comes_again_counts_once() {
 
 #[test]
 fn a_plan_an_unchanged_service_and_a_refusal_have_summaries_too() {
-    let text = of_plan(&sample::plan());
+    let outlook = ["GPU 1 has 139.9 of 140.4 GiB free".to_owned(), "it took <8m>".to_owned()];
+    let text = of_plan(&sample::plan(), &outlook);
     assert!(
         text.starts_with("## Plan for chat: blue-green <code>p-1</code>\n\n<code>Qwen/A"),
         "{text}"
     );
     assert!(text.contains("| await_ready b | – |  |  |  | <code>at most 20m</code> |"), "{text}");
+    let said = "Outlook: <code>GPU 1 has 139.9 of 140.4 GiB free</code>; <code>it took &#60;8m&#62;</code>.\n";
+    assert!(text.contains(said) && !of_plan(&sample::plan(), &[]).contains("Outlook"), "{text}");
     assert_eq!(of_unchanged("Qwen/B serves"), "## unchanged\n\n<code>Qwen/B serves</code>\n");
     assert_eq!(
         of_refusal(&[Failure::new("port 8002 is taken").hint("free it")]),
         "## Nothing was done\n\n### Refused\n\n```text\nport 8002 is taken\n```\n\n```text\nhint: free it\n```\n"
     );
+}
+
+#[test]
+fn what_engines_counted_and_what_gpus_hold_is_said() {
+    let load = |name, completed, cut| ReplicaLoad {
+        slot: slot(name),
+        load: Load { in_flight: 1, completed, cut, timed: completed, took_ms: completed * 1500 },
+    };
+    let sampled = |replicas, used| {
+        let gpus = vec![GpuMemory { index: 1, used, total: 81_920 }];
+        EventKind::Sampled(Sample { replicas, gpus })
+    };
+    let text = markdown(&events(vec![
+        (0, planned()),
+        (1, sampled(vec![load("a", 100, 1)], 0)),
+        (9, sampled(vec![load("a", 130, 3), load("b", 0, 0)], 62_000)),
+        (12, sampled(vec![load("a", 140, 3), load("b", 20, 0)], 62_464)),
+        (12, sample::promoted()),
+    ]));
+    let expected = "\
+Requests completed meanwhile: 40 by <code>Qwen/A</code> in slot a (1.5s each), 20 by <code>Qwen/B</code> in slot b (1.5s each). \
+Cut by an engine: 2.
+
+GPU memory in use at the end: GPU 1 61.0 of 80.0 GiB.
+";
+    assert!(text.contains(expected), "{text}");
 }

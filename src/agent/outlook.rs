@@ -1,0 +1,134 @@
+//! What a plan will likely meet, for whoever decides about it: room on the GPUs of the new model, and how long it took the last
+//! time. Facts of the moment: no part of the plan, and of no digest.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::event_log::EventReader;
+use crate::host::gpu::{self, Gpus};
+use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
+use crate::model::plan::{Plan, Strategy};
+use crate::model::spec::{Gpu, SwapSpec};
+use crate::model::state::Past;
+use crate::model::step::Step;
+use crate::service_dir::ServiceDir;
+
+/// Looks; what cannot be seen is left out, and `doctor` says why.
+pub(super) async fn of(
+    (dir, spec): (&ServiceDir, &SwapSpec),
+    plan: &Plan,
+    history: &[Past],
+) -> Vec<String> {
+    let mut seen = Vec::new();
+    let named = &spec.slots[&plan.candidate.slot].gpus;
+    let starts = plan.steps.iter().any(|planned| matches!(planned.step, Step::StartReplica { .. }));
+    if starts
+        && !named.is_empty()
+        && let Ok(gpus) = gpu::look().await
+    {
+        seen.extend(named.iter().filter_map(|gpu| room(&gpus, gpu)));
+    }
+    let began = |swap: &SwapId| {
+        let events = EventReader::new(&dir.swap(swap)).read().ok()?;
+        Some(events.first()?.at)
+    };
+    seen.extend(Some(plan).filter(|_| starts).and_then(|plan| last_time(plan, history, began)));
+    seen
+}
+
+/// Free memory of a GPU, and who holds the rest.
+fn room(gpus: &Gpus, gpu: &Gpu) -> Option<String> {
+    let device = gpus.device(gpu)?;
+    let (free, total) = (device.free_mib?, device.total_mib?);
+    let room = format!("GPU {} has {} of {} GiB free", device.index, gib(free), gib(total));
+    let tenants: Vec<_> = gpus.tenants_of(device).map(|tenant| tenant.pid.to_string()).collect();
+    Some(match &tenants[..] {
+        [] => room,
+        [one] => format!("{room}, and process {one} uses it"),
+        several => format!("{room}, and processes {} use it", several.join(", ")),
+    })
+}
+
+fn gib(mib: u64) -> String {
+    format!("{}.{}", mib / 1024, mib % 1024 * 10 / 1024)
+}
+
+/// How long the latest swap took that was promoted: one to the same model, if there was any.
+fn last_time(
+    plan: &Plan,
+    history: &[Past],
+    began: impl Fn(&SwapId) -> Option<Timestamp>,
+) -> Option<String> {
+    let promoted = || history.iter().rev().filter(|past| past.outcome == Outcome::Promoted);
+    let model = &plan.candidate.revision.model;
+    let past = promoted().find(|past| &past.revision.model == model).or_else(|| promoted().next());
+    let past = past.filter(|_| plan.strategy == Strategy::BlueGreen)?;
+    let took: Duration = past.at.duration_since(began(&past.swap)?).try_into().ok()?;
+    let took = Duration::from_secs(took.as_secs().max(1));
+    Some(format!(
+        "the last swap to {} took {} ({})",
+        past.revision.model,
+        humantime::format_duration(took),
+        past.swap
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::gpu::{Device, Tenant};
+    use crate::model::replica::Revision;
+    use crate::swap::planner::tests::two_slot_plan;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_last_swap_to_the_same_model_counts_first() {
+        let plan = two_slot_plan();
+        let model = plan.candidate.revision.model.clone();
+        let past = |swap: &str, model: &str, outcome| Past {
+            swap: swap.parse().unwrap(),
+            at: at("2026-11-23T09:08:12.7Z"),
+            outcome,
+            revision: Revision { digest: "r-1".into(), model: model.into(), git_sha: None },
+        };
+        let began = |_: &SwapId| Some(at("2026-11-23T09:00:00Z"));
+        let other = past("s-1", "Qwen/Other", Outcome::Promoted);
+        let same = past("s-2", &model, Outcome::Promoted);
+        let failed = past("s-4", &model, Outcome::Failed);
+        let later = past("s-3", "Qwen/Other", Outcome::Promoted);
+        let told = |history: &[Past]| last_time(&plan, history, began);
+        let expected = format!("the last swap to {model} took 8m 12s (s-2)");
+        assert_eq!(told(&[other.clone(), same, later, failed.clone()]).unwrap(), expected);
+        let expected = "the last swap to Qwen/Other took 8m 12s (s-1)";
+        assert_eq!(told(&[other, failed.clone()]).unwrap(), expected);
+        assert_eq!(told(&[failed]), None);
+        assert_eq!(told(&[]), None);
+    }
+
+    #[test]
+    fn a_gpu_says_its_room_and_who_has_the_rest() {
+        let device = |index, free_mib| Device {
+            index,
+            uuid: format!("GPU-{index}"),
+            name: "NVIDIA H200".to_owned(),
+            total_mib: Some(143_771),
+            free_mib,
+        };
+        let tenant = |pid| Tenant { pid, uuid: "GPU-0".to_owned(), used_mib: Some(71_234) };
+        let gpus = Gpus {
+            devices: vec![device(0, Some(2_048)), device(1, Some(143_259)), device(2, None)],
+            tenants: vec![tenant(41), tenant(42)],
+            ..Gpus::default()
+        };
+        let said = |index| room(&gpus, &Gpu::Index(index));
+        assert_eq!(said(1).unwrap(), "GPU 1 has 139.9 of 140.4 GiB free");
+        let expected = "GPU 0 has 2.0 of 140.4 GiB free, and processes 41, 42 use it";
+        assert_eq!(said(0).unwrap(), expected);
+        assert_eq!((said(2), said(7)), (None, None), "2 does not say, 7 is not there");
+    }
+}
