@@ -146,9 +146,15 @@ fn short(name: &str) -> &str {
     if is_id { &name[..12] } else { name }
 }
 
+/// What units and containers of a slot are called. Neither name has a dot in it, so that no two slots share one:
+/// slot `b` of `chat-a` is not slot `a-b` of `chat`.
+fn name_of_slot(service: &ServiceName, slot: &SlotName) -> String {
+    format!("{OWN_PREFIX}{service}.{slot}")
+}
+
 /// The container of the replicas that are started in a slot.
 pub fn container_of_slot(service: &ServiceName, slot: &SlotName) -> Keeper {
-    Keeper::Docker(format!("{OWN_PREFIX}{service}-{slot}"))
+    Keeper::Docker(name_of_slot(service, slot))
 }
 
 /// Whether a container of this name is made here, and removed when its replica is retired; others are only stopped.
@@ -172,7 +178,7 @@ const OWN_PREFIX: &str = "model-swap-";
 impl Unit {
     /// The unit of the replicas that are started in a slot.
     pub fn of_slot(service: &ServiceName, slot: &SlotName) -> Self {
-        Self { name: format!("{OWN_PREFIX}{service}-{slot}.service"), user: None }
+        Self { name: format!("{}.service", name_of_slot(service, slot)), user: None }
     }
 
     /// Whether it is written here, and removed when its replica is retired; others are only stopped and disabled.
@@ -190,4 +196,19 @@ pub enum Systemd {
     Denied,
     /// It is PID 1, and the agent is root.
     Usable,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_slots_share_a_name() {
+        let name = |service: &str, slot: &str| {
+            name_of_slot(&service.parse().unwrap(), &slot.parse().unwrap())
+        };
+        assert_eq!(name("chat", "a"), "model-swap-chat.a");
+        assert_ne!(name("chat-a", "b"), name("chat", "a-b"));
+        assert!("a.b".parse::<SlotName>().is_err() && "a.b".parse::<ServiceName>().is_err());
+    }
 }

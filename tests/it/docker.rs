@@ -100,8 +100,8 @@ async fn a_container_serves_after_a_process_and_another_after_it_and_each_comes_
     let first = docked.world.run("swap", NEW, &retired).await?.ended(0, "promoted");
     assert!(!alive(docked.world.old.pid), "{first}");
     assert_eq!(docked.world.serves().await?, NEW);
-    assert_eq!(docked.names()?, ["model-swap-chat-b"]);
-    let name = "model-swap-chat-b";
+    assert_eq!(docked.names()?, ["model-swap-chat.b"]);
+    let name = "model-swap-chat.b";
     assert_eq!(docked.inspect(name, "{{.HostConfig.RestartPolicy.Name}}")?, "unless-stopped");
     let (a, b) = docked.world.server.slot_ports();
     let published = docked.inspect(name, "{{json .HostConfig.PortBindings}}")?;
@@ -128,7 +128,7 @@ async fn a_container_serves_after_a_process_and_another_after_it_and_each_comes_
 
     // And once it is gone, it is started again from what the server keeps.
     docked.world.run("swap", "Qwen/Newest", &retired).await?.ended(0, "promoted");
-    assert_eq!(docked.names()?, ["model-swap-chat-a"], "port {a}");
+    assert_eq!(docked.names()?, ["model-swap-chat.a"], "port {a}");
     let again = docked.world.run("rollback", NEW, &retired).await?.ended(0, "rolled-back");
     assert_eq!(docked.world.serves().await?, NEW);
     assert_eq!(again.output("revision"), first.output("revision"));
@@ -199,12 +199,12 @@ async fn a_container_that_outlived_its_record_is_found_and_removed() -> Result<(
     step.says("→ await_ready b").await?;
     send("-KILL", agent(&docked.world)?.context("no agent")?)?;
     step.finish().await?.refused(3, &["is gone"]);
-    assert_eq!(docked.names()?, ["model-swap-chat-b"]);
-    let container = docked.inspect("model-swap-chat-b", "{{.Id}}")?;
+    assert_eq!(docked.names()?, ["model-swap-chat.b"]);
+    let container = docked.inspect("model-swap-chat.b", "{{.Id}}")?;
 
     docked.world.settings.flags = String::new();
     let run = docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    assert_ne!(docked.inspect("model-swap-chat-b", "{{.Id}}")?, container, "{run}");
+    assert_ne!(docked.inspect("model-swap-chat.b", "{{.Id}}")?, container, "{run}");
     until("the new one serves", || docked.names().is_ok_and(|names| names.len() == 1)).await?;
     assert_eq!(docked.world.serves().await?, NEW);
     load.stop().await.assert_clean();

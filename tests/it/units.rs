@@ -16,7 +16,7 @@ use crate::support::guest::{GuestWorld, on_guest, on_guest_of};
 use crate::support::{NEW, OLD};
 
 /// The units of the two slots.
-const UNITS: [&str; 2] = ["model-swap-chat-a.service", "model-swap-chat-b.service"];
+const UNITS: [&str; 2] = ["model-swap-chat.a.service", "model-swap-chat.b.service"];
 const NEWER: &str = "Qwen/Newer";
 
 /// One property of a unit, as systemd has it.
@@ -39,7 +39,7 @@ async fn left(world: &GuestWorld) -> Result<Vec<String>> {
     let folders = ["/etc/systemd/system", "/var/lib/model-swap/env.d"];
     let mut found = Vec::new();
     for folder in folders {
-        let listed = world.guest.run(&["find", folder, "-name", "model-swap-chat-*"]).await;
+        let listed = world.guest.run(&["find", folder, "-name", "model-swap-chat.*"]).await;
         found.extend(listed.unwrap_or_default().lines().map(str::to_owned));
     }
     Ok(found)
@@ -51,7 +51,7 @@ fn traffic_goes_from_somebodys_unit_to_ours_and_from_slot_to_slot() -> Result<()
         world.settings.retain = "0s".to_owned();
         let load = world.load().await?;
         let plan = world.run("plan", NEW, &[]).await?;
-        assert!(plan.stdout.contains("as unit model-swap-chat-b.service"), "{plan}");
+        assert!(plan.stdout.contains("as unit model-swap-chat.b.service"), "{plan}");
         let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
         assert_eq!(state(world, UNITS[1]).await?, "active enabled always", "{run}");
         assert_eq!(state(world, "vllm.service").await?, "inactive disabled always", "{run}");
@@ -67,7 +67,7 @@ fn traffic_goes_from_somebodys_unit_to_ours_and_from_slot_to_slot() -> Result<()
         let run = world.run("swap", NEWER, &[("wait", "retired")]).await?.ended(0, "promoted");
         assert_eq!(state(world, UNITS[0]).await?, "active enabled always", "{run}");
         let only: Vec<_> =
-            left(world).await?.into_iter().filter(|path| !path.contains("chat-a")).collect();
+            left(world).await?.into_iter().filter(|path| !path.contains("chat.a")).collect();
         assert!(only.is_empty(), "{only:?}");
         load.stop().await.assert_clean();
         Ok(())

@@ -269,7 +269,7 @@ mod tests {
             cwd: "/".into(),
             identity: inherited.identity,
             log: "/state/replica.log".into(),
-            keeper: Keeper::Docker("model-swap-chat-b".to_owned()),
+            keeper: Keeper::Docker("model-swap-chat.b".to_owned()),
             container: None,
         };
         let mut asked = Contained {
@@ -279,11 +279,11 @@ mod tests {
             options: vec!["--ipc=host".to_owned()],
         };
         let line = |asked: &Contained| {
-            arguments("model-swap-chat-b", &launch, asked, Duration::from_secs(35)).join(" ")
+            arguments("model-swap-chat.b", &launch, asked, Duration::from_secs(35)).join(" ")
         };
         assert_eq!(
             line(&asked),
-            "--name=model-swap-chat-b --label=model-swap.replica=chat/s-1/b --label=model-swap.log=/state/replica.log \
+            "--name=model-swap-chat.b --label=model-swap.replica=chat/s-1/b --label=model-swap.log=/state/replica.log \
              --restart=no --stop-timeout=35 --publish=127.0.0.1:8002:8002 --gpus=\"device=1,3\" --ipc=host sha256:aa \
              Qwen/New --port 8002"
         );

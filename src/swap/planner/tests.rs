@@ -300,7 +300,7 @@ fn systemd_supervises_where_it_can_and_the_plan_says_where_it_does_not() {
     assert!(refused[0].starts_with("replica.runtime is systemd, and only root"), "{refused:?}");
 
     seen.systemd = Systemd::Usable;
-    let unit = Unit { name: "model-swap-chat-b.service".to_owned(), user: None };
+    let unit = Unit { name: "model-swap-chat.b.service".to_owned(), user: None };
     assert_eq!(kept(&seen, &auto), (Keeper::Unit(unit), String::new()));
     auto.replica.runtime = Runtime::Process;
     let (keeper, notes) = kept(&seen, &auto);
