@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::follow::AGENT;
-use crate::host::process;
+use crate::host::{durable, process, runtime};
 use crate::journal::Journal;
 use crate::lease::Lease;
 use crate::model::ids::{ProcessId, SwapId};
@@ -23,11 +23,14 @@ const LOGS: usize = 10;
 /// The agents' own words beyond which a new file is begun, in bytes. The one before is kept.
 const AGENT_LOG: u64 = 1 << 20;
 
-/// An order to abort may come before its swap begins, and is looked at when it does.
+/// An order to abort may come before its swap begins, and is looked at when it does. A runner's word lies beside its swap.
 const ORDER_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A binary that is being brought is there for minutes at most.
 const BRINGING: Duration = Duration::from_secs(60 * 60);
+
+/// A file is put in its place within moments of being begun, and a unit within moments of its environment.
+const MAKING: Duration = Duration::from_secs(60 * 60);
 
 /// Where a host's own units are (systemd.unit(5)).
 pub(super) const UNITS: &str = "/etc/systemd/system";
@@ -75,7 +78,11 @@ pub(super) fn prune(dir: &ServiceDir) {
     for log in logs.skip(LOGS) {
         let _ = fs::remove_file(log);
     }
-    prune_orders(dir, &kept);
+    prune_orders(&dir.aborts(), &kept);
+    prune_orders(&dir.confirmations(), &kept);
+    let folders = [dir.state_dir().to_owned(), dir.root(), dir.aborts(), dir.confirmations()];
+    prune_strays(folders.iter().flat_map(|folder| durable::unfinished(folder)));
+    prune_strays(runtime::stray_environments());
     begin_anew(&dir.root().join("agent.log"));
     if let Some((folder, own)) = binaries() {
         prune_binaries(&folder, &own, &named_by_units(Path::new(UNITS)));
@@ -91,13 +98,20 @@ fn is_unfinished(folder: &Path) -> bool {
         || (Journal::has_begun(folder) && !Journal::has_concluded(folder))
 }
 
-fn prune_orders(dir: &ServiceDir, kept: &[SwapId]) {
-    for entry in fs::read_dir(dir.aborts()).into_iter().flatten().flatten() {
+fn prune_orders(folder: &Path, kept: &[SwapId]) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let of_kept = kept.iter().any(|swap| name.to_str() == Some(&format!("{swap}.json")));
         if !of_kept && is_older(&entry.path(), ORDER_AGE) {
             let _ = fs::remove_file(entry.path());
         }
+    }
+}
+
+/// Removes what a crash left between two writes.
+fn prune_strays(files: impl IntoIterator<Item = PathBuf>) {
+    for file in files.into_iter().filter(|file| is_older(file, MAKING)) {
+        let _ = fs::remove_file(file);
     }
 }
 

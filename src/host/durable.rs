@@ -40,6 +40,14 @@ pub fn write(file: &Path, content: &[u8], mode: u32) -> Result<(), DurableError>
     swap_in(file, content, mode, None)
 }
 
+/// Files in a folder that somebody was about to put in another's place, and perhaps died over.
+pub fn unfinished(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_ours =
+        |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(PREFIX));
+    entries.filter(|entry| is_ours(&entry.file_name())).map(|entry| entry.path()).collect()
+}
+
 fn swap_in(
     file: &Path,
     content: &[u8],

@@ -115,6 +115,33 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
 }
 
 #[test]
+fn what_a_crash_left_half_made_goes_after_an_hour() {
+    let server = Server::new();
+    let made = |folder: PathBuf, name: &str, age: Duration| {
+        let file = folder.join(name);
+        fs::write(&file, "x").unwrap();
+        fs::File::open(&file).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        file
+    };
+    let (old, young) = (MAKING + Duration::from_secs(60), MAKING - Duration::from_secs(60));
+    let dir = &server.dir;
+    let gone = [
+        made(dir.root(), ".model-swap-a1", old),
+        made(dir.state_dir().to_owned(), ".model-swap-a2", old),
+        made(dir.aborts(), ".model-swap-a3", old),
+        made(dir.confirmations(), "s-gone.json", ORDER_AGE + Duration::from_secs(60)),
+    ];
+    let kept = [
+        made(dir.root(), ".model-swap-b1", young),
+        made(dir.root(), "boot", old),
+        made(dir.confirmations(), "s-soon.json", old),
+    ];
+    prune(dir);
+    assert!(gone.iter().all(|file| !file.exists()), "{gone:?}");
+    assert!(kept.iter().all(|file| file.exists()), "{kept:?}");
+}
+
+#[test]
 fn orders_that_nobody_waits_for_go_and_a_long_log_begins_anew() {
     let mut server = Server::new();
     let told = server.swap("s-told", Some(Outcome::Promoted));
@@ -173,7 +200,7 @@ fn units_are_read_with_their_drop_ins() {
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("model-swap-agent@chat.service.d")).unwrap();
     fs::write(at("model-swap-agent@chat.service.d/own.conf"), "one").unwrap();
-    fs::write(at("model-swap-chat-a.service"), "two").unwrap();
+    fs::write(at("model-swap-chat.a.service"), "two").unwrap();
     fs::write(at("nginx.service"), "three").unwrap();
     let text = named_by_units(folder.path());
     assert!(text.contains("one") && text.contains("two") && !text.contains("three"), "{text}");

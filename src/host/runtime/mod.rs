@@ -15,7 +15,7 @@ pub(super) mod docker;
 mod process;
 mod systemd;
 
-pub use systemd::ENVIRONMENTS;
+pub use systemd::{ENVIRONMENTS, stray_environments};
 pub(super) use systemd::{UNITS, command_line, make_durable};
 
 use docker::Docker;

@@ -29,6 +29,19 @@ pub(in crate::host) const UNITS: &str = "/etc/systemd/system";
 /// Environment files of our units. Not under /etc: that is kept in version control on many servers.
 pub const ENVIRONMENTS: &str = "/var/lib/model-swap/env.d";
 
+/// Environments whose unit is not there (yet), and what was to become one.
+pub fn stray_environments() -> Vec<PathBuf> {
+    strays(Path::new(ENVIRONMENTS), Path::new(UNITS))
+}
+
+fn strays(environments: &Path, units: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(environments).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| !units.join(entry.file_name()).exists())
+        .map(|entry| entry.path())
+        .collect()
+}
+
 /// Starting means running the program; only a file system that hangs makes it slow.
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// systemd kills what is left after the grace; a driver may hold it for a while.
@@ -302,5 +315,31 @@ fn unreadable(act: &str, path: &Path, error: &io::Error) -> Failure {
     Failure {
         causes: vec![error.to_string()],
         ..Failure::new(format!("cannot {act} {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_without_its_unit_is_a_stray() {
+        let folder = tempfile::tempdir().unwrap();
+        let [environments, units] = ["env.d", "system"].map(|name| folder.path().join(name));
+        for (folder, names) in [
+            (
+                &environments,
+                vec!["model-swap-chat.a.service", "model-swap-chat.b.service", ".model-swap-x"],
+            ),
+            (&units, vec!["model-swap-chat.a.service"]),
+        ] {
+            fs::create_dir(folder).unwrap();
+            names.iter().for_each(|name| fs::write(folder.join(name), "x").unwrap());
+        }
+        let mut found = strays(&environments, &units);
+        found.sort();
+        let names = [".model-swap-x", "model-swap-chat.b.service"];
+        assert_eq!(found, names.map(|name| environments.join(name)));
+        assert_eq!(strays(&folder.path().join("nowhere"), &units), Vec::<PathBuf>::new());
     }
 }
