@@ -27,6 +27,7 @@ use serde::Serialize;
 use sha2::Sha256;
 
 use crate::host::durable::{self, DurableError};
+use crate::host::process::Snapshot;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ProcessId, ServiceName, SwapId};
 use crate::model::state::{STATE_VERSION, ServiceState};
@@ -42,8 +43,8 @@ pub const SHARED: [&str; 3] = [CLAIMS, "host.lock", "key"];
 
 const CLAIMS: &str = "claims";
 
-/// The agent's binaries, where they are kept in the state folder.
-const BINARIES: &str = "bin";
+/// The file in a swap's folder that holds what it takes to start an adopted incumbent again. Mode 0600.
+pub const INCUMBENT: &str = "incumbent.json";
 
 /// Bytes of the key that secrets are hashed with.
 const KEY_BYTES: usize = 32;
@@ -114,6 +115,15 @@ pub enum StateError {
 impl Hint for StateError {
     fn hints(&self) -> Vec<String> {
         match self {
+            Self::Io { path, source, .. }
+            | Self::Write { path, source: DurableError { source, .. } }
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
+                let path = path.display();
+                vec![format!(
+                    "make room on the disk of {path}, or set state_dir to a folder on another disk"
+                )]
+            }
             Self::Io { path, .. } | Self::Write { path, .. } => {
                 vec![format!("check owner, rights and free space of {}", path.display())]
             }
@@ -221,6 +231,11 @@ impl ServiceDir {
     /// The folder of a swap.
     pub fn swap(&self, swap: &SwapId) -> PathBuf {
         self.root().join("swaps").join(swap.as_str())
+    }
+
+    /// How the incumbent was started that a swap adopted; `None` if it adopted none.
+    pub fn incumbent(&self, swap: &SwapId) -> Option<Snapshot> {
+        serde_json::from_slice(&fs::read(self.swap(swap).join(INCUMBENT)).ok()?).ok()
     }
 
     /// Where the output of the replica that a swap starts goes, unless its keeper takes it.
@@ -333,8 +348,8 @@ impl ServiceDir {
         folders
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| ![CLAIMS, BINARIES, self.service.as_str()].contains(&name.as_str()))
             .filter_map(|name| name.parse().ok())
+            .filter(|name| *name != self.service)
             .collect()
     }
 
@@ -406,6 +421,14 @@ fn make_private(folder: &Path) -> Result<(), StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_service_is_called_like_what_lies_beside_it() {
+        for name in SHARED.iter().chain(&["bin"]) {
+            assert!(name.parse::<ServiceName>().is_err(), "{name}");
+        }
+        assert!("keys".parse::<ServiceName>().is_ok());
+    }
 
     #[test]
     fn the_newest_swap_is_the_one_that_began_last_whatever_its_name() {

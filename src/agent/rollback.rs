@@ -17,15 +17,12 @@ use crate::model::replica::{Keeper, Revision};
 use crate::model::spec::SwapSpec;
 use crate::model::state::{HistoryReport, Past, WayBack};
 use crate::model::wire::{Asked, Refusal, RollbackRequest};
-use crate::service_dir::ServiceDir;
+use crate::service_dir::{INCUMBENT, ServiceDir};
 use crate::swap::history::{Course, History, Told, Wanted};
 use crate::swap::planner::{self, Again, Decision};
 
 /// The file in a swap's folder that holds its specification: for its recovery, and to start its revision again.
 pub(super) const SPEC: &str = "spec.json";
-
-/// The file in a swap's folder that holds what it takes to start an adopted incumbent again. Mode 0600.
-pub(super) const INCUMBENT: &str = "incumbent.json";
 
 /// What the history tells, newest last.
 pub(super) fn report(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> HistoryReport {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::abort::never_begun;
 use super::answer::Answers;
-use super::rollback::{self, INCUMBENT, SPEC};
+use super::rollback::{self, SPEC};
 use super::{
     aftermath, barred, confirm_route, follow, parse, place, prune, recover, sampling, unchanged,
     uninstall,

@@ -9,11 +9,13 @@ use jiff::Timestamp;
 use model_swap::host::process;
 use model_swap::lease::Lease;
 use model_swap::model::state::{Holder, Requester};
+use testbed::guest::SLOTS;
 use testbed::server::{free_port, listeners};
 
 use crate::doctor::NVIDIA_SMI;
 use crate::ssh::new_key;
 use crate::step::{Step, send, until};
+use crate::support::guest::on_guest;
 use crate::support::{NEW, OLD, Run, World};
 
 /// Runs a command with a configuration of its own, and asserts that it was refused as the environment's fault.
@@ -126,6 +128,32 @@ async fn the_server() -> Result<()> {
     assert!(world.old_runs()? && listeners(b)? == [0_u32; 0], "something was started");
     assert_eq!((world.serves().await?.as_str(), listeners(a)?.len()), (OLD, 1));
     Ok(())
+}
+
+#[test]
+fn a_state_folder_without_room() -> Result<()> {
+    const STATE: &str = "/var/lib/model-swap";
+    on_guest(async |world| {
+        let guest = &world.guest;
+        guest.run(&["mkdir", "-p", STATE]).await?;
+        guest.run(&["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", STATE]).await?;
+        let fill = format!("dd if=/dev/zero of={STATE}/fill 2>/dev/null; df {STATE}");
+        let full = guest.run(&["sh", "-c", &fill]).await?;
+        assert!(full.contains("100%"), "the disk is not full: {full}");
+
+        let run = Step::run(world.action("swap", NEW, &[])?).await?;
+        let room = format!("make room on the disk of {STATE}/");
+        let run = run.refused(3, &["No space left on device", &room, "another disk"]);
+        assert!(run.outputs.is_empty(), "{run}");
+        let doctor = Step::run(world.action("doctor", NEW, &[])?).await?;
+        doctor.refused(3, &["room for state", "0 MiB free in", "make room, or set state_dir"]);
+        assert!(world.guest.listeners(SLOTS.1).await?.is_empty(), "something was started");
+        world.until_serves(OLD).await?;
+
+        world.guest.run(&["rm", &format!("{STATE}/fill")]).await?;
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        Ok(())
+    })
 }
 
 #[tokio::test]

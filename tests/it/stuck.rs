@@ -8,7 +8,7 @@ use testbed::server::Aim;
 
 use crate::kills::{CUT_OVER, Facts, frozen, ordered, world};
 use crate::step::{Step, send};
-use crate::support::{NEW, OLD, World};
+use crate::support::{NEW, OLD, World, engine};
 
 /// A swap whose agent dies when nginx sends requests to the new model, and whose undo then meets what somebody did.
 async fn moved() -> Result<(World, Facts)> {
@@ -106,5 +106,40 @@ async fn a_step_whose_swap_gets_stuck_ends_with_7_and_its_deployment_in_error() 
     assert_eq!(Facts::of(&world)?, before);
     assert_eq!(world.serves().await?, OLD);
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// As after a reboot of a server without systemd: neither model is there, and nothing starts one.
+#[tokio::test]
+async fn an_old_model_that_nothing_starts_again_is_named_with_the_command_that_does() -> Result<()>
+{
+    let (world, _) = moved().await?;
+    let (a, b) = world.server.slot_ports();
+    send("-KILL", world.old.pid)?;
+    let new = testbed::server::listeners(b)?;
+    new.iter().try_for_each(|pid| send("-KILL", *pid))?;
+    let gone = || {
+        [a, b].iter().all(|port| testbed::server::listeners(*port).is_ok_and(|it| it.is_empty()))
+    };
+    crate::support::until("both models are gone", gone).await?;
+
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
+    let argv = engine(OLD, a)?;
+    let run = run.refused(
+        7,
+        &[
+            &format!("upstream llm names port {a} of slot a again, and nobody listens there"),
+            "Qwen/Old was a plain process, which nothing starts again",
+            "clients get an error from nginx (502)",
+            "start it again as it was started, by user ",
+            &argv.join(" "),
+            "hint: mend that first, then `model-swap repair`",
+        ],
+    );
+    // Whoever obeys is helped.
+    let _again = world.server.start_by_hand(&argv, &[])?;
+    world.until_serves(OLD).await?;
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "rolled-back");
+    assert_eq!(world.serves().await?, OLD, "{run}");
     Ok(())
 }

@@ -9,10 +9,12 @@ use crate::executor::route::{identity, prove_route};
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::Expectation;
+use crate::host::process::{redact, user_name};
 use crate::host::runtime::Boot;
 use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
+use crate::model::plan::Side;
 use crate::model::record::{Done, Undo, UpstreamImage};
 use crate::model::replica::Keeper;
 use crate::swap::nginx_conf::port_of;
@@ -145,6 +147,30 @@ pub(super) async fn undo<H: Host>(
     Ok(Undone::TrafficReturned(proof))
 }
 
+/// Why traffic cannot come back: what served was a plain process, and is no more.
+fn gone<H: Host>(cx: &Context<'_, H>, side: &Side, to: &SlotName) -> Failure {
+    let Side { slot, port, revision, .. } = side;
+    let upstream = &cx.spec().nginx.upstream;
+    let how = match cx.dir.incumbent(&cx.swap) {
+        Some(was) => format!(
+            "start it again as it was started, by user {}: cd {} && {}",
+            user_name(was.identity.uid),
+            was.cwd.display(),
+            shell_words::join(redact(&was.argv))
+        ),
+        None => format!("start {} again, on port {port}", revision.model),
+    };
+    Failure::new(format!(
+        "upstream {upstream} names port {port} of slot {slot} again, and nobody listens there: {} was a plain process, \
+         which nothing starts again once it has ended or the server was restarted",
+        revision.model
+    ))
+    .hint(format!(
+        "until something listens there, clients get an error from nginx (502); what runs in slot {to} gets no new requests"
+    ))
+    .hint(how)
+}
+
 /// How traffic came back.
 struct Returned {
     proof: String,
@@ -176,8 +202,11 @@ async fn give_back<H: Host>(
         return Ok(None);
     };
     // Where nobody served before, nothing can answer a proof.
-    let proof = match cx.plan.incumbent {
+    let proof = match &cx.plan.incumbent {
         None => "the upstream is as it was".to_owned(),
+        Some(side) if side.keeper.is_process() && cx.host.is_silent(old) => {
+            return Err(gone(cx, side, to));
+        }
         Some(_) => {
             let identity = identity(cx.host, old, new).await;
             let expectation = Expectation { candidate: old, incumbent: new, identity };
