@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_yaml::{Mapping, Value};
 
-use crate::model::ids::{Port, ServiceName};
+use crate::model::ids::{Port, RESERVED, ServiceName};
 use crate::model::spec::Gpu;
 use crate::model::target::{HostAddr, check_jump};
 
@@ -16,7 +16,15 @@ use super::reader::Form;
 /// The service's name.
 pub(super) const SERVICE: Form<ServiceName> = Form {
     expected: "1 to 40 of a-z, 0-9 and inner dashes, like chat or code-assist",
-    parse: |value| ServiceName::from_str(text(value)?).map_err(|_| String::new()),
+    parse: |value| {
+        let name = text(value)?;
+        ServiceName::from_str(name).map_err(|_| match RESERVED.contains(&name) {
+            true => {
+                format!("{} are names of the state folder's own; add a word", RESERVED.join(", "))
+            }
+            false => String::new(),
+        })
+    },
 };
 
 /// The server.

@@ -174,18 +174,29 @@ fn read(
 /// The parsed text, or what YAML itself has against it.
 fn document(text: &str) -> Result<Value, Box<Problem>> {
     serde_yaml::from_str(text).map_err(|error| {
+        let said = error.to_string();
         // What concerns the text as a whole is located at its first character.
         let at = error.location().map(|at| (at.line(), at.column())).filter(|at| *at != (1, 1));
-        let (line, column) = at.unzip();
+        let (line, column) = at.or_else(|| repeated(text, &said)).unzip();
+        let placed = at.map(|(line, column)| format!(" at line {line} column {column}"));
+        let said = placed.as_deref().and_then(|placed| said.strip_suffix(placed)).unwrap_or(&said);
         Box::new(Problem {
             place: Place::default(),
             line,
             column,
-            wrong: Wrong::Syntax(error.to_string()),
+            wrong: Wrong::Syntax(said.to_owned()),
             expected: "settings as in docs/model-swap.yaml".to_owned(),
             hint: None,
         })
     })
+}
+
+/// Where a key stands for the second time that is there twice at the top of the file: YAML says only which.
+fn repeated(text: &str, said: &str) -> Option<(usize, usize)> {
+    let key = said.strip_prefix("duplicate entry with key \"")?.strip_suffix('"')?;
+    let is_it = |line: &str| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':'));
+    let (at, _) = text.lines().enumerate().filter(|(_, line)| is_it(line)).nth(1)?;
+    Some((at + 1, 1))
 }
 
 /// How long the previous replica stays warm unless told otherwise: long enough to notice a bad model by eye.

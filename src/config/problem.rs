@@ -32,7 +32,7 @@ pub enum Wrong {
     Missing,
     /// A key that means nothing here.
     UnknownKey,
-    /// A text that is no YAML; what the parser says, with line and column.
+    /// A text that is no YAML; what the parser says.
     Syntax(String),
 }
 
@@ -75,14 +75,14 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// One failure for each problem, its message led by `file:line`.
+    /// One failure for each problem, its message led by `file:line:column`.
     pub fn to_failures(&self) -> Vec<Failure> {
         self.list
             .iter()
             .map(|problem| {
-                let at = match problem.line {
-                    Some(line) => format!("{}:{line}", self.origin),
-                    None => self.origin.clone(),
+                let at = match (problem.line, problem.column) {
+                    (Some(line), Some(column)) => format!("{}:{line}:{column}", self.origin),
+                    _ => self.origin.clone(),
                 };
                 let location = problem.line.zip(problem.column).map(|(line, column)| {
                     Box::new(Location { file: self.origin.clone(), line, column })

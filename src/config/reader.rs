@@ -202,9 +202,9 @@ impl<'a> Node<'a> {
     fn word(&self, key: &'a Value) -> Option<&'a str> {
         let word = key.as_str();
         if word.is_none() {
-            let given = format!("{} as a key", shown(Some(key)));
-            self.refuse(
-                Wrong::Value(given),
+            let given = shown(Some(key));
+            Node::new(self.report, self.place.key(&given), None).refuse(
+                Wrong::Value(format!("{given} as a key")),
                 "a word as a key",
                 Some("put it in quotes".to_owned()),
             );

@@ -26,8 +26,11 @@ fn is_plain(value: &str, longest: usize) -> bool {
         && !value.ends_with('-')
 }
 
+/// Names of folders and files that lie beside those of the services: a service of such a name would be mistaken for them.
+pub const RESERVED: [&str; 3] = ["bin", "claims", "key"];
+
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $longest:literal, $accepted:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $longest:literal, $reserved:expr, $accepted:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -43,7 +46,8 @@ macro_rules! name {
         impl FromStr for $name {
             type Err = InvalidName;
             fn from_str(value: &str) -> Result<Self, InvalidName> {
-                if is_plain(value, $longest) {
+                let reserved: &[&str] = &$reserved;
+                if is_plain(value, $longest) && !reserved.contains(&value) {
                     Ok(Self(value.to_owned()))
                 } else {
                     Err(InvalidName { what: $what, value: value.to_owned(), accepted: $accepted })
@@ -77,6 +81,7 @@ name!(
     ServiceName,
     "service",
     40,
+    RESERVED,
     "1 to 40 of a-z, 0-9 and inner dashes, like chat or code-assist"
 );
 name!(
@@ -84,6 +89,7 @@ name!(
     SlotName,
     "slot",
     20,
+    [],
     "1 to 20 of a-z, 0-9 and inner dashes, like a or b"
 );
 name!(
@@ -91,6 +97,7 @@ name!(
     SwapId,
     "swap id",
     60,
+    [],
     "what a swap printed as its id, like s-20261123-091500-4f1c"
 );
 

@@ -143,6 +143,9 @@ async fn a_wrong_setting_is_named_with_its_place_its_value_what_is_accepted_and_
     for (from, to, texts) in rows {
         assert_eq!(good.matches(from).count(), 1, "{from:?} is not there once");
         let run = swap_with(&good.replacen(from, to, 1), &[]).await?;
+        // What is missing from the top of the file has no place in it.
+        let is_placed = from == "model: Qwen/New\n" || has_place(&run.stdout);
+        assert!(is_placed, "no line and column\n{run}");
         if from == "gpus: [0]" {
             let at = "::error title=model-swap,file=model-swap.yaml,line=5,col=";
             assert!(run.stdout.contains(at), "no annotation at the line\n{run}");
@@ -153,6 +156,17 @@ async fn a_wrong_setting_is_named_with_its_place_its_value_what_is_accepted_and_
     let step = Step::start(Action::new(&binary(), &good)?)?;
     until("somebody connects", || Ok((!door.is_untouched()).then_some(()))).await?;
     step.kill()
+}
+
+/// Whether `model-swap.yaml:LINE:COLUMN: ` is said.
+fn has_place(said: &str) -> bool {
+    said.match_indices("model-swap.yaml:").any(|(at, name)| {
+        let mut parts = said[at + name.len()..].splitn(3, ':');
+        let is_number = |part: Option<&str>| {
+            part.is_some_and(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+        };
+        is_number(parts.next()) && is_number(parts.next())
+    })
 }
 
 #[tokio::test]

@@ -49,34 +49,34 @@ f: nginx.upstream: missing, expected the name of an upstream block, like llm",
         ("just text".to_owned(), "f: got \"just text\", expected a mapping of settings"),
         (
             "service: chat\n  host: x\n".to_owned(),
-            "f:2: cannot be read as YAML: mapping values are not allowed in this context at line 2 column 7, \
+            "f:2:7: cannot be read as YAML: mapping values are not allowed in this context, \
              expected settings as in docs/model-swap.yaml",
         ),
         (
             with("service: again"),
-            "f: cannot be read as YAML: duplicate entry with key \"service\", \
+            "f:10:1: cannot be read as YAML: duplicate entry with key \"service\", \
              expected settings as in docs/model-swap.yaml",
         ),
         (
             changed("upstream: llm", "upstream: llm, upstream: llm"),
-            "f:9: cannot be read as YAML: nginx: duplicate entry with key \"upstream\" at line 9 column 8, \
+            "f:9:8: cannot be read as YAML: nginx: duplicate entry with key \"upstream\", \
              expected settings as in docs/model-swap.yaml",
         ),
         (
             with("replcia: {}"),
-            &format!("f:10: replcia: unknown key, expected one of {ROOT_KEYS} | did you mean `replica`?"),
+            &format!("f:10:1: replcia: unknown key, expected one of {ROOT_KEYS} | did you mean `replica`?"),
         ),
         (
             with("upstream: llm"),
-            &format!("f:10: upstream: unknown key, expected one of {ROOT_KEYS} | it belongs under `nginx`"),
+            &format!("f:10:1: upstream: unknown key, expected one of {ROOT_KEYS} | it belongs under `nginx`"),
         ),
-        (with("7: x"), "f: got 7 as a key, expected a word as a key | put it in quotes"),
-        (with("ready: 20m"), "f:10: ready: got \"20m\", expected a mapping of settings"),
+        (with("7: x"), "f:10:1: 7: got 7 as a key, expected a word as a key | put it in quotes"),
+        (with("ready: 20m"), "f:10:1: ready: got \"20m\", expected a mapping of settings"),
         (
             with("drain: { on_timeout: kepp, timout: 5m }"),
             "\
-f:10: drain.on_timeout: got \"kepp\", expected one of keep, fail, cut | did you mean `keep`?
-f:10: drain.timout: unknown key, expected one of timeout, on_timeout | did you mean `timeout`?",
+f:10:10: drain.on_timeout: got \"kepp\", expected one of keep, fail, cut | did you mean `keep`?
+f:10:28: drain.timout: unknown key, expected one of timeout, on_timeout | did you mean `timeout`?",
         ),
     ]);
 }
@@ -86,45 +86,50 @@ fn single_values() {
     const TIME: &str = "expected a duration from 0s to 30d, like 90s, 20m or 1h30m";
     const MODEL: &str = "expected a model name or path, like Qwen/Qwen2.5-32B-Instruct";
     assert_complaints(&[
-        (with("retain: 600"), &format!("f:10: retain: got 600, {TIME} | write `600s` for seconds")),
-        (with("retain: '1.5'"), &format!("f:10: retain: got \"1.5\", {TIME} | write `1.5s` for seconds")),
-        (with("retain: 31d"), &format!("f:10: retain: got \"31d\", {TIME}")),
-        (with("retain: [1, x]"), &format!("f:10: retain: got [1, \"x\"], {TIME}")),
+        (with("retain: 600"), &format!("f:10:1: retain: got 600, {TIME} | write `600s` for seconds")),
+        (with("retain: '1.5'"), &format!("f:10:1: retain: got \"1.5\", {TIME} | write `1.5s` for seconds")),
+        (with("retain: 31d"), &format!("f:10:1: retain: got \"31d\", {TIME}")),
+        (with("retain: [1, x]"), &format!("f:10:1: retain: got [1, \"x\"], {TIME}")),
         (
             with("ready: { timeout: 0s }"),
-            "f:10: ready.timeout: got \"0s\", expected a duration from 1s to 30d, like 90s, 20m or 1h30m",
+            "f:10:10: ready.timeout: got \"0s\", expected a duration from 1s to 30d, like 90s, 20m or 1h30m",
         ),
         (
             changed("service: chat", "service: Chat Bot"),
-            "f:1: service: got \"Chat Bot\", expected 1 to 40 of a-z, 0-9 and inner dashes, like chat or code-assist",
+            "f:1:1: service: got \"Chat Bot\", expected 1 to 40 of a-z, 0-9 and inner dashes, like chat or code-assist",
+        ),
+        (
+            changed("service: chat", "service: claims"),
+            "f:1:1: service: got \"claims\", expected 1 to 40 of a-z, 0-9 and inner dashes, like chat or code-assist \
+             | bin, claims, key are names of the state folder's own; add a word",
         ),
         (
             changed("gpu-1.example.com", "gpu-1:22"),
-            "f:2: host: got \"deploy@gpu-1:22\", expected local, or a host like deploy@gpu-1.example.com \
+            "f:2:1: host: got \"deploy@gpu-1:22\", expected local, or a host like deploy@gpu-1.example.com \
              | the port goes in ssh.port",
         ),
         (
             changed("deploy@gpu-1.example.com", ""),
             "f: host: missing, expected local, or a host like deploy@gpu-1.example.com",
         ),
-        (changed("Qwen/Qwen2.5-32B-Instruct", "''"), &format!("f:3: model: got \"\", {MODEL}")),
-        (changed("Qwen/Qwen2.5-32B-Instruct", "--trust"), &format!("f:3: model: got \"--trust\", {MODEL}")),
-        (changed("Qwen/Qwen2.5-32B-Instruct", "3.14"), &format!("f:3: model: got 3.14, {MODEL} | put it in quotes")),
+        (changed("Qwen/Qwen2.5-32B-Instruct", "''"), &format!("f:3:1: model: got \"\", {MODEL}")),
+        (changed("Qwen/Qwen2.5-32B-Instruct", "--trust"), &format!("f:3:1: model: got \"--trust\", {MODEL}")),
+        (changed("Qwen/Qwen2.5-32B-Instruct", "3.14"), &format!("f:3:1: model: got 3.14, {MODEL} | put it in quotes")),
         (
             with("model_revision: !x y"),
-            "f:10: model_revision: got a value tagged !x, expected a commit of the weights, \
+            "f:10:1: model_revision: got a value tagged !x, expected a commit of the weights, \
              like 5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd",
         ),
         (
             with("ssh: { port: 0, jump: '-oProxyCommand=x' }"),
             "\
-f:10: ssh.port: got 0, expected a port from 1 to 65535, like 8002
-f:10: ssh.jump: got \"-oProxyCommand=x\", expected a host to jump through, like ops@bastion.example.com:2222, \
+f:10:8: ssh.port: got 0, expected a port from 1 to 65535, like 8002
+f:10:17: ssh.jump: got \"-oProxyCommand=x\", expected a host to jump through, like ops@bastion.example.com:2222, \
              several with commas | a name has letters, digits, dots, dashes and underscores only",
         ),
         (
             with("state_dir: ~/state"),
-            "f:10: state_dir: got \"~/state\", expected an absolute path of letters, digits and _./@+,:=-, \
+            "f:10:1: state_dir: got \"~/state\", expected an absolute path of letters, digits and _./@+,:=-, \
              like /etc/nginx/conf.d/llm.conf",
         ),
     ]);
@@ -135,49 +140,49 @@ fn slots() {
     const TWO: &str = "expected exactly two slots, like a: { port: 8001, gpus: [0] } and b: { port: 8002, gpus: [1] }";
     const PORT: &str = "expected a port from 1 to 65535, like 8002";
     assert_complaints(&[
-        (changed("8002", "99999"), &format!("f:6: slots.b.port: got 99999, {PORT}")),
+        (changed("8002", "99999"), &format!("f:6:8: slots.b.port: got 99999, {PORT}")),
         (
             changed("8002", "'8002'"),
-            &format!("f:6: slots.b.port: got \"8002\", {PORT} | write the number without quotes"),
+            &format!("f:6:8: slots.b.port: got \"8002\", {PORT} | write the number without quotes"),
         ),
         (
             changed("8002", "8001"),
-            "f:6: slots.b.port: got 8001, expected a port of its own: slot a has this one",
+            "f:6:8: slots.b.port: got 8001, expected a port of its own: slot a has this one",
         ),
         (
             changed("[1]", "[0]"),
-            "f:6: slots.b.gpus[0]: got 0, expected a GPU of its own: slot a has this one, \
+            "f:6:27: slots.b.gpus[0]: got 0, expected a GPU of its own: slot a has this one, \
              and both replicas run side by side | a swap on a shared GPU is not part of this version",
         ),
-        (changed("[1]", "[1, 1]"), "f:6: slots.b.gpus[1]: got 1, expected each GPU once"),
+        (changed("[1]", "[1, 1]"), "f:6:30: slots.b.gpus[1]: got 1, expected each GPU once"),
         (
             changed("[1]", "[GPU-8932f937]"),
-            "f:6: slots.b.gpus[0]: got \"GPU-8932f937\", expected either indices or UUIDs throughout",
+            "f:6:27: slots.b.gpus[0]: got \"GPU-8932f937\", expected either indices or UUIDs throughout",
         ),
         (
             changed("[1]", "[one]"),
-            "f:6: slots.b.gpus[0]: got \"one\", expected a GPU's index like 0, \
+            "f:6:27: slots.b.gpus[0]: got \"one\", expected a GPU's index like 0, \
              or its UUID like GPU-8932f937-d72c-4106-c12f-20bd9faed9f6 (see nvidia-smi -L)",
         ),
         (
             changed("[1]", "1"),
-            "f:6: slots.b.gpus: got 1, expected a list of GPUs like [0], or [] for none",
+            "f:6:20: slots.b.gpus: got 1, expected a list of GPUs like [0], or [] for none",
         ),
         (
             changed(", gpus: [1]", ""),
-            "f:6: slots.b.gpus: missing, expected a list of GPUs like [0], or [] for none",
+            "f:6:3: slots.b.gpus: missing, expected a list of GPUs like [0], or [] for none",
         ),
         (
             changed("  b: {", "  B_: {"),
-            "f:4: slots: got \"B_\" as a slot's name, expected 1 to 20 of a-z, 0-9 and inner dashes, like a or b",
+            "f:4:1: slots: got \"B_\" as a slot's name, expected 1 to 20 of a-z, 0-9 and inner dashes, like a or b",
         ),
         (
             changed("  b: {", "  c: { port: 8003, gpus: [2] }\n  b: {"),
-            &format!("f:4: slots: got 3 slots, {TWO}"),
+            &format!("f:4:1: slots: got 3 slots, {TWO}"),
         ),
         (
             changed("  b: { port: 8002, gpus: [1] }\n", ""),
-            &format!("f:4: slots: got one slot, {TWO}"),
+            &format!("f:4:1: slots: got one slot, {TWO}"),
         ),
     ]);
 }
@@ -193,49 +198,49 @@ fn commands() {
     assert_complaints(&[
         (
             command("vllm serve {modle} --port {port}"),
-            "f:8: replica.command: got {modle}, expected one of {model}, {port}, {gpus} | did you mean `{model}`?",
+            "f:8:3: replica.command: got {modle}, expected one of {model}, {port}, {gpus} | did you mean `{model}`?",
         ),
         (
             command("vllm serve {model}"),
-            "f:8: replica.command: got \"vllm serve {model}\", expected a command with {port}, \
+            "f:8:3: replica.command: got \"vllm serve {model}\", expected a command with {port}, \
              because each slot has its own | add --port {port}, or whatever the engine calls it",
         ),
         (
             command("A=0 vllm serve {model} --port {port}"),
-            "f:8: replica.command: got \"A=0\" first, expected a program first, because no shell sets variables \
+            "f:8:3: replica.command: got \"A=0\" first, expected a program first, because no shell sets variables \
              | put A under replica.env",
         ),
         (
             command("cd /srv && vllm --port {port} > $LOG"),
-            &format!("f:8: replica.command: got && > $LOG, {SHELL} {QUOTE}"),
+            &format!("f:8:3: replica.command: got && > $LOG, {SHELL} {QUOTE}"),
         ),
         (
             command("vllm --port {port} --config {\"method\":\"x\"}"),
-            &format!("f:8: replica.command: got {{\", {SHELL} {QUOTE}"),
+            &format!("f:8:3: replica.command: got {{\", {SHELL} {QUOTE}"),
         ),
         (
             command("[vllm, '{port}', '|', tee]"),
-            &format!("f:8: replica.command: got |, {SHELL} what needs a shell into a script"),
+            &format!("f:8:3: replica.command: got |, {SHELL} what needs a shell into a script"),
         ),
         (
             command("vllm {port} 'y"),
-            "f:8: replica.command: got \"vllm {port} 'y\", expected quotes that close",
+            "f:8:3: replica.command: got \"vllm {port} 'y\", expected quotes that close",
         ),
         (
             command("[sh, {port: 1}, 8001]"),
             "\
-f:8: replica.command[1]: got a mapping, expected a word in quotes, like \"--port\"
-f:8: replica.command[2]: got 8001, expected a word in quotes, like \"--port\" | put it in quotes",
+f:8:17: replica.command[1]: got a mapping, expected a word in quotes, like \"--port\"
+f:8:28: replica.command[2]: got 8001, expected a word in quotes, like \"--port\" | put it in quotes",
         ),
         (
             command("[vllm, serve, {model}, --port, {port}]"),
             "\
-f:8: replica.command[2]: got a mapping, expected a word in quotes, like \"--port\" | put it in quotes: \"{model}\"
-f:8: replica.command[4]: got a mapping, expected a word in quotes, like \"--port\" | put it in quotes: \"{port}\"",
+f:8:26: replica.command[2]: got a mapping, expected a word in quotes, like \"--port\" | put it in quotes: \"{model}\"
+f:8:43: replica.command[4]: got a mapping, expected a word in quotes, like \"--port\" | put it in quotes: \"{port}\"",
         ),
         (
             command("[]"),
-            "f:8: replica.command: got [], expected a program and its arguments, \
+            "f:8:3: replica.command: got [], expected a program and its arguments, \
              like vllm serve {model} --port {port}",
         ),
         (command("'vllm {port} --x ''{\"a\": {\"b\": 1}}'''"), "fine"),
@@ -249,25 +254,25 @@ fn replicas() {
         (
             replica("  engine: sglang\n  runtime: podman\n  user: a b"),
             "\
-f:8: replica.engine: got \"sglang\", expected one of vllm
-f:9: replica.runtime: got \"podman\", expected one of auto, systemd, process, docker
-f:10: replica.user: got \"a b\", expected a user name of the server, like llm",
+f:8:3: replica.engine: got \"sglang\", expected one of vllm
+f:9:3: replica.runtime: got \"podman\", expected one of auto, systemd, process, docker
+f:10:3: replica.user: got \"a b\", expected a user name of the server, like llm",
         ),
         (
             replica("  env: { 2X: a, CUDA_VISIBLE_DEVICES: '0', A: 1, MODEL_SWAP_REPLICA: x, B: null }"),
             "\
-f:8: replica.env: got \"2X\" as a name, expected the name of an environment variable, like HF_TOKEN
-f:8: replica.env: got CUDA_VISIBLE_DEVICES, expected another variable: the slots' gpus set it
-f:8: replica.env.A: got 1, expected a text, in quotes if it looks like a number, like \"1\" | put it in quotes
-f:8: replica.env: got MODEL_SWAP_REPLICA, expected another variable: it marks the replicas that model-swap starts
-f:8: replica.env.B: missing, expected a text, in quotes if it looks like a number, like \"1\"",
+f:8:3: replica.env: got \"2X\" as a name, expected the name of an environment variable, like HF_TOKEN
+f:8:3: replica.env: got CUDA_VISIBLE_DEVICES, expected another variable: the slots' gpus set it
+f:8:44: replica.env.A: got 1, expected a text, in quotes if it looks like a number, like \"1\" | put it in quotes
+f:8:3: replica.env: got MODEL_SWAP_REPLICA, expected another variable: it marks the replicas that model-swap starts
+f:8:3: replica.env.B: missing, expected a text, in quotes if it looks like a number, like \"1\"",
         ),
         (
             replica("  env: { A: a }\n  secret_env: [A, C, C, a-b]"),
             "\
-f:9: replica.secret_env[0]: got \"A\", expected a name that is not in replica.env too
-f:9: replica.secret_env[2]: got \"C\", expected each name once
-f:9: replica.secret_env[3]: got \"a-b\", expected the name of an environment variable, like HF_TOKEN",
+f:9:16: replica.secret_env[0]: got \"A\", expected a name that is not in replica.env too
+f:9:22: replica.secret_env[2]: got \"C\", expected each name once
+f:9:25: replica.secret_env[3]: got \"a-b\", expected the name of an environment variable, like HF_TOKEN",
         ),
     ]);
 }
@@ -280,38 +285,38 @@ fn proxies() {
         "expected an http:// URL that leads through nginx, like http://127.0.0.1:80/v1/models";
     let nginx = |more: &str| changed("upstream: llm", &format!("upstream: llm, {more}"));
     assert_complaints(&[
-        (changed("/etc/nginx/conf.d", "conf.d"), &format!("f:9: nginx.config: got \"conf.d/llm.conf\", {PATH}")),
-        (changed("/etc/nginx/conf.d", "/a b"), &format!("f:9: nginx.config: got \"/a b/llm.conf\", {PATH}")),
+        (changed("/etc/nginx/conf.d", "conf.d"), &format!("f:9:10: nginx.config: got \"conf.d/llm.conf\", {PATH}")),
+        (changed("/etc/nginx/conf.d", "/a b"), &format!("f:9:10: nginx.config: got \"/a b/llm.conf\", {PATH}")),
         (
             changed("upstream: llm", "upstream: 'l l'"),
-            "f:9: nginx.upstream: got \"l l\", expected the name of an upstream block, like llm",
+            "f:9:46: nginx.upstream: got \"l l\", expected the name of an upstream block, like llm",
         ),
-        (nginx("command: nginx"), &format!("f:9: nginx.command: got \"nginx\", {WORDS}")),
-        (nginx("command: []"), &format!("f:9: nginx.command: got [], {WORDS}")),
+        (nginx("command: nginx"), &format!("f:9:61: nginx.command: got \"nginx\", {WORDS}")),
+        (nginx("command: []"), &format!("f:9:61: nginx.command: got [], {WORDS}")),
         (
             nginx("probe: { url: 'https://llm/v1/models' }"),
             &format!(
-                "f:9: nginx.probe.url: got \"https://llm/v1/models\", {URL} \
+                "f:9:70: nginx.probe.url: got \"https://llm/v1/models\", {URL} \
                  | nginx is asked without TLS: give a plain http listener on the loopback"
             ),
         ),
-        (nginx("probe: { url: /v1/models }"), &format!("f:9: nginx.probe.url: got \"/v1/models\", {URL}")),
+        (nginx("probe: { url: /v1/models }"), &format!("f:9:70: nginx.probe.url: got \"/v1/models\", {URL}")),
         (
             nginx("probe: { url: 'http://127.0.0.1:8002/', host: 'a b', api_key_env: a-b }"),
             "\
-f:9: nginx.probe.url: got \"http://127.0.0.1:8002/\", \
+f:9:70: nginx.probe.url: got \"http://127.0.0.1:8002/\", \
              expected the port on which nginx listens: this one leads past it to slot b
-f:9: nginx.probe.host: got \"a b\", expected a host name, like llm.example.com
-f:9: nginx.probe.api_key_env: got \"a-b\", expected the name of an environment variable, like HF_TOKEN",
+f:9:101: nginx.probe.host: got \"a b\", expected a host name, like llm.example.com
+f:9:114: nginx.probe.api_key_env: got \"a-b\", expected the name of an environment variable, like HF_TOKEN",
         ),
         (
             nginx("pinned_workers: { ignore_after: 10 }"),
-            "f:9: nginx.pinned_workers.ignore_after: got 10, expected a duration from 1s to 30d, \
+            "f:9:79: nginx.pinned_workers.ignore_after: got 10, expected a duration from 1s to 30d, \
              like 90s, 20m or 1h30m | write `10s` for seconds",
         ),
         (
             nginx("pinned_workers: never"),
-            "f:9: nginx.pinned_workers: got \"never\", expected wait, or a bound like ignore_after: 10m",
+            "f:9:61: nginx.pinned_workers: got \"never\", expected wait, or a bound like ignore_after: 10m",
         ),
     ]);
 }
