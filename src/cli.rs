@@ -1,24 +1,37 @@
 //! F5: the command line. From a terminal the same inputs as the action's, as options.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent::lockdown;
-use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs};
+use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs, Untold};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
+use crate::model::target::check_jump;
 use crate::model::wire::{KeptWarm, Wait, When};
 use crate::runner::Surface;
 
 /// Where root lists the services that a key with a forced command may ask about.
 const SERVICES: &str = lockdown::SERVICES;
 
+/// Where a stranger begins.
+const BEGINNING: &str = "\
+For the first time: `model-swap init --host USER@SERVER` looks at a server and writes model-swap.yaml, `model-swap doctor`
+checks all that a swap needs, and `model-swap plan` shows what a swap would do. None of them changes anything on the server.";
+
+/// What comes after `init`.
+const FIRST_STEPS: &str = "\
+Then: `model-swap doctor` checks what a swap needs, `model-swap plan` shows what one would do, `model-swap swap` does it.
+The file is the one that --config names and must not be there yet; `--config -` prints it.";
+
 /// Swaps the LLM behind a production API without dropping, cutting or truncating a request.
 #[derive(Debug, Parser)]
-#[command(name = "model-swap", version, arg_required_else_help = true)]
+#[command(name = "model-swap", version, arg_required_else_help = true, after_help = BEGINNING)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -28,6 +41,28 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Look at a server and write a first configuration for it; changes nothing there.
+    #[command(after_help = FIRST_STEPS)]
+    Init {
+        /// Options.
+        #[command(flatten)]
+        common: Common,
+        /// Port of the server's sshd; without it the user's own ssh configuration applies, or 22.
+        #[arg(long)]
+        ssh_port: Option<u16>,
+        /// Hosts to jump through, as [user@]host[:port], several with commas.
+        #[arg(long, value_parser = jump)]
+        jump: Option<String>,
+        /// How nginx is called there, as `docker exec edge nginx`; without it, whichever run.
+        #[arg(long, value_parser = nginx)]
+        nginx: Option<Words>,
+        /// The upstream that is meant, where there are several.
+        #[arg(long)]
+        upstream: Option<String>,
+        /// The folder for state there, if it is to be another one than usual.
+        #[arg(long)]
+        state_dir: Option<PathBuf>,
+    },
     /// Show what a swap would do; change nothing.
     Plan {
         /// Options.
@@ -231,10 +266,31 @@ pub struct Common {
     json: bool,
 }
 
+impl Cli {
+    /// Reads the words of the command line. Help, and what is wrong, is for [`clap::Error::exit`] to print.
+    ///
+    /// # Errors
+    /// If they are no command.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(words).map_err(|mut error| {
+            let stray = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::String(word)) if !word.starts_with('-') => word.clone(),
+                _ => return error,
+            };
+            if error.kind() == ErrorKind::UnknownArgument {
+                let tip = format!("a configuration is given as an option: --config {stray}");
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+            }
+            error
+        })
+    }
+}
+
 impl Verb {
     /// Who its answer is for.
     pub fn surface(&self) -> Surface {
-        let (Self::Plan { common, .. }
+        let (Self::Init { common, .. }
+        | Self::Plan { common, .. }
         | Self::Swap { common, .. }
         | Self::Rollback { common, .. }
         | Self::Abort { common }
@@ -256,6 +312,11 @@ impl Verb {
     /// If a file that is named cannot be read.
     pub fn inputs(self, env: &BTreeMap<String, String>) -> Result<Option<Inputs>, Failure> {
         let mut inputs = match self {
+            Self::Init { common, ssh_port, jump, nginx, upstream, state_dir } => {
+                let nginx = nginx.unwrap_or_default().0;
+                let untold = Untold { ssh_port, jump, nginx, upstream, state_dir };
+                Inputs { untold, ..common.inputs(CommandName::Init)? }
+            }
             Self::Plan { common, force } => {
                 Inputs { when: force.into(), ..common.inputs(CommandName::Plan)? }
             }
@@ -292,11 +353,16 @@ impl Verb {
 
 impl Common {
     fn inputs(self, command: CommandName) -> Result<Inputs, Failure> {
-        let read = |option, path: Option<PathBuf>| -> Result<Option<String>, Failure> {
+        let read = |option, path: Option<PathBuf>, how: &str| -> Result<Option<String>, Failure> {
             let Some(path) = path else { return Ok(None) };
-            let failed = |error: std::io::Error| Failure {
-                causes: vec![error.to_string()],
-                ..Failure::new(format!("cannot read {option} {}", path.display()))
+            let failed = |error: std::io::Error| {
+                let failure = Failure {
+                    causes: vec![error.to_string()],
+                    ..Failure::new(format!("cannot read {option} {}", path.display()))
+                };
+                failure.hint(format!(
+                    "give {how}; without {option} your own ssh configuration applies"
+                ))
             };
             std::fs::read_to_string(&path).map(Some).map_err(failed)
         };
@@ -306,8 +372,13 @@ impl Common {
             service: self.service,
             model: self.model,
             host: self.host,
-            ssh_key: read("--ssh-key", self.ssh_key)?.map(Into::into),
-            known_hosts: read("--known-hosts", self.known_hosts)?,
+            ssh_key: read("--ssh-key", self.ssh_key, "the file with the private key")?
+                .map(Into::into),
+            known_hosts: read(
+                "--known-hosts",
+                self.known_hosts,
+                "a file with lines of known_hosts",
+            )?,
             environment: self.environment,
             swap_id: None,
             plan_digest: None,
@@ -320,9 +391,25 @@ impl Common {
             wait: Wait::Promoted,
             when: When::Changed,
             kept: KeptWarm::Refuse,
+            untold: Untold::default(),
             github_token: None,
         })
     }
+}
+
+/// A command line, split as a shell would.
+#[derive(Debug, Clone, Default)]
+pub struct Words(Vec<String>);
+
+fn nginx(value: &str) -> Result<Words, String> {
+    match shell_words::split(value) {
+        Ok(words) if !words.is_empty() => Ok(Words(words)),
+        _ => Err(format!("{value:?} is no command, like nginx or \"docker exec edge nginx\"")),
+    }
+}
+
+fn jump(value: &str) -> Result<String, String> {
+    check_jump(value).map(|()| value.to_owned()).map_err(|error| error.to_string())
 }
 
 fn wait(value: &str) -> Result<Wait, String> {

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
 use model_swap::agent::lockdown::{self, Lockdown, Piece};
 use model_swap::agent::{self, Access};
 use model_swap::cli::{Cli, Part, ServerPart, Verb};
@@ -30,7 +29,8 @@ fn main() -> ExitCode {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let is_action = std::env::args_os().len() == 1 && env.contains_key("GITHUB_ACTIONS");
-    let verb = if is_action { None } else { Some(Cli::parse().command) };
+    let verb = (!is_action)
+        .then(|| Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).command);
     let ended = match verb {
         _ if init::is_first() => on_one_thread(init::attend()).and_then(|code| Ok(code?)),
         None if is_afterwards() => afterwards(env),

@@ -7,16 +7,22 @@ use std::path::Path;
 
 use crate::config::listing::Listing;
 use crate::model::failure::Failure;
-use crate::model::wire::{Command, Fault, Refusal};
+use crate::model::ids::ServiceName;
+use crate::model::wire::{Asked, Command, Fault, Refusal};
 
 /// Others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Refuses what the service's file in `folder` does not allow, and everything about a service without a file.
 pub(super) fn check(folder: &Path, command: &Command) -> Result<(), Refusal> {
+    let Some(Asked { spec, .. }) = command.asked() else {
+        let failure = Failure::new(format!("this key may not ask for {}", command.name()))
+            .hint("it looks at the whole server, and this key has a forced command, for listed services alone: use another key");
+        return Err(Refusal::input(failure));
+    };
     // The service's name has no slash and no dot: nothing leads out of the folder.
-    let path = folder.join(format!("{}.yaml", command.asked().spec.service));
-    let text = read(folder, &path, command)?;
+    let path = folder.join(format!("{}.yaml", spec.service));
+    let text = read(folder, &path, &spec.service)?;
     let origin = path.display().to_string();
     let listing = Listing::load(&text, &origin).map_err(|problems| Refusal {
         failures: problems.to_failures(),
@@ -32,9 +38,8 @@ pub(super) fn check(folder: &Path, command: &Command) -> Result<(), Refusal> {
     Err(Refusal { failures, fault: Fault::Input })
 }
 
-fn read(folder: &Path, path: &Path, command: &Command) -> Result<String, Refusal> {
+fn read(folder: &Path, path: &Path, service: &ServiceName) -> Result<String, Refusal> {
     let unreadable = |error: std::io::Error| {
-        let service = &command.asked().spec.service;
         let failure = match error.kind() {
             ErrorKind::NotFound => Failure::new(format!(
                 "this key may not ask about service {service}: there is no {}",

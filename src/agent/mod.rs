@@ -25,21 +25,21 @@ pub use run::run;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::confirmation;
 use crate::executor::{self, World, observe, prove_route};
-use crate::host::{Host, SystemHost};
+use crate::host::{Host, SystemHost, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::{
     Asked, Command, ConfirmRequest, Fault, Frame, Hello, Refusal, Request, RollbackRequest,
-    SwapRequest, WIRE_VERSION, spoken,
+    SurveyRequest, SwapRequest, WIRE_VERSION, spoken,
 };
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Decision};
@@ -82,19 +82,43 @@ async fn serve(
     if let Access::Listed(folder) = access {
         listed::check(folder, &request.command)?;
     }
-    let asked = request.command.asked();
-    let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
+    let chosen = match &request.command {
+        Command::Survey(wanted) => &wanted.state_dir,
+        command => &asked(command)?.spec.state_dir,
+    };
+    let state_dir = place::state_dir(chosen.as_deref()).map_err(Refusal::environment)?;
     answers.send(&Frame::Hello(Hello {
         v: WIRE_VERSION,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: state_dir.clone(),
     }));
-    let dir = match &request.command {
+    if let Command::Survey(SurveyRequest { nginx, .. }) = &request.command {
+        let survey = Box::new(survey::survey(nginx).await);
+        answers.send(&Frame::Survey { survey });
+        return Ok(());
+    }
+    about_service(&request.command, line, &state_dir, answers).await
+}
+
+/// What a command other than `init` is about.
+fn asked(command: &Command) -> Result<&Asked, Refusal> {
+    let nothing = || Refusal::input(Failure::new("the request is about no service"));
+    command.asked().ok_or_else(nothing)
+}
+
+async fn about_service(
+    command: &Command,
+    line: &str,
+    state_dir: &Path,
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
+    let asked = asked(command)?;
+    let dir = match command {
         // Whoever only looks makes no folder.
-        Command::Doctor(_) => ServiceDir::look(&state_dir, &asked.spec.service),
-        _ => ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)?,
+        Command::Doctor(_) => ServiceDir::look(state_dir, &asked.spec.service),
+        _ => ServiceDir::open(state_dir, &asked.spec.service).map_err(Refusal::environment)?,
     };
-    match &request.command {
+    match command {
         Command::Plan(wanted) => plan(&dir, wanted, answers).await,
         Command::Status(asked) => {
             let host = SystemHost::new(asked);
@@ -123,6 +147,8 @@ async fn serve(
         Command::Uninstall(_) => {
             hand_over(&dir, line, answers).await.map(drop).map_err(Refusal::environment)
         }
+        // Answered before, by the server and not by a service.
+        Command::Survey(_) => Ok(()),
         Command::Abort(wanted) => abort::abort(&dir, (wanted, line), answers).await,
         Command::Confirm(ConfirmRequest { swap, nonce, .. }) => {
             confirmation::give(&dir, swap, nonce).map_err(Refusal::environment)

@@ -1,18 +1,17 @@
 //! Where state is kept on this server.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::model::failure::Failure;
-use crate::model::spec::SwapSpec;
 
 /// Where state is kept when the agent is root (FHS: variable state of a program).
 const ROOT_STATE: &str = "/var/lib/model-swap";
 
-/// The folder of state and journals: the spec's, root's, or the user's (XDG base directories).
-pub(super) fn state_dir(spec: &SwapSpec) -> Result<PathBuf, Failure> {
-    if let Some(folder) = &spec.state_dir {
-        return Ok(folder.clone());
+/// The folder of state and journals: the one that was chosen, root's, or the user's (XDG base directories).
+pub(super) fn state_dir(chosen: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(folder) = chosen {
+        return Ok(folder.to_owned());
     }
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from(ROOT_STATE));

@@ -184,7 +184,8 @@ async fn nothing_to_repair(
 }
 
 fn service_dir(asked: &Asked) -> Result<ServiceDir, Refusal> {
-    let state_dir = place::state_dir(&asked.spec).map_err(Refusal::environment)?;
+    let state_dir =
+        place::state_dir(asked.spec.state_dir.as_deref()).map_err(Refusal::environment)?;
     ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)
 }
 

@@ -109,13 +109,14 @@ fn work(request: Request) -> Option<Work> {
         | Command::Logs(_)
         | Command::History(_)
         | Command::Doctor(_)
+        | Command::Survey(_)
         | Command::Follow { .. } => None,
     }
 }
 
 async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let spec = &work.asked.spec;
-    let state_dir = place::state_dir(spec).map_err(Refusal::environment)?;
+    let state_dir = place::state_dir(spec.state_dir.as_deref()).map_err(Refusal::environment)?;
     let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
     let attaches =
         |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, Timestamp::now()));
@@ -307,7 +308,7 @@ fn keep_incumbent(world: &World, plan: &Plan, folder: &Path) -> Result<(), Failu
         return Ok(());
     };
     let snapshot = Snapshot::of(adopted.main)?;
-    Ok(service_dir::write_json(&folder.join(INCUMBENT), &snapshot)?)
+    Ok(service_dir::write_json(&folder.join(service_dir::INCUMBENT), &snapshot)?)
 }
 
 /// Adds a swap that did not get as far as `promote` to the history.

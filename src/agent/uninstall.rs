@@ -33,7 +33,7 @@ pub(super) async fn uninstall(
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
     let spec = &wanted.asked.spec;
-    let state_dir = place::state_dir(spec).map_err(Refusal::environment)?;
+    let state_dir = place::state_dir(spec.state_dir.as_deref()).map_err(Refusal::environment)?;
     let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
     let lease = aftermath::take_lease(&dir, holder(wanted), |_| false)
         .await

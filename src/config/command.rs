@@ -143,7 +143,7 @@ pub(super) fn leading_assignment(words: &[String]) -> Option<&str> {
 }
 
 /// Whether a text is the name of an environment variable, as POSIX has it.
-pub(super) fn is_variable_name(name: &str) -> bool {
+pub fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }

@@ -66,7 +66,9 @@ impl Listing {
     /// Everything in a request that the listing does not allow; empty if it may be done.
     pub fn objections(&self, command: &Command) -> Vec<Failure> {
         let name = command.name();
-        let asked = command.asked();
+        let Some(asked) = command.asked() else {
+            return vec![Failure::new(format!("the command {name} is about no service"))];
+        };
         let mut found = Vec::new();
         if !self.commands_asked.iter().any(|allowed| allowed == name) {
             found.push(format!(

@@ -4,6 +4,7 @@
 //! equal to what is read here.
 
 pub mod command;
+pub mod draft;
 mod form;
 pub mod listing;
 pub mod place;

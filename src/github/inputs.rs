@@ -97,8 +97,25 @@ pub struct Inputs {
     pub when: When,
     /// What `uninstall` does with a replica that is still kept warm.
     pub kept: KeptWarm,
+    /// What `init` is told, where no file tells it yet; from a terminal only.
+    pub untold: Untold,
     /// Token for deployments.
     pub github_token: Option<Secret>,
+}
+
+/// What a configuration would say, for `init`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Untold {
+    /// Port of sshd.
+    pub ssh_port: Option<u16>,
+    /// Hosts to jump through.
+    pub jump: Option<String>,
+    /// How nginx is called; empty: whichever run.
+    pub nginx: Vec<String>,
+    /// The upstream that is meant.
+    pub upstream: Option<String>,
+    /// The folder of state and journals.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// The plan that a swap is held to.
@@ -139,6 +156,8 @@ impl fmt::Display for Held {
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandName {
+    /// What would a configuration for this server be?
+    Init,
     /// What would a swap do?
     Plan,
     /// Do it.
@@ -179,7 +198,8 @@ pub struct InputProblem {
 
 impl CommandName {
     /// Every command that a step of a workflow may have.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
+        Self::Init,
         Self::Plan,
         Self::Swap,
         Self::Rollback,
@@ -203,6 +223,7 @@ impl CommandName {
     /// The command as a user writes it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Init => "init",
             Self::Plan => "plan",
             Self::Swap => "swap",
             Self::Rollback => "rollback",
@@ -256,6 +277,7 @@ impl Inputs {
                 .choice("force", &[("false", When::Changed), ("true", When::Always)])
                 .unwrap_or(When::Changed),
             kept: KeptWarm::Refuse,
+            untold: Untold::default(),
             github_token: reader.token("github-token"),
         };
         reader.problems.extend(inputs.contradictions());

@@ -23,6 +23,7 @@ pub mod gpu;
 pub mod nginx;
 pub mod process;
 pub mod runtime;
+pub mod survey;
 mod system;
 pub mod systemctl;
 pub mod watch;

@@ -13,5 +13,6 @@ pub mod secret;
 pub mod spec;
 pub mod state;
 pub mod step;
+pub mod survey;
 pub mod target;
 pub mod wire;

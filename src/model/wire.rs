@@ -16,6 +16,7 @@ use super::outcome::Exit;
 use super::plan::{Plan, PlanDigest};
 use super::spec::SwapSpec;
 use super::state::{HistoryReport, Holder, Requester, StatusReport};
+use super::survey::Survey;
 
 /// Version of the wire. An agent answers this one and the two before it.
 ///
@@ -72,6 +73,8 @@ pub enum Command {
     Doctor(Asked),
     /// Remove everything of a service but what serves.
     Uninstall(UninstallRequest),
+    /// What is there that a configuration could be made of?
+    Survey(SurveyRequest),
     /// Follow a swap that is under way, or was.
     Follow {
         /// Where.
@@ -86,7 +89,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Every [`Command::name`].
+    /// Every [`Command::name`] that is about one service, so that a listing may allow it.
     pub const NAMES: [&str; 9] =
         ["plan", "swap", "rollback", "abort", "repair", "status", "logs", "doctor", "uninstall"];
 
@@ -104,6 +107,7 @@ impl Command {
             Self::Logs(_) => "logs",
             Self::Doctor(_) => "doctor",
             Self::Uninstall(_) => "uninstall",
+            Self::Survey(_) => "init",
         }
     }
 
@@ -116,9 +120,9 @@ impl Command {
         }
     }
 
-    /// Which service it is about.
-    pub fn asked(&self) -> &Asked {
-        match self {
+    /// Which service it is about; `None` if it is about the server.
+    pub fn asked(&self) -> Option<&Asked> {
+        Some(match self {
             Self::Plan(request) | Self::Swap(request) => &request.asked,
             Self::Rollback(request) => &request.asked,
             Self::Abort(request) => &request.asked,
@@ -130,7 +134,8 @@ impl Command {
             | Self::History(asked)
             | Self::Doctor(asked)
             | Self::Follow { asked, .. } => asked,
-        }
+            Self::Survey(_) => return None,
+        })
     }
 }
 
@@ -229,6 +234,15 @@ pub struct UninstallRequest {
     pub kept: KeptWarm,
     /// Who asks.
     pub requester: Requester,
+}
+
+/// A look at a server that has no configuration yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SurveyRequest {
+    /// How nginx is called; empty: whichever run.
+    pub nginx: Vec<String>,
+    /// The folder of state and journals, if it is another one than usual.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// What becomes of a replica that is still kept warm.
@@ -344,6 +358,11 @@ pub enum Frame {
     Checkup {
         /// What was found on the server.
         checkup: Box<Checkup>,
+    },
+    /// The answer to `init`.
+    Survey {
+        /// What was seen.
+        survey: Box<Survey>,
     },
     /// The answer to `uninstall`.
     Uninstalled(Uninstalled),

@@ -38,8 +38,8 @@ pub struct Install {
     pub others: Option<PathBuf>,
     /// Folder on the server whose `bin` holds the agent; `None`: by mode, see `line`.
     pub state_dir: Option<PathBuf>,
-    /// nginx's file on the server: who owns it needs no root. Absolute.
-    pub nginx_config: PathBuf,
+    /// nginx's file on the server: who owns it needs no root. Absolute. Without one, who has sudo is root.
+    pub nginx_config: Option<PathBuf>,
 }
 
 /// Sends `request` to the agent on the server; brings the agent first if it is missing.

@@ -66,7 +66,7 @@ impl Hint for KeyError {
             Self::Public => "give the private half: the file without .pub",
             Self::Putty => "convert it: puttygen key.ppk -O private-openssh -o key",
             Self::NoKey | Self::Cut => {
-                "give the whole file, from the line with BEGIN to the line with END, both included"
+                "give the whole file, from the line with BEGIN to the line with END, both included; one that ends with .pub is the public half"
             }
             Self::Encrypted => {
                 "make a key for this purpose alone, without a passphrase: ssh-keygen -t ed25519 -N '' -f model-swap-key"

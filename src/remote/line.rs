@@ -19,7 +19,7 @@ const BINARY: &str = "model-swap";
 /// Where the agent is, and as whom it runs: values that were checked.
 pub(super) struct Place<'a> {
     digest: &'a str,
-    nginx: &'a str,
+    nginx: Option<&'a str>,
     state_dir: Option<&'a str>,
 }
 
@@ -29,7 +29,11 @@ impl<'a> Place<'a> {
             install.state_dir.as_deref().map(|path| plain_path("state_dir", path)).transpose()?;
         Ok(Self {
             digest: plain("digest", &install.build.digest)?,
-            nginx: plain_path("nginx.config", &install.nginx_config)?,
+            nginx: install
+                .nginx_config
+                .as_deref()
+                .map(|path| plain_path("nginx.config", path))
+                .transpose()?,
             state_dir,
         })
     }
@@ -61,8 +65,9 @@ impl<'a> Place<'a> {
 
     /// Sets `r` to what a command needs in front of it, and `f` to the folder of the agent.
     ///
-    /// Root is root; who owns nginx's configuration needs no root; everybody else uses sudo. sudo adds its umask to
-    /// ours, and a folder of root must be open for the user to see that the agent is there.
+    /// Root is root; who owns nginx's configuration needs no root; everybody else uses sudo. Where no configuration is
+    /// known yet, sudo is used if it can be. It adds its umask to ours, and a folder of root must be open for the user to
+    /// see that the agent is there.
     fn place(&self) -> String {
         let Self { digest, nginx, state_dir } = self;
         let (own, shared) = match state_dir {
@@ -72,9 +77,15 @@ impl<'a> Place<'a> {
                 format!("/usr/local/libexec/model-swap/{digest}"),
             ),
         };
+        let by_sudo = "r=\"sudo -n\"";
+        let as_user = format!("f=\"{own}\"; umask 077");
+        let (question, yes, no) = match nginx {
+            Some(file) => (format!("[ -O \"{file}\" ]"), as_user.as_str(), by_sudo),
+            None => ("sudo -n true 2>/dev/null".to_owned(), by_sudo, as_user.as_str()),
+        };
         format!(
             "r=; f=\"{shared}\"; umask 022; \
-             if [ \"$(id -u)\" = 0 ]; then :; elif [ -O \"{nginx}\" ]; then f=\"{own}\"; umask 077; else r=\"sudo -n\"; fi"
+             if [ \"$(id -u)\" = 0 ]; then :; elif {question}; then {yes}; else {no}; fi"
         )
     }
 }

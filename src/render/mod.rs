@@ -18,6 +18,7 @@ pub mod report;
 mod sample;
 pub mod status;
 pub mod summary;
+pub mod survey;
 mod text;
 pub mod uninstalled;
 

@@ -216,9 +216,11 @@ async fn confirm(
     (followed, nonce): (&mut Followed, String),
 ) -> Result<Vec<Failure>, Ended> {
     let mut refused = Vec::new();
-    let Some(swap) = followed.swap.clone() else { return Ok(refused) };
+    let (Some(swap), Some(asked)) = (followed.swap.clone(), request.command.asked()) else {
+        return Ok(refused);
+    };
     // What is secret is not needed for a word.
-    let asked = Asked { secrets: Secrets::default(), ..request.command.asked().clone() };
+    let asked = Asked { secrets: Secrets::default(), ..asked.clone() };
     let command = Command::Confirm(ConfirmRequest { asked, swap, nonce });
     let word = Request { v: request.v, command };
     let mut frames = ask(session, &line.install, &word).await.map_err(Ended::Remote)?;
@@ -250,6 +252,7 @@ fn thread(command: &Command) -> Option<Thread> {
         | Command::History(_)
         | Command::Doctor(_)
         | Command::Uninstall(_)
+        | Command::Survey(_)
         | Command::Follow { .. } => None,
     }
 }
@@ -316,8 +319,8 @@ impl Followed {
                 voice.say(render::uninstalled::lines(&report));
                 self.uninstalled = true;
             }
-            // The answer to `doctor`, which is not followed.
-            Frame::Checkup { .. } => {}
+            // The answers to `doctor` and `init`, which are not followed.
+            Frame::Checkup { .. } | Frame::Survey { .. } => {}
             Frame::Refused(Refusal { failures, fault }) => {
                 return Err(Ended::Refused(Stopped { failures, exit: fault.exit() }));
             }

@@ -8,6 +8,7 @@ mod comment;
 mod doctor;
 mod fail;
 mod follow;
+mod init;
 mod reconcile;
 mod report;
 mod request;
@@ -111,6 +112,9 @@ fn refusal(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) {
 
 async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> {
     let pull_request = trust::pull_request(setting)?;
+    if setting.inputs.command == CommandName::Init {
+        return init::init(setting, voice).await;
+    }
     let config = load(setting)?;
     let told = match trust::alone(setting, &config.target, pull_request.as_ref()) {
         Some(why) => Ok(plan_alone(setting, &config, &why, voice)),
@@ -222,7 +226,7 @@ fn install(config: &Config) -> Result<Install, Stopped> {
         build: Build::own().map_err(|error| Stopped::remote(&error))?,
         others: std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())),
         state_dir: config.spec.state_dir.clone(),
-        nginx_config: config.spec.nginx.config.clone(),
+        nginx_config: Some(config.spec.nginx.config.clone()),
     })
 }
 
@@ -239,20 +243,19 @@ fn plan_alone(setting: &Setting, config: &Config, why: &str, voice: &mut Voice) 
     Told { markdown, plan_digest, ..Told::of(Exit::Done) }
 }
 
+/// The configuration's path on this machine.
+fn config_path(setting: &Setting) -> PathBuf {
+    match &setting.run.workspace {
+        Some(workspace) => workspace.join(&setting.inputs.config),
+        None => setting.inputs.config.clone(),
+    }
+}
+
 fn load(setting: &Setting) -> Result<Config, Stopped> {
     let inputs = &setting.inputs;
-    let path: PathBuf = match &setting.run.workspace {
-        Some(workspace) => workspace.join(&inputs.config),
-        None => inputs.config.clone(),
-    };
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        let hint = match setting.run.workspace {
-            Some(_) => "check the repository out first (actions/checkout), and give its path as the input config",
-            None => "give its path with --config",
-        };
-        let failure = Failure::new(format!("cannot read the configuration {}", path.display())).hint(hint);
-        Stopped::input(vec![Failure { causes: vec![error.to_string()], ..failure }])
-    })?;
+    let path = config_path(setting);
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| unreadable(setting, &path, &error))?;
     let overrides = Overrides {
         service: inputs.service.as_ref().map(ToString::to_string),
         model: inputs.model.clone(),
@@ -263,6 +266,32 @@ fn load(setting: &Setting) -> Result<Config, Stopped> {
         .map_err(|problems| Stopped::input(problems.to_failures()))?;
     refuse_container(setting, &config.target)?;
     Ok(config)
+}
+
+/// Why there is no configuration, and where it may be.
+fn unreadable(setting: &Setting, path: &Path, error: &std::io::Error) -> Stopped {
+    let given = setting.inputs.config.display();
+    let failure = Failure {
+        causes: vec![error.to_string()],
+        ..Failure::new(format!("cannot read the configuration {}", path.display()))
+    };
+    let name = path.file_name().filter(|_| !path.is_dir()).unwrap_or("model-swap.yaml".as_ref());
+    let here = std::env::current_dir().unwrap_or_default();
+    // Whoever stands in a folder of the repository means the file at its top.
+    let above =
+        here.ancestors().skip(1).map(|folder| folder.join(name)).find(|file| file.is_file());
+    let below = path.join(name);
+    let hint = match (&setting.run.workspace, above) {
+        (Some(_), _) => "check the repository out first (actions/checkout), and give its path as the input config".to_owned(),
+        (None, _) if below.is_file() => format!("{given} is a folder: give the file, --config {}", below.display()),
+        (None, Some(file)) => format!("there is one at {0}: --config {0}", file.display()),
+        (None, None) => format!(
+            "you are in {}: give its path with --config; where there is none yet, `model-swap init --host USER@SERVER` \
+             writes one",
+            here.display()
+        ),
+    };
+    Stopped::input(vec![failure.hint(hint)])
 }
 
 /// In the action's container this machine is the container, wherever its runner is.
@@ -298,6 +327,7 @@ fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
         | CommandName::Logs
         | CommandName::History
         | CommandName::Doctor
+        | CommandName::Init
         | CommandName::Uninstall => {
             return;
         }

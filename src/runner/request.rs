@@ -5,12 +5,12 @@ use jiff::tz::TimeZone;
 
 use super::{Setting, Stopped};
 use crate::config::{self, Config};
-use crate::github::inputs::{CommandName, Held};
+use crate::github::inputs::{CommandName, Held, Untold};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
-    AbortRequest, Asked, Command, RepairRequest, Request, RollbackRequest, Secrets, SwapRequest,
-    UninstallRequest, WIRE_VERSION,
+    AbortRequest, Asked, Command, RepairRequest, Request, RollbackRequest, Secrets, SurveyRequest,
+    SwapRequest, UninstallRequest, WIRE_VERSION,
 };
 
 /// The request that the inputs and the configuration come to.
@@ -34,6 +34,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         })
     };
     let command = match inputs.command {
+        CommandName::Init => return Ok(survey(setting)),
         CommandName::Plan => Command::Plan(swap_request(asked)?),
         CommandName::Swap => Command::Swap(swap_request(asked)?),
         CommandName::Rollback => Command::Rollback(RollbackRequest {
@@ -60,6 +61,12 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         }),
     };
     Ok(Request { v: WIRE_VERSION, command })
+}
+
+/// The request to look at a server that has no configuration.
+pub(super) fn survey(setting: &Setting) -> Request {
+    let Untold { nginx, state_dir, .. } = setting.inputs.untold.clone();
+    Request { v: WIRE_VERSION, command: Command::Survey(SurveyRequest { nginx, state_dir }) }
 }
 
 /// The request to be told how a swap goes, or went.

@@ -12,7 +12,7 @@ use crate::model::event::{Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::plan::Plan;
 use crate::model::wire::Frame;
-use crate::render::Line;
+use crate::render::{self, Line};
 
 /// Where the words go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,21 @@ impl Voice {
         match bar {
             Some(bar) => bar.suspend(write),
             None => write(),
+        }
+    }
+
+    /// Prints a text word for word, for whoever redirects it into a file.
+    pub(super) fn print(&mut self, text: &str) {
+        match self.surface {
+            Surface::Workflow => {
+                let lines: Vec<&str> = text.lines().collect();
+                self.say([render::remote(&lines)]);
+            }
+            Surface::Terminal => {
+                let _ = write!(self.out, "{text}");
+                let _ = self.out.flush();
+            }
+            Surface::Program => self.put(&serde_json::json!({ "frame": "drafted", "text": text })),
         }
     }
 

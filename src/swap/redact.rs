@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// What a secret is replaced with.
-const HIDDEN: &str = "***";
+pub const HIDDEN: &str = "***";
 
 /// Words of a flag's, variable's or JSON key's name that say that its value is secret.
 const SECRET_WORDS: &[&str] = &[

@@ -219,7 +219,7 @@ async fn wrong_inputs_are_all_said_at_once() -> Result<()> {
     ];
     let run = swap_with(&door.config()?, &inputs).await?;
     let texts = [
-        "input command is \"swpa\": accepted are plan, swap, rollback, abort, fail, repair, status, logs, history and doctor",
+        "input command is \"swpa\": accepted are init, plan, swap, rollback, abort, fail, repair, status, logs, history and doctor",
         "did you mean `swap`?",
         "input known-host",
         "did you mean `known-hosts`?",

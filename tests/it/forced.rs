@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result};
 use testbed::server::listeners;
 
+use crate::commands::Terminal;
+use crate::init::init;
 use crate::support::{NEW, OLD, World, binary};
 
 /// Locks the server's key down to the agent, and lists the service as root would.
@@ -107,6 +109,10 @@ async fn a_locked_down_key_gets_nothing_that_is_not_listed() -> Result<()> {
         .run("status", NEW, &[])
         .await?
         .refused(2, &["the command status is not allowed (allowed: plan, swap)"]);
+    // What would show the whole server.
+    let terminal = Terminal::at(&world)?;
+    let (code, said) = init(&world, &terminal, &["--config", "-"]).await?;
+    assert!(code == Some(2) && said.contains("this key may not ask for init"), "{said}");
     assert_eq!(listeners(b)?, [0_u32; 0], "something was started");
     assert!(world.old_runs()?);
     // A listing that others can write is no listing.

@@ -21,6 +21,7 @@ mod fuzz;
 mod github;
 mod hostile;
 mod inert;
+mod init;
 mod kills;
 mod nginx;
 mod on_itself;

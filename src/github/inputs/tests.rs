@@ -34,6 +34,7 @@ fn nothing_given_is_a_swap_by_the_file() {
             lock_wait: std::time::Duration::ZERO,
             when: When::Changed,
             kept: KeptWarm::Refuse,
+            untold: Untold::default(),
             github_token: None,
         }
     );
@@ -79,7 +80,7 @@ fn all_problems_come_at_once() {
             Some("did you mean `known-hosts`?"),
         ),
         (
-            "input command is \"Rolback\": accepted are plan, swap, rollback, abort, fail, repair, status, logs, history and doctor",
+            "input command is \"Rolback\": accepted are init, plan, swap, rollback, abort, fail, repair, status, logs, history and doctor",
             Some("did you mean `rollback`?"),
         ),
         (

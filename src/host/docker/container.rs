@@ -1,6 +1,7 @@
 //! What `docker inspect` tells of a container: the Engine API's own JSON, as much of it as is needed here.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -27,6 +28,17 @@ pub struct Container {
     pub path: String,
     /// Its arguments.
     pub args: Vec<String>,
+    /// What is mounted into it.
+    #[serde(default)]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mount {
+    #[serde(default)]
+    source: PathBuf,
+    destination: PathBuf,
 }
 
 /// What a container does.
@@ -46,6 +58,12 @@ pub struct ContainerState {
 #[serde(rename_all = "PascalCase")]
 pub struct HostConfig {
     restart_policy: RestartPolicy,
+    #[serde(default)]
+    ipc_mode: String,
+    #[serde(default)]
+    shm_size: u64,
+    #[serde(default)]
+    binds: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -58,6 +76,12 @@ struct RestartPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ContainerConfig {
+    /// The image, as it was asked for.
+    #[serde(default)]
+    pub image: String,
+    /// The words in front of the command; none where the program is the command's first word.
+    #[serde(default)]
+    entrypoint: Option<Vec<String>>,
     /// Labels.
     #[serde(default)]
     labels: Option<BTreeMap<String, String>>,
@@ -90,6 +114,39 @@ impl Container {
             .filter(|(_, at)| is_wanted(at))
             .find_map(|(name, _)| name.strip_suffix("/tcp")?.parse().ok());
         inside.map_or(port, Port)
+    }
+
+    /// A path in it as this machine names it; `None` if it is not mounted from here.
+    pub fn outside(&self, inside: &Path) -> Option<PathBuf> {
+        let below = |mount: &Mount| {
+            let rest = inside.strip_prefix(&mount.destination).ok()?;
+            Some(if rest.as_os_str().is_empty() {
+                mount.source.clone()
+            } else {
+                mount.source.join(rest)
+            })
+        };
+        self.mounts.iter().filter_map(below).next()
+    }
+
+    /// How many words of [`Container::argv`] its image puts in front of the command.
+    pub fn fixed_words(&self) -> usize {
+        self.config.entrypoint.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Options of `docker run` that another container of its kind needs: shared memory and what is mounted.
+    pub fn options(&self) -> Vec<String> {
+        /// Docker's own, 64 MiB.
+        const USUAL_SHM: u64 = 64 << 20;
+        let HostConfig { ipc_mode, shm_size, binds, .. } = &self.host_config;
+        let mut options = Vec::new();
+        if ipc_mode == "host" {
+            options.push("--ipc=host".to_owned());
+        } else if ![0, USUAL_SHM].contains(shm_size) {
+            options.push(format!("--shm-size={shm_size}"));
+        }
+        options.extend(binds.iter().flatten().map(|bind| format!("--volume={bind}")));
+        options
     }
 
     /// A label's value.

@@ -14,6 +14,7 @@ use crate::model::failure::Hint;
 use crate::model::ids::Port;
 use crate::model::sample::Load;
 use crate::model::spec::Engine;
+use crate::model::survey::Listener;
 
 pub mod metrics;
 mod vllm;
@@ -62,6 +63,15 @@ pub struct Expected {
     pub root: String,
     /// The names that it should serve it under; none where the command does not say.
     pub names: Vec<String>,
+}
+
+/// The command of a running replica, as `replica.command` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Its words, with tokens.
+    pub words: Vec<String>,
+    /// Flags whose values are secret, left out with them.
+    pub left_out: Vec<String>,
 }
 
 /// A replica serves something else.
@@ -226,6 +236,24 @@ pub async fn in_flight(engine: Engine, port: Port) -> Result<InFlight, EngineErr
     match engine {
         Engine::Vllm => vllm::in_flight(port).await,
     }
+}
+
+/// The command that starts a model as the running one was started; `None` if its redacted argv, of which an image has
+/// the first `fixed` words, does not tell.
+pub fn template(
+    engine: Engine,
+    argv: &[String],
+    fixed: usize,
+    seen: &Listener,
+) -> Option<Template> {
+    match engine {
+        Engine::Vllm => vllm::template(argv, fixed, seen),
+    }
+}
+
+/// The engine that a program is, by its argv or by its title; `None` for any other program.
+pub fn of_program(argv: &[String]) -> Option<Engine> {
+    vllm::is_it(argv).then_some(Engine::Vllm)
 }
 
 /// What the replica does, and has done since it was started.

@@ -1,5 +1,7 @@
 //! vLLM's OpenAI-compatible server, as of 0.32 and 0.33.
 
+mod template;
+
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -12,6 +14,8 @@ use super::{
 };
 use crate::model::ids::Port;
 use crate::model::sample::Load;
+
+pub(super) use template::template;
 
 /// Summed over data-parallel engines by the label `engine` (vllm/v1/metrics/loggers.py).
 const RUNNING: &str = "vllm:num_requests_running";
@@ -108,6 +112,11 @@ pub(super) fn on_port(mut argv: Vec<String>, port: Port) -> Option<Vec<String>> 
         }
     }
     found.then_some(argv)
+}
+
+/// Whether a program is vLLM, by its argv or by its title.
+pub(super) fn is_it(argv: &[String]) -> bool {
+    argv.iter().any(|word| word.to_lowercase().contains("vllm"))
 }
 
 /// Whether the argv is vLLM's own, with no file beside it that may name the model otherwise.

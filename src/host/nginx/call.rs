@@ -14,7 +14,7 @@ use super::read;
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where packages put nginx. A login without root rarely has these folders on its PATH.
-const PLACES: &[&str] = &[
+pub(super) const PLACES: &[&str] = &[
     "/usr/sbin/nginx",
     "/usr/local/sbin/nginx",
     "/usr/local/nginx/sbin/nginx",

@@ -12,6 +12,7 @@ mod process;
 mod prove;
 mod reload;
 mod sockets;
+mod survey;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use examine::Examined;
 use process::{Master, read_pid};
 pub use prove::{Expectation, Identity, Proof};
 pub use reload::Reloaded;
+pub use survey::survey;
 
 /// One upstream of one nginx.
 pub struct Nginx {

@@ -19,7 +19,7 @@ use crate::model::ids::ProcessId;
 const CHILDREN_READINGS: usize = 10;
 
 /// How nginx names its processes (`ngx_setproctitle` in `ngx_process_cycle.c`).
-const MASTER_TITLE: &str = "nginx: master process";
+pub(super) const MASTER_TITLE: &str = "nginx: master process";
 const WORKER_TITLE: &str = "nginx: worker process";
 const SHUTTING_DOWN_TITLE: &str = "nginx: worker process is shutting down";
 const CACHE_TITLE: &str = "nginx: cache ";
@@ -92,6 +92,11 @@ impl Master {
     /// Whether its paths are this process's paths.
     pub(super) fn is_contained(&self) -> bool {
         self.root != Path::new("/")
+    }
+
+    /// Its title: what it is, and how it was called.
+    pub(super) fn title(&self) -> String {
+        title(self.process.pid)
     }
 
     /// Whether it still runs.

@@ -21,22 +21,26 @@ pub(super) async fn keeper(
     tree: &[ProcessId],
     table: &Table,
 ) -> Result<Keeper, ProcessError> {
-    let paths = cgroups(main.pid);
-    let outside = container(&cgroups(rustix::process::getpid().as_raw_nonzero().get()));
-    if let Some(id) = container(&paths).filter(|id| Some(id) != outside.as_ref()) {
+    if let Some(id) = container_of(main) {
         return Ok(Keeper::Container(id));
     }
     if let Some(address) = published_by(main) {
         return Ok(Keeper::Container(address));
     }
     let wrapper = wrapper(main, table);
-    if let Some((unit, process)) = unit(&paths).await? {
+    if let Some((unit, process)) = unit(&cgroups(main.pid)).await? {
         let wrapped = matches!(&wrapper, Some(Keeper::Wrapper { process: parent, .. }) if parent.pid == process);
         if wrapped || tree.iter().any(|member| member.pid == process) {
             return Ok(Keeper::Unit(unit));
         }
     }
     Ok(wrapper.unwrap_or(Keeper::Nobody))
+}
+
+/// The id of the container that a process runs in, if it is another one than this process's.
+pub(in crate::host) fn container_of(process: ProcessId) -> Option<String> {
+    let own = container(&cgroups(rustix::process::getpid().as_raw_nonzero().get()));
+    container(&cgroups(process.pid)).filter(|id| Some(id) != own.as_ref())
 }
 
 /// Whether a process holds a published port open for a container.

@@ -3,6 +3,7 @@
 //! The kernel is asked for them alone (`sock_diag(7)`). `/proc/net/tcp` has every connection of the host, and a busy API
 //! leaves tens of thousands in TIME_WAIT: reading them all takes a tenth of a second each time.
 
+use std::collections::BTreeSet;
 use std::mem::size_of;
 
 use procfs::net::TcpState;
@@ -114,6 +115,14 @@ fn number(from: &[u8], at: usize) -> Option<u32> {
 
 fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
     from.get(at..at + N)?.try_into().ok()
+}
+
+/// Every TCP port of this machine that somebody listens on, as far as the kernel tells.
+pub fn ports() -> BTreeSet<Port> {
+    let tables = [procfs::net::tcp(), procfs::net::tcp6()];
+    let entries = tables.into_iter().flatten().flatten();
+    let listening = entries.filter(|entry| entry.state == TcpState::Listen);
+    listening.map(|entry| Port(entry.local_address.port())).collect()
 }
 
 /// Whether anybody listens on a TCP port in the network of a process: a container's is not this machine's.

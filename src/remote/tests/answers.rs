@@ -247,7 +247,8 @@ async fn sudo_that_refuses_is_quoted_with_what_to_do() {
     );
     let sshd = Sshd::start_with(&format!("SetEnv PATH={}:{path}", folder.path().display()));
     let session = sshd.open().await;
-    let install = Install { nginx_config: "/nowhere".into(), ..stand_in(folder.path(), ECHO) };
+    let install =
+        Install { nginx_config: Some("/nowhere".into()), ..stand_in(folder.path(), ECHO) };
     let error = agent::ask(&session, &install, &request()).await.err().unwrap();
     assert!(
         matches!(&error, RemoteError::Sudo { said, .. } if said == "sudo: a password is required"),

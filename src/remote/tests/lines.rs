@@ -23,7 +23,7 @@ impl World {
             "sudo",
             "[ \"$1\" = -n ] || exit 9; shift; echo \"$@\" >> \"${0%/*}/as_root\"; exec \"$@\"",
         );
-        let nginx_config = folder.path().join("nginx.conf");
+        let nginx_config = Some(folder.path().join("nginx.conf"));
         let state_dir = Some(folder.path().join("state"));
         let build = Build { digest: "d1".to_owned(), path: "/none".into() };
         let install = Install { build, others: None, state_dir, nginx_config };
@@ -35,7 +35,7 @@ impl World {
     }
 
     fn owns_nginx(self) -> Self {
-        std::fs::write(&self.install.nginx_config, "").unwrap();
+        std::fs::write(self.install.nginx_config.as_ref().unwrap(), "").unwrap();
         self
     }
 
@@ -99,6 +99,18 @@ fn everybody_else_uses_sudo() {
 }
 
 #[test]
+fn without_a_configuration_who_may_use_sudo_is_root() {
+    let mut world = World::new(1000).owns_nginx().has_agent("state/bin/d1");
+    world.install.nginx_config = None;
+    assert_eq!(world.said(), "I am agent session\n");
+    assert!(world.as_root().ends_with("/state/bin/d1/model-swap agent session\n"));
+    script(world.path(), "sudo", "echo sudo: a password is required >&2; exit 1");
+    assert_eq!(world.said(), "I am agent session\n");
+    world.install.state_dir = None;
+    assert!(world.said().starts_with(ABSENT));
+}
+
+#[test]
 fn root_looks_where_the_user_may_not() {
     let world = World::new(1000);
     script(world.path(), "sudo", "[ \"$2\" = test ] || echo \"root runs $3 $4\"");
@@ -159,7 +171,7 @@ fn values_that_a_shell_could_read_otherwise_are_refused() {
         "relative/path",
         "/etc/é",
     ] {
-        let install = Install { nginx_config: bad.into(), ..world.install.clone() };
+        let install = Install { nginx_config: Some(bad.into()), ..world.install.clone() };
         assert!(Place::new(&install).is_err(), "{bad}");
         let install = Install { state_dir: Some(bad.into()), ..world.install.clone() };
         assert!(Place::new(&install).is_err(), "{bad}");

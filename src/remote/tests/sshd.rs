@@ -164,7 +164,7 @@ pub(super) fn stand_in(folder: &Path, session: &str) -> Install {
         build: Build { digest: "0123abc".to_owned(), path: binary },
         others: Some(folder.to_owned()),
         state_dir: Some(folder.join("state")),
-        nginx_config: owned_file(folder),
+        nginx_config: Some(owned_file(folder)),
     }
 }
 

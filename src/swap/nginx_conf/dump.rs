@@ -16,7 +16,7 @@ pub struct Dump {
 }
 
 #[derive(Debug, Clone)]
-struct DumpFile {
+pub(super) struct DumpFile {
     path: PathBuf,
     text: String,
     directives: Vec<Directive>,
@@ -69,9 +69,9 @@ pub struct DirectPass {
 }
 
 /// Where a visit is: the files that lead there, and the blocks that are open, outermost first.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     files: Vec<&'a DumpFile>,
-    blocks: Vec<&'a Directive>,
+    pub(super) blocks: Vec<&'a Directive>,
 }
 
 impl Place<'_> {
@@ -83,11 +83,11 @@ impl Place<'_> {
         self.files.iter().map(|file| file.path.clone()).collect()
     }
 
-    fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         self.files.last().map(|file| file.path.clone()).unwrap_or_default()
     }
 
-    fn text(&self, directive: &Directive) -> String {
+    pub(super) fn text(&self, directive: &Directive) -> String {
         self.files
             .last()
             .and_then(|file| file.text.get(directive.span.clone()))
@@ -96,7 +96,7 @@ impl Place<'_> {
     }
 
     /// The upstream whose block is the innermost one.
-    fn upstream(&self) -> Option<&Directive> {
+    pub(super) fn upstream(&self) -> Option<&'_ Directive> {
         self.blocks.last().copied().filter(|block| block.name() == "upstream")
     }
 }
@@ -262,7 +262,7 @@ impl Dump {
     }
 
     /// Every `proxy_pass` to one of these ports of this machine; with no ports, to any.
-    fn direct_passes(&self, upstream: &str, ports: &[Port]) -> Vec<DirectPass> {
+    pub fn direct_passes(&self, upstream: &str, ports: &[Port]) -> Vec<DirectPass> {
         let mut found = Vec::new();
         self.visit(&mut |place, directive| {
             let target = directive.args().next().filter(|_| directive.name() == "proxy_pass");
@@ -302,7 +302,7 @@ impl Dump {
     }
 
     /// Shows every directive in the order in which nginx reads it, with includes followed.
-    fn visit<'a>(&'a self, see: &mut dyn FnMut(&Place<'a>, &'a Directive)) {
+    pub(super) fn visit<'a>(&'a self, see: &mut dyn FnMut(&Place<'a>, &'a Directive)) {
         if let Some(main) = self.files.first() {
             let mut place = Place { files: vec![main], blocks: Vec::new() };
             self.walk(&main.directives, &mut place, see);

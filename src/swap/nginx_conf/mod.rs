@@ -7,6 +7,7 @@ mod edit;
 mod error;
 mod syntax;
 mod units;
+mod upstreams;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,135 @@
+//! The two slots: where the model is now, and where the next one finds room.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::words::inert;
+use crate::model::ids::Port;
+use crate::model::replica::Keeper;
+use crate::model::survey::{Listener, SeenGpu, Survey};
+
+/// Where vLLM listens unless told otherwise, for a server on which nothing was seen.
+const USUAL: Port = Port(8001);
+
+pub(super) fn write(
+    text: &mut String,
+    survey: &Survey,
+    port: Option<Port>,
+    listener: Option<&Listener>,
+) {
+    text.push_str("\n# Two places for a model: during a swap both run, side by side, each on GPUs of its own.\n");
+    for gpu in &survey.gpus {
+        let _ = writeln!(text, "# GPU {}", described(gpu, survey));
+    }
+    if let Some(why) = &survey.no_gpus {
+        let _ = writeln!(text, "# No GPU was seen: {}", inert(why));
+    }
+    let first = port.unwrap_or_else(|| free(survey, USUAL));
+    let second = free(survey, Port(first.0.saturating_add(1)));
+    let (a, b) = gpus(survey, listener);
+    text.push_str("slots:\n");
+    let note = match (listener, port) {
+        (Some(it), _) => {
+            let kept = match &it.keeper {
+                Keeper::Nobody => String::new(),
+                keeper => format!(", kept by {keeper}"),
+            };
+            format!("process {} of {}{kept}, {}", it.process, it.user, it.answer)
+        }
+        (None, Some(_)) => "nginx points there, and nobody listens".to_owned(),
+        (None, None) => "nobody listens there".to_owned(),
+    };
+    slot(text, "a", (first, &a), &note);
+    slot(text, "b", (second, &b), "free: for the next model");
+}
+
+/// A slot's GPUs, or why they are not known.
+type Gpus = Result<Vec<u32>, String>;
+
+fn slot(text: &mut String, name: &str, (port, gpus): (Port, &Gpus), note: &str) {
+    let note = inert(note);
+    match gpus {
+        Ok(gpus) => {
+            let setting = format!("  {name}: {{ port: {port}, gpus: {gpus:?} }}");
+            let _ = writeln!(text, "{setting:<39} # {note}");
+        }
+        Err(why) => {
+            let _ = writeln!(text, "  {name}:\n    port: {port:<27} # {note}");
+            for line in why.lines() {
+                let _ = writeln!(text, "    # {line}");
+            }
+        }
+    }
+}
+
+/// The GPUs of the model that serves, and as many for the next one.
+fn gpus(survey: &Survey, listener: Option<&Listener>) -> (Gpus, Gpus) {
+    let all: Vec<u32> = survey.gpus.iter().map(|gpu| gpu.index).collect();
+    if all.is_empty() {
+        return (Ok(Vec::new()), Ok(Vec::new()));
+    }
+    let example = "? gpus: [1]";
+    if let [only] = all[..] {
+        let why = format!(
+            "There is one GPU. A swap is blue-green, the one strategy of this version: the next model loads beside the\n\
+             old one, on a GPU of its own. With a second GPU:\n{example}"
+        );
+        return (Ok(vec![only]), Err(why));
+    }
+    let used = listener.map(|it| it.gpus.clone()).unwrap_or_default();
+    let unused =
+        survey.gpus.iter().filter(|gpu| gpu.users.is_empty() && !used.contains(&gpu.index));
+    let unused: Vec<u32> = unused.map(|gpu| gpu.index).collect();
+    if used.is_empty() {
+        // Nobody is there, or it is not seen where: an even share each.
+        if listener.is_some() {
+            let why = format!("Which GPUs that model uses could not be seen.\n{}", "? gpus: [0]");
+            return (Err(why), Err(example.to_owned()));
+        }
+        let half = unused.len() / 2;
+        if half > 0 {
+            return (Ok(unused[..half].to_vec()), Ok(unused[half..2 * half].to_vec()));
+        }
+        let why = format!("Fewer than two GPUs are unused.\n{}", "? gpus: [0]");
+        return (Err(why), Err(example.to_owned()));
+    }
+    if unused.len() >= used.len() {
+        let next = unused[..used.len()].to_vec();
+        return (Ok(used), Ok(next));
+    }
+    let why = format!(
+        "The model in slot a has {} GPUs, and {} are unused: the next one needs as many, of its own.\n{example}",
+        used.len(),
+        unused.len()
+    );
+    (Ok(used), Err(why))
+}
+
+/// `0: NVIDIA H200, 139 GiB, 139 GiB free; used by process 12`
+fn described(gpu: &SeenGpu, survey: &Survey) -> String {
+    let gib = |mib: Option<u64>| mib.map_or("?".to_owned(), |mib| (mib >> 10).to_string());
+    let mut text = format!(
+        "{}: {}, {} GiB, {} GiB free",
+        gpu.index,
+        inert(&gpu.name),
+        gib(gpu.total_mib),
+        gib(gpu.free_mib)
+    );
+    let known = survey.listeners.iter().filter(|it| it.gpus.contains(&gpu.index));
+    let known: BTreeSet<String> =
+        known.map(|it| format!("the model on port {}", it.port)).collect();
+    let others = gpu.users.iter().filter(|_| known.is_empty()).map(|pid| format!("process {pid}"));
+    let users: Vec<String> = known.iter().cloned().chain(others).collect();
+    if !users.is_empty() {
+        let _ = write!(text, "; used by {}", users.join(", "));
+    }
+    text
+}
+
+/// The first port from here on that nobody listens on and no upstream names.
+fn free(survey: &Survey, from: Port) -> Port {
+    let upstreams = survey.proxies.iter().flat_map(|proxy| &proxy.upstreams);
+    let named: BTreeSet<Port> = upstreams.filter_map(|it| it.port).collect();
+    let mut ports = (from.0..=u16::MAX).map(Port);
+    ports.find(|port| !survey.taken.contains(port) && !named.contains(port)).unwrap_or(from)
+}

@@ -1,0 +1,191 @@
+//! This server as it is before anybody has said what of it belongs to a service: reads only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::docker::{self, Container};
+use super::engine::{self, Answer, Models};
+use super::gpu::{self, Gpus};
+use super::{nginx, process, runtime};
+use crate::config::command;
+use crate::model::failure::Failure;
+use crate::model::ids::Port;
+use crate::model::replica::{Found, Keeper};
+use crate::model::spec::{Engine, Runtime};
+use crate::model::survey::{Listener, SeenGpu, Start, Survey};
+use crate::swap::redact::redact;
+
+/// How variables begin that engines and their libraries read. Others are named, and their values are not looked at.
+const OF_ENGINES: &[&str] = &[
+    "HF_",
+    "HUGGING_FACE_",
+    "LD_LIBRARY_PATH",
+    "NCCL_",
+    "OMP_",
+    "PYTORCH_",
+    "TMPDIR",
+    "TORCH",
+    "TRANSFORMERS_",
+    "TRITON_",
+    "VLLM_",
+];
+
+/// How variables begin that a login, systemd, a container or a slot sets: they are not the model's own.
+const OF_OTHERS: &[&str] = &[
+    "CUDA_",
+    "DBUS_",
+    "HOME",
+    "HOSTNAME",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LANG",
+    "LC_",
+    "LOGNAME",
+    "LS_COLORS",
+    "MAIL",
+    "MEMORY_PRESSURE_",
+    "MODEL_SWAP_REPLICA",
+    "MOTD_",
+    "NVIDIA_",
+    "OLDPWD",
+    "PATH",
+    "PWD",
+    "SHELL",
+    "SHLVL",
+    "SSH_",
+    "SUDO_",
+    "SYSTEMD_",
+    "TERM",
+    "USER",
+    "XDG_",
+    "_",
+];
+
+/// What chooses an engine's GPUs.
+const DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+
+/// Looks at every nginx or the one that a command names, at who listens behind it, and at the GPUs.
+pub async fn survey(nginx: &[String]) -> Survey {
+    let proxies = nginx::survey(nginx).await;
+    let taken = process::ports();
+    let upstreams: BTreeSet<Port> =
+        proxies.iter().flat_map(|proxy| &proxy.upstreams).filter_map(|it| it.port).collect();
+    let (gpus, no_gpus) = match gpu::look().await {
+        Ok(gpus) => (gpus, None),
+        Err(error) => (Gpus::default(), Some(Failure::from_error(&error).to_string())),
+    };
+    let mut listeners: Vec<Listener> = Vec::new();
+    for port in taken.iter().copied().filter(|port| upstreams.contains(port) || is_engine(*port)) {
+        let process = process::find(port).await;
+        let Ok(Some(found)) = runtime::docker::find(port, process, Runtime::Auto).await else {
+            continue;
+        };
+        // An engine's further ports, as those of its workers, are not where clients are answered.
+        let known = listeners.iter().any(|other| other.process == found.main);
+        if upstreams.contains(&port) || !known {
+            listeners.push(listener(port, found, &gpus).await);
+        }
+    }
+    Survey { proxies, listeners, taken, gpus: seen(&gpus), no_gpus }
+}
+
+/// Whether an engine listens on a port, by what its program is called: a stranger is asked nothing.
+fn is_engine(port: Port) -> bool {
+    let owners = process::listeners(port).unwrap_or_default();
+    owners
+        .into_iter()
+        .filter_map(|owner| process::argv(owner).ok())
+        .any(|argv| engine::of_program(&argv).is_some())
+}
+
+async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
+    let answer = engine::ask(Engine::Vllm, port, None).await;
+    let counted = engine::in_flight(Engine::Vllm, port).await;
+    let unknown = counted.err().map(|error| Failure::from_error(&error).to_string());
+    let (told, locked, models) = match answer {
+        Answer::Ready(models) => (format!("serves {models}"), false, models),
+        Answer::Locked => ("wants an API key".to_owned(), true, Models::default()),
+        Answer::Refused => ("does not answer".to_owned(), false, Models::default()),
+        Answer::Unwell(why) => (why, false, Models::default()),
+    };
+    let expected = engine::expected(Engine::Vllm, &found.argv, "");
+    let model = models.entries.iter().find_map(|entry| entry.root.clone()).or(Some(expected.root));
+    let names: Vec<String> = models.entries.iter().map(|entry| entry.id.clone()).collect();
+    let env = process::environment(found.main).unwrap_or_default();
+    let mut seen = Listener {
+        port,
+        process: found.main,
+        user: process::user_name(found.uid),
+        answer: told,
+        unknown,
+        locked,
+        model: model.filter(|model| !model.is_empty()),
+        names: if names.is_empty() { expected.names } else { names },
+        start: Start::default(),
+        gpus: used(&found, &env, gpus),
+        keeper: found.keeper.clone(),
+    };
+    let container = match &found.keeper {
+        Keeper::Docker(name) => docker::inspect(name).await.ok().flatten(),
+        _ => None,
+    };
+    seen.start = start(&found, &env, container.as_ref(), &seen);
+    seen
+}
+
+/// How it was started, without what may be secret.
+fn start(
+    found: &Found,
+    env: &BTreeMap<String, String>,
+    container: Option<&Container>,
+    seen: &Listener,
+) -> Start {
+    let fixed = container.map_or(0, Container::fixed_words);
+    let template = engine::template(Engine::Vllm, &found.argv, fixed, seen);
+    let mut start = Start {
+        image: container.map(|container| (container.config.image.clone(), container.options())),
+        ..Start::default()
+    };
+    if let Some(template) = template {
+        start.command = Some(template.words);
+        start.left_out = template.left_out;
+    }
+    let begins = |name: &str, starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
+    for (name, value) in env.iter().filter(|(name, _)| command::is_variable_name(name)) {
+        let entry = format!("{name}={value}");
+        let is_plain =
+            redact(std::slice::from_ref(&entry)) == [entry] && !value.contains(char::is_control);
+        if !begins(name, OF_ENGINES) {
+            start.other_env.extend((!begins(name, OF_OTHERS)).then(|| name.clone()));
+        } else if is_plain {
+            start.env.insert(name.clone(), value.clone());
+        } else {
+            start.secret_env.insert(name.clone());
+        }
+    }
+    start
+}
+
+/// Indices of the GPUs that a tree has memory on, or else was given.
+fn used(found: &Found, env: &BTreeMap<String, String>, gpus: &Gpus) -> Vec<u32> {
+    let is_own = |pid: i32| found.tree.iter().any(|process| process.pid == pid);
+    let holds = |uuid: &str| gpus.tenants.iter().any(|it| it.uuid == uuid && is_own(it.pid));
+    let held: Vec<u32> =
+        gpus.devices.iter().filter(|it| holds(&it.uuid)).map(|it| it.index).collect();
+    if !held.is_empty() {
+        return held;
+    }
+    let given = env.get(DEVICES).map(String::as_str).unwrap_or_default();
+    let given: Vec<_> = given.split(',').filter_map(|index| index.trim().parse().ok()).collect();
+    given.into_iter().filter(|index| gpus.devices.iter().any(|it| it.index == *index)).collect()
+}
+
+fn seen(gpus: &Gpus) -> Vec<SeenGpu> {
+    let devices = gpus.devices.iter().map(|device| SeenGpu {
+        index: device.index,
+        name: device.name.clone(),
+        total_mib: device.total_mib,
+        free_mib: device.free_mib,
+        users: gpus.tenants_of(device).map(|tenant| tenant.pid).collect(),
+    });
+    devices.collect()
+}

@@ -1,0 +1,124 @@
+//! What `init` sees of a server before there is a configuration. Holds no secret: values that may be one are left out
+//! where they are seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use super::ids::{Port, ProcessId};
+use super::replica::Keeper;
+
+/// Everything that was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Survey {
+    /// Every nginx that runs, or the one that was named.
+    pub proxies: Vec<Proxy>,
+    /// Who listens behind an upstream, and every engine besides, by port.
+    pub listeners: Vec<Listener>,
+    /// Every TCP port that somebody listens on.
+    pub taken: BTreeSet<Port>,
+    /// The GPUs, in the order of their indices.
+    pub gpus: Vec<SeenGpu>,
+    /// Why no GPU was seen, if there is a reason; a fragment.
+    pub no_gpus: Option<String>,
+}
+
+/// An nginx.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    /// How it is called, as `nginx.command` has it.
+    pub command: Vec<String>,
+    /// The container that it runs in, if it does.
+    pub container: Option<String>,
+    /// Its upstreams, in the order in which it reads them.
+    pub upstreams: Vec<Upstream>,
+    /// Places that proxy straight to a port of this machine: `/etc/nginx/conf.d/llm.conf:7: proxy_pass http://127.0.0.1:8001`.
+    pub direct: Vec<String>,
+    /// Why its configuration could not be read.
+    pub failure: Option<Failure>,
+}
+
+/// An upstream as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// Its name.
+    pub name: String,
+    /// The file with its `server` lines, as this machine names it; `None` where only a container can.
+    pub file: Option<PathBuf>,
+    /// Its active `server` directives.
+    pub servers: Vec<String>,
+    /// The port of this machine that its only `server` names.
+    pub port: Option<Port>,
+    /// A way through nginx to `/v1/models` behind it, over plain http.
+    pub entrance: Option<Entrance>,
+}
+
+/// How a request gets through nginx to an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entrance {
+    /// The URL of `/v1/models`, on this machine.
+    pub url: String,
+    /// The `Host` header that meets the right server block.
+    pub host: Option<String>,
+}
+
+/// Who listens on a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// The port.
+    pub port: Port,
+    /// The root of the process tree.
+    pub process: ProcessId,
+    /// What supervises it.
+    pub keeper: Keeper,
+    /// Name of its user.
+    pub user: String,
+    /// How it answers, one fragment: `serves chat (Qwen/X)`.
+    pub answer: String,
+    /// Why it is no engine that is known, if it is none.
+    pub unknown: Option<String>,
+    /// Whether it wants an API key.
+    pub locked: bool,
+    /// The model that it has loaded.
+    pub model: Option<String>,
+    /// The names that clients call it by.
+    pub names: Vec<String>,
+    /// How it was started.
+    pub start: Start,
+    /// Indices of the GPUs that it uses, as far as that can be seen.
+    pub gpus: Vec<u32>,
+}
+
+/// How a model was started, as far as another one can be started so.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Start {
+    /// As `replica.command` has it, with its tokens; `None` where argv does not tell.
+    pub command: Option<Vec<String>>,
+    /// The image of its container, with the options that it needs.
+    pub image: Option<(String, Vec<String>)>,
+    /// Flags whose values are secret, left out of the command.
+    pub left_out: Vec<String>,
+    /// Variables that engines know, with their values.
+    pub env: BTreeMap<String, String>,
+    /// Names of variables that engines know, whose values are secret.
+    pub secret_env: BTreeSet<String>,
+    /// Names of its other variables.
+    pub other_env: BTreeSet<String>,
+}
+
+/// A GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenGpu {
+    /// In PCI bus order.
+    pub index: u32,
+    /// `NVIDIA H200`
+    pub name: String,
+    /// Memory in MiB; `None` where the driver does not say.
+    pub total_mib: Option<u64>,
+    /// Free memory in MiB.
+    pub free_mib: Option<u64>,
+    /// Pids of those who use it.
+    pub users: BTreeSet<i32>,
+}

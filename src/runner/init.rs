@@ -1,0 +1,174 @@
+//! `init`: looks at a server and writes a first configuration for it, where there is none yet.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::follow::Stop;
+use super::{
+    Setting, Stopped, Surface, Voice, config_path, credentials, refuse_container, request,
+    summarise, trust,
+};
+use crate::config::draft::{Known, draft};
+use crate::config::problem::Problems;
+use crate::config::{self, Config, Overrides};
+use crate::github::inputs::Untold;
+use crate::model::failure::Failure;
+use crate::model::outcome::Exit;
+use crate::model::survey::Survey;
+use crate::model::target::{SSH_PORT, Target};
+use crate::model::wire::{Frame, Refusal};
+use crate::remote::agent::{Install, ask};
+use crate::remote::build::Build;
+use crate::remote::session::Session;
+use crate::render::{self, Line};
+
+/// What stands for standard output instead of a file.
+const STANDARD_OUTPUT: &str = "-";
+
+/// Looks, writes, and says what is left to the user.
+pub(super) async fn init(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> {
+    let known = known(setting)?;
+    let path = config_path(setting);
+    let prints = setting.inputs.config == Path::new(STANDARD_OUTPUT);
+    if !prints && path.symlink_metadata().is_ok() {
+        return Err(there_already(setting));
+    }
+    let mut stop = Stop::new()?;
+    let survey = tokio::select! {
+        survey = survey(setting, &known.target) => survey?,
+        () = stop.asked() => {
+            let failures = vec![Failure::new("stopped by a signal; no file was written")];
+            return Err(Stopped { failures, exit: Exit::Environment });
+        }
+    };
+    let text = draft(&known, &survey);
+    if prints {
+        voice.print(&text);
+    } else {
+        write(setting, &path, &text)?;
+    }
+    let name = setting.inputs.config.display().to_string();
+    let read = config::load(&text, &name, &Overrides::default());
+    if !prints || setting.surface == Surface::Workflow {
+        voice.say(told(setting, &read));
+    }
+    summarise(&setting.run, &render::survey::markdown(&name, &text), voice);
+    Ok(Exit::Done)
+}
+
+/// What the file does not have to say, because it is said here.
+fn known(setting: &Setting) -> Result<Known, Stopped> {
+    let inputs = &setting.inputs;
+    let Untold { ssh_port, jump, upstream, state_dir, .. } = inputs.untold.clone();
+    let Some(host) = &inputs.host else {
+        let (what, how) = match setting.surface {
+            Surface::Workflow => ("the input host", "host: deploy@gpu-1.example.com"),
+            _ => ("--host", "model-swap init --host deploy@gpu-1.example.com"),
+        };
+        let failure = Failure::new(format!("init needs {what}: the server to look at, or `local`"));
+        return Err(Stopped::input(vec![failure.hint(format!("like `{how}`"))]));
+    };
+    let host = host.parse().map_err(|error| {
+        let hint = "another port of sshd than 22 is given with --ssh-port, from a terminal";
+        Stopped::input(vec![Failure::from_error(&error).hint(hint)])
+    })?;
+    let target = Target { host, port: ssh_port.unwrap_or(SSH_PORT), jump };
+    refuse_container(setting, &target)?;
+    if trust::is_keyless(setting, &target) {
+        let failure = Failure::new("the input ssh-key is empty")
+            .hint("set it to a secret with the private key: `ssh-key: ${{ secrets.GPU_SSH_KEY }}`");
+        return Err(Stopped::input(vec![failure]));
+    }
+    let (service, model) = (inputs.service.clone(), inputs.model.clone());
+    Ok(Known { target, service, model, upstream, state_dir })
+}
+
+async fn survey(setting: &Setting, target: &Target) -> Result<Survey, Stopped> {
+    let session = Session::open(target, credentials(setting))
+        .await
+        .map_err(|error| Stopped::remote(&error))?;
+    let seen = asked(setting, &session).await;
+    session.close().await;
+    seen
+}
+
+/// Asks the agent, which is brought where it is not there yet.
+async fn asked(setting: &Setting, session: &Session) -> Result<Survey, Stopped> {
+    let remote = |error| Stopped::remote(&error);
+    let install = Install {
+        build: Build::own().map_err(remote)?,
+        others: std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())),
+        state_dir: setting.inputs.untold.state_dir.clone(),
+        nginx_config: None,
+    };
+    let mut frames = ask(session, &install, &request::survey(setting)).await.map_err(remote)?;
+    let mut seen = None;
+    while let Some(frame) = frames.next().await.map_err(remote)? {
+        match frame {
+            Frame::Survey { survey } => seen = Some(*survey),
+            Frame::Refused(Refusal { failures, fault }) => {
+                return Err(Stopped { failures, exit: fault.exit() });
+            }
+            _ => {}
+        }
+    }
+    seen.ok_or_else(|| {
+        let failures = vec![Failure::new("the server ended without an answer")];
+        Stopped { failures, exit: Exit::Environment }
+    })
+}
+
+fn there_already(setting: &Setting) -> Stopped {
+    let name = setting.inputs.config.display();
+    let failure = Failure::new(format!("{name} is there already, and init overwrites nothing"))
+        .hint("give a new file with --config (in a workflow: the input config), or `-` to have it printed");
+    Stopped::input(vec![failure])
+}
+
+fn write(setting: &Setting, path: &Path, text: &str) -> Result<(), Stopped> {
+    let written =
+        std::fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => there_already(setting),
+        _ => {
+            let failure = Failure {
+                causes: vec![error.to_string()],
+                ..Failure::new(format!("cannot write {}", path.display()))
+            };
+            Stopped::input(vec![
+                failure.hint("give another file with --config, or `-` to have it printed"),
+            ])
+        }
+    })
+}
+
+/// What was written, what is left open, and what comes next.
+fn told(setting: &Setting, read: &Result<Config, Problems>) -> Vec<Line> {
+    let name = setting.inputs.config.display();
+    let mut lines = vec![Line::Text(format!("{name}: written from what was seen"))];
+    match read {
+        Ok(config) => lines.push(Line::Text(format!(
+            "it is complete: {} serves from port {}; nothing was changed on the server",
+            config.spec.service,
+            config.spec.slots.values().next().map(|slot| slot.port.to_string()).unwrap_or_default(),
+        ))),
+        Err(problems) => {
+            lines.push(Line::Text("left to you, marked with `# ?` in it:".to_owned()));
+            lines.extend(
+                problems.to_failures().iter().map(|failure| Line::Text(format!("  {failure}"))),
+            );
+        }
+    }
+    let next = match (setting.surface, read) {
+        (Surface::Workflow, _) => "next: commit it, and run the command doctor".to_owned(),
+        (_, Ok(_)) => {
+            "next: read it, then `model-swap doctor`, which checks all that a swap needs".to_owned()
+        }
+        (_, Err(_)) => {
+            "next: fill these in, then `model-swap doctor`, which checks all that a swap needs"
+                .to_owned()
+        }
+    };
+    lines.push(Line::Text(next));
+    lines
+}
