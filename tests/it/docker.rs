@@ -9,6 +9,8 @@ use testbed::docker::{Engine, said};
 use testbed::server::{ByHand, GpuServer, ServerSpec};
 use testbed::service::Container;
 
+use crate::commands::Terminal;
+use crate::init::init;
 use crate::runner::agent;
 use crate::step::{Step, send};
 use crate::support::{NEW, OLD, World, alive, until};
@@ -151,29 +153,61 @@ async fn a_container_that_dies_while_it_loads_is_removed_and_what_it_wrote_is_ke
     Ok(())
 }
 
+/// An old model in a container, as Compose starts one.
+fn composed(
+    engine: &Engine,
+    server: &GpuServer,
+    (image, argv): (&str, Vec<String>),
+) -> Result<ByHand> {
+    let (mark, scratch) = server.mark();
+    let (a, _) = server.slot_ports();
+    let mut run = engine.docker(["run", "--detach", "--restart", "always"]);
+    run.args(["--label", "com.docker.compose.project=llm", "--name", "llm_vllm_1"]);
+    run.arg(format!("--label={mark}={scratch}"));
+    // Compose publishes on every address, and inside the port is another.
+    run.arg(format!("--publish={a}:8000")).arg(image);
+    let words = argv.iter().skip(2).map(String::as_str);
+    let port = a.to_string();
+    run.args(words.map(|word| match word {
+        "127.0.0.1" => "0.0.0.0",
+        word if word == port => "8000",
+        word => word,
+    }));
+    said(&mut run)?;
+    let pid = said(&mut engine.docker(["inspect", "-f", "{{.State.Pid}}", "llm_vllm_1"]))?;
+    Ok(ByHand { pid: pid.trim().parse()?, innocent: std::process::id(), log: "/none".into() })
+}
+
+/// The next model is a container of the same image, although nobody has said so.
+#[tokio::test]
+async fn init_finds_the_image_of_a_model_in_a_container() -> Result<()> {
+    let docked = Docked::with(composed).await?;
+    let load = docked.world.load().await?;
+    let terminal = Terminal::at(&docked.world)?;
+    let (code, text) = init(&docked.world, &terminal, &["--config", "-"]).await?;
+    let image = docked.inspect("llm_vllm_1", "{{.Config.Image}}")?;
+    for told in ["runtime: docker", "Docker's container", &format!("image: {image}\n")] {
+        assert!(text.contains(told), "no {told:?} in {text}");
+    }
+    assert!(
+        code == Some(0) && text.contains(r#"command: ["{model}", "--host", "0.0.0.0""#),
+        "{text}"
+    );
+    // The testbed's own label, by which it knows what to remove.
+    let label = format!("  docker_options: [--label={}]\nnginx:", docked.containers.label);
+    let text = text.replace(OLD, NEW).replacen("\nnginx:", &label, 1);
+    let action = |command| docked.world.action(command, NEW, &[])?.with_config(&text);
+    Step::run(action("doctor")?).await?.answered(&["ready to swap"]);
+    Step::run(action("swap")?).await?.ended(0, "promoted");
+    assert_eq!(docked.world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_container_of_somebody_elses_is_stopped_by_docker_and_can_be_started_again() -> Result<()>
 {
-    let docked = Docked::with(|engine, server, (image, argv)| {
-        let (mark, scratch) = server.mark();
-        let (a, _) = server.slot_ports();
-        let mut run = engine.docker(["run", "--detach", "--restart", "always"]);
-        run.args(["--label", "com.docker.compose.project=llm", "--name", "llm_vllm_1"]);
-        run.arg(format!("--label={mark}={scratch}"));
-        // Compose publishes on every address, and inside the port is another.
-        run.arg(format!("--publish={a}:8000")).arg(image);
-        let words = argv.iter().skip(2).map(String::as_str);
-        let port = a.to_string();
-        run.args(words.map(|word| match word {
-            "127.0.0.1" => "0.0.0.0",
-            word if word == port => "8000",
-            word => word,
-        }));
-        said(&mut run)?;
-        let pid = said(&mut engine.docker(["inspect", "-f", "{{.State.Pid}}", "llm_vllm_1"]))?;
-        Ok(ByHand { pid: pid.trim().parse()?, innocent: std::process::id(), log: "/none".into() })
-    })
-    .await?;
+    let docked = Docked::with(composed).await?;
     let load = docked.world.load().await?;
     let retired = [("wait", "retired")];
     let swap = docked.world.run("swap", NEW, &retired).await?.ended(0, "promoted");
