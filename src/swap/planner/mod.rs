@@ -77,14 +77,7 @@ pub enum Decision {
 pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Option<Replica> {
     let occupant = observed.slots.get(slot)?;
     let found = occupant.found.as_ref()?;
-    let state = &observed.state;
-    let recorded = [state.serving.as_ref(), state.retained.as_ref().map(|r| &r.replica)];
-    let known = recorded
-        .into_iter()
-        .flatten()
-        .find(|replica| &replica.slot == slot && is_still(replica, found))
-        .map(|replica| as_found(replica, found));
-    Some(known.unwrap_or_else(|| Replica {
+    Some(recorded(slot, found, &observed.state).unwrap_or_else(|| Replica {
         slot: slot.clone(),
         port: spec.slots[slot].port,
         main: found.main,
@@ -94,6 +87,13 @@ pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Opti
         keeper: found.keeper.clone(),
         invocation: None,
     }))
+}
+
+/// The replica on record that was found in a slot, if it is one.
+fn recorded(slot: &SlotName, found: &Found, state: &ServiceState) -> Option<Replica> {
+    let known = [state.serving.as_ref(), state.retained.as_ref().map(|r| &r.replica)];
+    let is_it = |replica: &&Replica| &replica.slot == slot && is_still(replica, found);
+    known.into_iter().flatten().find(is_it).map(|replica| as_found(replica, found))
 }
 
 /// Whether a recorded replica is what was found, and of the same revision: a person may have put another model into the
@@ -235,18 +235,16 @@ fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -
     failures.extend(seen.program.clone().err());
     failures.extend(unsupervised(spec, seen));
     let port = spec.slots[to].port;
-    match (replica_in(to, spec, seen), seen.slots.get(to).and_then(|o| o.found.as_ref())) {
-        (Some(replica), Some(found)) if replica.swap.is_none() && !is_retained(&replica, seen) => {
-            failures.push(
-                Failure::new(format!(
-                    "port {port} of slot {to} is taken by process {} ({}), which is not recorded as a replica of this service",
-                    found.main,
-                    found.argv.join(" ")
-                ))
-                .hint(format!("stop it, or give slot {to} another port")),
-            );
-        }
-        _ => {}
+    let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
+    if let Some(found) = found.filter(|found| recorded(to, found, &seen.state).is_none()) {
+        failures.push(
+            Failure::new(format!(
+                "port {port} of slot {to} is taken by process {} ({}), which is not recorded as a replica of this service",
+                found.main,
+                found.argv.join(" ")
+            ))
+            .hint(format!("stop it, or give slot {to} another port")),
+        );
     }
     for slot in [from, to] {
         let found = seen.slots.get(slot).and_then(|o| o.found.as_ref());
@@ -275,11 +273,6 @@ fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
         Systemd::Absent | Systemd::Usable => failure,
     };
     Some(failure.hint("or write `runtime: auto`: replicas are plain processes then, and no boot starts them again"))
-}
-
-fn is_retained(replica: &Replica, seen: &Observed) -> bool {
-    seen.state.retained.as_ref().is_some_and(|retained| retained.replica.main == replica.main)
-        || seen.state.serving.as_ref().is_some_and(|serving| serving.main == replica.main)
 }
 
 /// A keeper that only its own means can stop, which this version does not use.

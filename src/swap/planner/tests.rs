@@ -333,9 +333,15 @@ fn what_its_unit_started_again_is_still_the_recorded_replica() {
     seen.slots.insert(slot("a"), other.clone());
     assert!(warm_replica(&spec(), &seen).is_some());
     assert!(replica_in(&slot("a"), &spec(), &seen).unwrap().main == process(98));
+    seen.systemd = Systemd::Usable;
+    seen.wanted.digest = "r-next".to_owned();
+    let steps = acts(plan_swap(&spec(), &seen, When::Changed)).steps;
+    assert_eq!(steps[1].step, Step::Retire { slot: slot("a") }, "it makes room");
     other.found.as_mut().unwrap().argv.push("--other".to_owned());
     seen.slots.insert(slot("a"), other);
     assert_eq!(warm_replica(&spec(), &seen), None);
+    let refused = refusals(plan_swap(&spec(), &seen, When::Changed));
+    assert!(refused[0].contains("not recorded as a replica of this service"), "{refused:?}");
 }
 
 #[test]
