@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,11 +14,14 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 mod container;
+mod error;
+mod examine;
 
 pub use container::Container;
+pub use error::DockerError;
+pub use examine::{hands_out_gpus, offered, versions};
 
 use super::exec::{self, ExecError};
-use crate::model::failure::Hint;
 use crate::model::ids::Port;
 
 /// The client, looked up in the agent's `PATH`.
@@ -35,75 +38,6 @@ pub const REPLICA: &str = "model-swap.replica";
 
 /// Label with the file that a container's output is kept in when it is removed.
 pub const LOG: &str = "model-swap.log";
-
-/// Docker could not be asked, or did not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum DockerError {
-    /// The client could not be run.
-    #[error("docker cannot be run")]
-    Exec(#[from] ExecError),
-    /// It refused.
-    #[error("docker cannot {doing}: {said}")]
-    Refused {
-        /// What was wanted.
-        doing: String,
-        /// The last line that it said.
-        said: String,
-    },
-    /// It answered something else.
-    #[error("what docker says of {what} cannot be read")]
-    Garbled {
-        /// What it was asked about.
-        what: String,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// A file could not be written.
-    #[error("cannot write {}", .path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A variable's value cannot be handed over.
-    #[error("the value of {0} has a line break, which docker takes in no variable")]
-    LineBreak(String),
-}
-
-impl Hint for DockerError {
-    fn hints(&self) -> Vec<String> {
-        let hint = match self {
-            Self::Exec(ExecError::Start { .. }) => {
-                "install Docker's client on the server, where the agent's PATH finds it"
-            }
-            Self::Refused { said, .. } if said.contains("permission denied") => {
-                "let the agent run as root (passwordless sudo), or put its user into the group docker"
-            }
-            Self::Refused { said, .. } if said.contains("Cannot connect") => {
-                "start the Docker Engine: systemctl start docker"
-            }
-            Self::Refused { said, .. } if said.contains("could not select device driver") => {
-                "install the NVIDIA Container Toolkit, and restart the Docker Engine"
-            }
-            Self::Refused { said, .. }
-                if said.contains("denied")
-                    || said.contains("unauthorized")
-                    || said.contains("authentication required") =>
-            {
-                "log in to the registry on the server as the user whom the agent runs as: docker login"
-            }
-            Self::Refused { said, .. } if said.contains("no space left") => {
-                "make room where Docker keeps its images: docker system df"
-            }
-            Self::LineBreak(_) => {
-                "hand the value over in a file: mount one with replica.docker_options"
-            }
-            _ => return Vec::new(),
-        };
-        vec![hint.to_owned()]
-    }
-}
 
 /// The container that a port of this machine is published for, if there is one.
 ///
@@ -361,6 +295,7 @@ fn refused(doing: &str, stderr: &str) -> DockerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::failure::Hint;
 
     #[test]
     fn layers_are_counted_as_they_come() {

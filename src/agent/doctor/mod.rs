@@ -1,5 +1,6 @@
 //! Everything that a swap needs of this server, looked at all at once. Changes nothing.
 
+mod containers;
 mod places;
 mod proxy;
 mod replicas;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::size;
+use super::{containers, size};
 use crate::executor::prove_route;
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, Gpus, Tenant};
@@ -55,10 +55,14 @@ pub(super) async fn look(
     let serving = upstream
         .and_then(|view| spec.slots.iter().find(|(_, slot)| slot.port == view.port))
         .and_then(|(name, _)| occupants.get(name));
-    findings.push(match &spec.replica.image {
-        Some(name) => image(host, name).await,
-        None => program(host, spec, serving.map(|occupant| occupant.found.main)),
-    });
+    match spec.replica.image {
+        // Its program only the image knows.
+        Some(_) => findings.extend(containers::look(host, spec).await),
+        None => findings.push(program(host, spec, serving.map(|occupant| occupant.found.main))),
+    }
+    if let Some(occupant) = serving {
+        findings.extend(containers::incumbent(&occupant.found.keeper).await);
+    }
     findings.push(runtime(host, spec));
     findings.extend(gpus(spec, &occupants).await);
     findings
@@ -198,15 +202,6 @@ fn program(host: &SystemHost, spec: &SwapSpec, incumbent: Option<ProcessId>) -> 
         })
     };
     resolved().unwrap_or_else(|failure| Finding::fail(PROGRAM, failure))
-}
-
-/// In the place of the program, which only a container can look for.
-async fn image(host: &SystemHost, name: &str) -> Finding {
-    match host.image().await {
-        Ok(Some(id)) => Finding::ok(PROGRAM, format!("the image {name} is here, {id}")),
-        Ok(None) => Finding::ok(PROGRAM, format!("the image {name} is pulled by the next swap")),
-        Err(failure) => Finding::fail(PROGRAM, failure),
-    }
 }
 
 fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {

@@ -154,13 +154,19 @@ impl Container {
         self.config.labels.as_ref()?.get(name).map(String::as_str)
     }
 
+    /// Whether it was started here.
+    pub fn is_own(&self) -> bool {
+        self.label(REPLICA).is_some()
+    }
+
+    /// The project of Compose that it belongs to (Compose specification, `com.docker.compose.project`).
+    pub fn project(&self) -> Option<&str> {
+        self.label("com.docker.compose.project")
+    }
+
     /// How it is found later: by its name if it was started here, else by its id.
     pub fn known_as(&self) -> String {
-        if self.label(REPLICA).is_some() {
-            self.name.trim_start_matches('/').to_owned()
-        } else {
-            self.id.clone()
-        }
+        if self.is_own() { self.name.trim_start_matches('/').to_owned() } else { self.id.clone() }
     }
 
     /// When the Engine starts it again: `no`, `always`, `unless-stopped` or `on-failure`.

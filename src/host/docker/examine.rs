@@ -1,0 +1,45 @@
+//! What `doctor` asks of Docker: whether there is an Engine, what its registries have, whether it hands out GPUs.
+
+use std::collections::BTreeMap;
+
+use serde::de::IgnoredAny;
+
+use super::{DockerError, LIMIT, ask};
+use crate::host::process::{self, Inherited};
+
+/// What the Engine runs before a container that was given GPUs; without it `docker run --gpus` fails (moby,
+/// `daemon/nvidia_linux.go`).
+const GPU_HOOK: &str = "nvidia-container-runtime-hook";
+
+/// The versions of client and Engine, in words: the Engine was reached.
+///
+/// # Errors
+/// If there is no client, or it does not reach an Engine.
+pub async fn versions() -> Result<String, DockerError> {
+    let template = "client {{.Client.Version}}, Engine {{.Server.Version}}";
+    let said = ask(&["version", "--format", template], "reach its Engine", LIMIT).await?;
+    Ok(said.trim().to_owned())
+}
+
+/// Whether `docker run --gpus` can work: by a runtime of NVIDIA's that the Engine names, or by the program that it calls.
+///
+/// # Errors
+/// If docker does not say.
+pub async fn hands_out_gpus() -> Result<bool, DockerError> {
+    let said = ask(&["info", "--format", "{{json .Runtimes}}"], "name its runtimes", LIMIT).await?;
+    let runtimes: BTreeMap<String, IgnoredAny> = serde_json::from_str(&said)
+        .map_err(|source| DockerError::Garbled { what: "its runtimes".to_owned(), source })?;
+    let named = runtimes.keys().any(|name| name.contains("nvidia"));
+    let own = Inherited::of_self();
+    let called = |own: Inherited| process::resolve(GPU_HOOK, &own.path, &own.cwd).is_ok();
+    Ok(named || own.is_ok_and(called))
+}
+
+/// Asks an image's registry for it, with the client's own login, and brings nothing.
+///
+/// # Errors
+/// If the registry does not have it, does not let us in, or does not answer.
+pub async fn offered(reference: &str) -> Result<(), DockerError> {
+    let doing = format!("find {reference} in its registry");
+    ask(&["manifest", "inspect", reference], &doing, LIMIT).await.map(drop)
+}
