@@ -2,22 +2,14 @@
 
 use std::fs::File;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::fs::{FlockOperation, flock};
 use testbed::action::Run;
 use testbed::server::Aim;
 
 use crate::kills;
-use crate::step::{Step, send, until};
+use crate::step::{Step, send};
 use crate::support::{NEW, OLD, World};
-
-/// A world whose next model loads for longer than anybody waits.
-async fn world() -> Result<World> {
-    let mut world = World::start().await?;
-    world.settings.flags = "--stub-load-time 600s".to_owned();
-    world.settings.ready = "900s".to_owned();
-    Ok(world)
-}
 
 /// Asserts that a swap's own step says that it was aborted, and that nothing of it is left.
 async fn assert_given_up(world: &World, run: Run) -> Result<()> {
@@ -28,22 +20,6 @@ async fn assert_given_up(world: &World, run: Run) -> Result<()> {
     let left = world.server.leftovers();
     assert!(!left.iter().any(|line| line.contains(NEW)), "{left:?}");
     world.run("status", NEW, &[]).await?.answered(&["nobody is at work", "aborted      Qwen/New"]);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_swap_whose_model_loads_is_aborted_at_once() -> Result<()> {
-    let world = world().await?;
-    let load = world.load().await?;
-    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-    step.says("→ await_ready b").await?;
-    let abort = Step::run(world.action("abort", NEW, &[])?).await?.ended(0, "aborted");
-    let swap = step.finish().await?;
-    assert_eq!(abort.output("swap-id"), swap.output("swap-id"), "{abort}\n{swap}");
-    assert!(swap.stdout.contains("✗ await_ready b after "), "{swap}");
-    assert!(swap.stdout.contains(" asked to abort"), "{swap}");
-    assert_given_up(&world, swap).await?;
-    load.stop().await.assert_clean();
     Ok(())
 }
 
@@ -97,31 +73,5 @@ async fn where_no_swap_is_under_way_nothing_is_changed() -> Result<()> {
     assert!(after.stdout.contains(nothing[0]), "{after}");
     assert_eq!(after.output("swap-id"), swap.output("swap-id"), "{after}");
     assert_eq!(world.serves().await?, NEW);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_swap_whose_agent_died_is_brought_to_its_end() -> Result<()> {
-    let world = world().await?;
-    let load = world.load().await?;
-    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-    step.says("→ await_ready b").await?;
-    let agents = world.server.leftovers().into_iter();
-    let agent = agents.filter(|line| line.contains("model-swap agent run")).find_map(|line| {
-        let (pid, _) = line.split_once(':')?;
-        pid.parse().ok()
-    });
-    send("-KILL", agent.context("no agent")?)?;
-    let swap = step.finish().await?.refused(3, &["is gone"]);
-    let abort = Step::run(world.action("abort", NEW, &[])?).await?.ended(0, "aborted");
-    assert_eq!(abort.output("swap-id"), swap.output("swap-id"), "{abort}");
-    assert_eq!(world.serves().await?, OLD);
-    until("the candidate's end", || {
-        let left = world.server.leftovers();
-        Ok((!left.iter().any(|line| line.contains(NEW))).then_some(()))
-    })
-    .await?;
-    Step::run(world.action("abort", NEW, &[])?).await?.ended(0, "unchanged");
-    load.stop().await.assert_clean();
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Ways to a server and to its nginx: through a bastion, as nobody in particular, on the server itself, with nginx in a
-//! container, and with a neighbour who uses the same nginx and the same spare GPU.
+//! Ways to a server and to its nginx: through a bastion, as nobody in particular, on the server itself, and with a
+//! neighbour who uses the same nginx and the same spare GPU.
 
 use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use testbed::guest::{ENGINE, Guest, GuestSpec, SLOTS, UPSTREAM_FILE, upstream_file};
+use testbed::guest::{ENGINE, Guest, GuestSpec, SLOTS, upstream_file};
 use testbed::load::{Load, LoadSpec};
 use testbed::service::{Site, until_serves};
 
@@ -159,50 +159,6 @@ fn a_server_behind_a_bastion_is_reached_and_both_must_be_the_known_ones() -> Res
         let nobody = config.replace("jump: deploy@", "jump: nobody@");
         let denied = format!("nobody@{at}: Permission denied (publickey");
         ask("status", &nobody, &both).await?.refused(3, &["does not let us in", &denied]);
-        Ok(())
-    })
-}
-
-/// nginx in namespaces of its own, with its configuration mounted from the host; `edge COMMAND` is its `docker exec`.
-#[test]
-fn an_nginx_in_a_container_is_asked_and_reloaded_there() -> Result<()> {
-    const FOLDER: &str = "/srv/edge/conf.d";
-    on_guest_of(GuestSpec::bare(), async |world| {
-        let guest = &world.guest;
-        guest.start_by_hand(OLD, SLOTS.0).await?;
-        guest.run(&["systemctl", "disable", "--now", "--quiet", "nginx.service"]).await?;
-        // What lies there on the host is not what the container reads.
-        fs::create_dir_all(guest.file(FOLDER)?)?;
-        let file = format!("{FOLDER}/llm.conf");
-        fs::write(guest.file(&file)?, upstream_file("llm", 80, SLOTS.0))?;
-        fs::write(guest.file(UPSTREAM_FILE)?, "not nginx's grammar")?;
-        let inside = format!(
-            "mount --bind {FOLDER} /etc/nginx/conf.d && mount -t tmpfs none /run && exec nginx -g 'daemon off;'"
-        );
-        let unshared =
-            ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", &inside];
-        let run = ["systemd-run", "--quiet", "--unit=edge", "--property=KillMode=control-group"];
-        guest.run(&[&run[..], &unshared[..]].concat()).await?;
-        let edge = "#!/bin/sh\npid=$(pgrep -o -x nginx)\nexec nsenter --target \"$pid\" --mount --pid -- \"$@\"\n";
-        fs::write(guest.file("/usr/local/bin/edge")?, edge)?;
-        guest.run(&["chmod", "755", "/usr/local/bin/edge"]).await?;
-        world.until_serves(OLD).await?;
-
-        let nginx_command = Some(vec!["edge".to_owned(), "nginx".to_owned()]);
-        let site = Site { nginx_config: file.clone().into(), nginx_command, ..guest.site() };
-        let config = world.settings.config_on(&site, NEW)?;
-        let load = world.load().await?;
-        let ask = async |command: &str| {
-            world.action(command, NEW, &[])?.with_config(&config)?.spawn()?.finish().await
-        };
-        ask("swap").await?.ended(0, "promoted");
-        world.until_serves(NEW).await?;
-        ask("rollback").await?.ended(0, "rolled-back");
-        world.until_serves(OLD).await?;
-        load.stop().await.assert_clean();
-        let text = fs::read_to_string(guest.file(&file)?)?;
-        assert_eq!(text, upstream_file("llm", 80, SLOTS.0));
-        assert_eq!(fs::read_to_string(guest.file(UPSTREAM_FILE)?)?, "not nginx's grammar");
         Ok(())
     })
 }

@@ -88,29 +88,10 @@ async fn one_that_never_gets_ready() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_that_dies_while_it_loads_shows_its_last_words() -> Result<()> {
-    let world = World::start().await?;
-    let says = ["ended before it was ready", "torch.OutOfMemoryError: CUDA out of memory"];
-    let flags = "--stub-load-time 10m --stub-die-after 300ms --stub-child";
-    let run = fails(world, flags, "await_ready b", &says).await?;
-    assert!(run.summary.contains("torch.OutOfMemoryError"), "{run}");
-    Ok(())
-}
-
-#[tokio::test]
 async fn one_that_serves_another_model() -> Result<()> {
     let world = World::start().await?;
     let says = ["it should serve", "Qwen/New", "and serves", "Qwen/Wrong", "Check {model}"];
     fails(world, "--stub-report-model Qwen/Wrong", "await_ready b", &says).await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn one_that_is_not_healthy() -> Result<()> {
-    let mut world = World::start().await?;
-    world.settings.ready = "1s".to_owned();
-    let says = ["was not ready within 1s", "/health answered 503"];
-    fails(world, "--stub-health-status 503", "await_ready b", &says).await?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ esac
 "#;
 
 /// The mark of a finding in the table.
-fn mark(run: &Run, what: &str) -> String {
+pub(crate) fn mark(run: &Run, what: &str) -> String {
     let row = run.stdout.lines().find(|line| {
         line.strip_prefix("    ")
             .is_some_and(|row| row.get(6..).is_some_and(|row| row.starts_with(what)))

@@ -8,45 +8,10 @@ use testbed::load::{Fault, Kind, Load, LoadSpec};
 use testbed::server::{Ports, ServerSpec, default_upstream_file};
 use testbed::stub_engine::StubEngine;
 
-use crate::support::{NAME, NEW, OLD, Run, World, until};
+use crate::support::{NAME, NEW, OLD, Run, World};
 
 /// Time for a token of an old model whose streams last for seconds.
 const SLOW: [&str; 2] = ["--stub-token-delay", "20ms"];
-
-#[tokio::test]
-async fn the_old_model_ends_after_its_last_stream_and_its_last_upload() -> Result<()> {
-    let mut world = World::on(ServerSpec::default(), &SLOW).await?;
-    world.settings.retain = "0s".to_owned();
-    let addr = world.server.nginx_addr();
-    let old = fingerprint(slot_a(&world)).await?;
-    let load = world.load().await?;
-    // Six and eight seconds, where all others take two at most: at any moment one of them is in flight.
-    let long = |stream_tokens| {
-        Load::start(LoadSpec { streams: 1, stream_tokens, ..LoadSpec::none(addr, NAME) })
-    };
-    let longest = [long(300), long(400)];
-    for long in &longest {
-        long.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
-    }
-    let (head, upload) =
-        (Unfinished::begin(addr, Cut::InHead).await?, Unfinished::begin(addr, Cut::InBody).await?);
-    let running = world.action("swap", NEW, &[("wait", "retired")])?.spawn()?;
-    world.until_serves(NEW).await?;
-    let ended = || longest.iter().map(|long| long.tally().answered_by(&old)).sum::<u64>();
-    let before = ended();
-    assert_eq!(head.finish().await?, old, "half a head is the old worker's, and the old model's");
-    assert_eq!(upload.finish().await?, old, "so is half a body");
-    // One that the old model did not outlive would be a fault below.
-    until("a stream of the old model ends", || ended() > before).await?;
-    let run = running.finish().await?.ended(0, "promoted");
-    said(&run, "slot a is free");
-    assert!(!world.old_runs()?);
-    for long in longest {
-        long.stop().await.assert_clean();
-    }
-    load.stop().await.assert_clean();
-    Ok(())
-}
 
 #[tokio::test]
 async fn an_upload_that_nginx_has_not_passed_on_yet_holds_an_idle_old_model() -> Result<()> {
@@ -269,7 +234,7 @@ fn slot_a(world: &World) -> SocketAddr {
 }
 
 /// What tells the answers of the replica on an address from all others'.
-async fn fingerprint(addr: SocketAddr) -> Result<String> {
+pub(crate) async fn fingerprint(addr: SocketAddr) -> Result<String> {
     let ask = serde_json::json!({ "model": NAME, "prompt": "1", "max_tokens": 1 });
     fingerprint_in(&post(addr, "/v1/completions", &ask).await?.body)
 }
@@ -332,19 +297,19 @@ impl Websocket {
 }
 
 /// Where a request rests half sent.
-enum Cut {
+pub(crate) enum Cut {
     InHead,
     InBody,
 }
 
 /// A request of which nginx has a part.
-struct Unfinished {
+pub(crate) struct Unfinished {
     connection: Connection,
     rest: Vec<u8>,
 }
 
 impl Unfinished {
-    async fn begin(addr: SocketAddr, cut: Cut) -> Result<Self> {
+    pub(crate) async fn begin(addr: SocketAddr, cut: Cut) -> Result<Self> {
         let body =
             serde_json::json!({ "model": NAME, "prompt": "tell me a story", "max_tokens": 2 })
                 .to_string();
@@ -364,7 +329,7 @@ impl Unfinished {
     }
 
     /// Sends the rest, and tells who answered.
-    async fn finish(mut self) -> Result<String> {
+    pub(crate) async fn finish(mut self) -> Result<String> {
         self.connection.send(&self.rest).await;
         let answer = self.connection.answer(|_| {}).await?;
         ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());

@@ -1,18 +1,14 @@
 //! The machine goes down and comes back, in order or not, at every stage of a swap. Nobody asks for anything afterwards: the
 //! service answers through nginx, and systemd's agent brings the story to its end.
 
-use std::time::Instant;
-
-use anyhow::{Result, ensure};
-use testbed::PATIENCE;
-use testbed::guest::{GuestSpec, SLOTS};
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use testbed::guest::{GuestSpec, INCUMBENT, SLOTS, UPSTREAM_FILE};
 use testbed::load::{Load, LoadSpec};
 
-use crate::step::{LOOK_EVERY, Step};
-use crate::support::guest::{GuestWorld, on_guest, on_guest_of};
+use crate::step::Step;
+use crate::support::guest::{GuestWorld, on_guest, on_guest_of, until};
 use crate::support::{NAME, NEW, OLD};
-
-const AGENT: &str = "/etc/systemd/system/model-swap-agent@chat.service";
 
 /// How the machine goes down.
 #[derive(Debug, Clone, Copy)]
@@ -35,27 +31,6 @@ impl Outage {
     }
 }
 
-/// Waits for a fact of a guest, that announces nothing outside.
-async fn until(what: &str, mut met: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !met().await? {
-        ensure!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    Ok(())
-}
-
-/// A file of the newest swap that there is.
-async fn of_swap(world: &GuestWorld, file: &str) -> Result<String> {
-    let line = format!("cat /var/lib/model-swap/chat/swaps/*/{file}");
-    world.guest.run(&["sh", "-c", &line]).await
-}
-
-/// Waits until the agent has nothing left to do, and has removed its unit.
-async fn until_through(world: &GuestWorld) -> Result<()> {
-    until("the agent is through", async || Ok(!world.guest.file(AGENT)?.exists())).await
-}
-
 async fn serves_cleanly(world: &GuestWorld, model: &str) -> Result<()> {
     world.until_serves(model).await?;
     world.load().await?.stop().await.assert_clean();
@@ -70,31 +45,44 @@ fn what_serves_comes_back_with_the_machine() -> Result<()> {
         serves_cleanly(world, OLD).await?;
         world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
         for outage in [Outage::Reboot, Outage::PowerLoss] {
-            until_through(world).await?;
+            world.until_through().await?;
             outage.strike(world).await?;
             serves_cleanly(world, NEW).await?;
             assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "{outage:?}: it was retired");
+            assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always", "{outage:?}");
+            assert_eq!(world.guest.listeners(SLOTS.1).await?.len(), 1, "{outage:?}");
         }
+        Ok(())
+    })
+}
+
+fn in_mid_load(outage: Outage) -> Result<()> {
+    on_guest(async |world| {
+        world.settings.flags = "--stub-load-time 600s".to_owned();
+        world.settings.ready = "900s".to_owned();
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ await_ready b").await?;
+        assert!(!world.of_swaps("journal.ndjson").await?.contains(r#""undo_started""#));
+        outage.strike(world).await?;
+        step.kill()?;
+        serves_cleanly(world, OLD).await?;
+        world.until_through().await?;
+        assert!(world.guest.listeners(SLOTS.1).await?.is_empty());
+        assert_eq!(world.left().await?, Vec::<String>::new());
+        assert!(world.of_swaps("journal.ndjson").await?.contains(r#""concluded""#));
+        world.run("status", NEW, &[]).await?.answered(&["failed       Qwen/New"]);
         Ok(())
     })
 }
 
 #[test]
 fn a_reboot_in_mid_load_ends_in_the_old_model() -> Result<()> {
-    on_guest(async |world| {
-        world.settings.flags = "--stub-load-time 600s".to_owned();
-        world.settings.ready = "900s".to_owned();
-        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-        step.says("→ await_ready b").await?;
-        assert!(!of_swap(world, "journal.ndjson").await?.contains(r#""undo_started""#));
-        Outage::Reboot.strike(world).await?;
-        step.kill()?;
-        serves_cleanly(world, OLD).await?;
-        until_through(world).await?;
-        assert!(world.guest.listeners(SLOTS.1).await?.is_empty());
-        assert!(of_swap(world, "journal.ndjson").await?.contains(r#""concluded""#));
-        Ok(())
-    })
+    in_mid_load(Outage::Reboot)
+}
+
+#[test]
+fn a_power_loss_in_mid_load_ends_in_the_old_model() -> Result<()> {
+    in_mid_load(Outage::PowerLoss)
 }
 
 /// There the agent has systemd read the candidate's unit again, and this `systemctl` holds it until the machine is down.
@@ -115,14 +103,14 @@ fn between_cutover_and_promote(outage: Outage) -> Result<()> {
         let mut step = Step::start(world.action("swap", NEW, &[])?)?;
         step.says("→ promote b").await?;
         world.until_serves(NEW).await?;
-        let journal = of_swap(world, "journal.ndjson").await?;
+        let journal = world.of_swaps("journal.ndjson").await?;
         assert!(!journal.contains(r#""concluded""#), "it has its outcome already: {journal}");
         outage.strike(world).await?;
         step.kill()?;
-        until_through(world).await?;
+        world.until_through().await?;
         serves_cleanly(world, OLD).await?;
         assert!(world.guest.listeners(SLOTS.1).await?.is_empty(), "the new model is gone");
-        let journal = of_swap(world, "journal.ndjson").await?;
+        let journal = world.of_swaps("journal.ndjson").await?;
         assert!(journal.contains(r#""rolled-back""#), "{journal}");
         Ok(())
     })
@@ -156,7 +144,50 @@ fn a_reboot_within_retain_leaves_the_way_back_warm() -> Result<()> {
         assert!(!run.stdout.contains("start_replica"), "it was warm: {run}");
         world.until_serves(OLD).await?;
         load.stop().await.assert_clean();
-        until_through(world).await
+        world.until_through().await
+    })
+}
+
+#[test]
+fn a_power_loss_within_retain_still_ends_with_the_old_model_retired() -> Result<()> {
+    on_guest(async |world| {
+        world.settings.retain = "10s".to_owned();
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        Outage::PowerLoss.strike(world).await?;
+        serves_cleanly(world, NEW).await?;
+        world.until_through().await?;
+        assert!(world.guest.listeners(SLOTS.0).await?.is_empty());
+        assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always");
+        world.run("status", NEW, &[]).await?.answered(&["free"]);
+        Ok(())
+    })
+}
+
+/// The model that a person had started does not come back: the new one stays, and the swap is finished.
+#[test]
+fn a_power_loss_after_the_cutover_from_a_process_finishes_the_swap() -> Result<()> {
+    on_guest_of(GuestSpec::bare(), async |world| {
+        world.guest.start_by_hand(OLD, SLOTS.0).await?;
+        world.until_serves(OLD).await?;
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ await_ready b").await?;
+        let file = world.guest.file(UPSTREAM_FILE)?;
+        until("nginx's file names the new model", async || {
+            Ok(std::fs::read_to_string(&file)?.contains("8002"))
+        })
+        .await?;
+        let lost_at = Timestamp::now();
+        Outage::PowerLoss.strike(world).await?;
+        step.kill()?;
+        serves_cleanly(world, NEW).await?;
+        world.until_through().await?;
+        world.run("status", NEW, &[]).await?.answered(&["promoted     Qwen/New"]);
+        let journal = world.of_swaps("journal.ndjson").await?;
+        let end = journal.lines().find(|line| line.contains(r#""concluded""#)).context("an end")?;
+        let end: serde_json::Value = serde_json::from_str(end)?;
+        let at: Timestamp = end["at"].as_str().context("a time")?.parse()?;
+        assert!(at > lost_at, "the swap had its end before the power failed: {journal}");
+        Ok(())
     })
 }
 
@@ -178,7 +209,7 @@ fn while_draining(outage: Outage) -> Result<()> {
         step.kill()?;
         drop(stream);
         serves_cleanly(world, NEW).await?;
-        until_through(world).await?;
+        world.until_through().await?;
         assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it is retired");
         serves_cleanly(world, NEW).await
     })

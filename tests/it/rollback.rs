@@ -5,8 +5,7 @@ use std::fs;
 use anyhow::Result;
 use testbed::server::listeners;
 
-use crate::support::{NEW, OLD, Run, World, alive, until};
-use crate::swap::claims;
+use crate::support::{NEW, OLD, Run, World, until};
 
 #[tokio::test]
 async fn a_named_swap_is_undone_from_anywhere_and_only_once() -> Result<()> {
@@ -43,26 +42,6 @@ async fn a_named_swap_is_undone_from_anywhere_and_only_once() -> Result<()> {
     let unnamed = world.run("rollback", NEW, &[]).await?.ended(0, "unchanged");
     assert!(unnamed.stdout.contains("what serves was brought back by"), "{unnamed}");
     assert_eq!(world.server.nginx_workers()?, settled);
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-#[tokio::test]
-async fn without_a_name_the_swap_that_serves_is_undone() -> Result<()> {
-    let world = World::start().await?;
-    let load = world.load().await?;
-    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    let back = world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
-    assert!(back.stdout.contains("slot b is free: its replica is drained and gone"), "{back}");
-    assert!(listeners(world.server.slot_ports().1)?.is_empty());
-    assert_eq!(world.serves().await?, OLD);
-    let (a, _) = world.server.slot_ports();
-    assert_eq!(claims(&world)?, [format!("port-{a}")], "the other slot is anybody's again");
-
-    // And forward again: the old model was adopted once and is the incumbent as before.
-    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    world.until_serves(NEW).await?;
-    assert!(alive(world.old.pid));
     load.stop().await.assert_clean();
     Ok(())
 }

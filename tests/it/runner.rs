@@ -261,13 +261,14 @@ async fn a_job_that_is_cancelled_while_its_link_is_down_ends_before_it_is_killed
 }
 
 /// A candidate that is frozen cannot be stopped in time: traffic counts, and the rest is the server's.
-async fn cancelled_by(signal: &str) -> Result<()> {
+#[tokio::test]
+async fn a_terminated_job_gives_its_swap_up_and_leaves_the_rest_to_the_server() -> Result<()> {
     let world = world().await?;
     let github = FakeGitHub::start()?;
     let load = world.load().await?;
     let action = world.action("swap", NEW, &[])?.on_github(&github);
     let (step, candidate) = in_mid_swap(&world, action).await?;
-    step.signal(signal)?;
+    step.signal("-TERM")?;
     let run = step.finish().await?.ended(6, "aborted");
     assert!(run.stdout.contains("traffic is where it was: Qwen/Old serves from slot a"), "{run}");
     assert!(run.summary.contains("aborted"), "{run}");
@@ -280,16 +281,6 @@ async fn cancelled_by(signal: &str) -> Result<()> {
     world.run("status", NEW, &[]).await?.answered(&["nobody is at work", "aborted      Qwen/New"]);
     load.stop().await.assert_clean();
     Ok(())
-}
-
-#[tokio::test]
-async fn a_cancelled_job_gives_its_swap_up_and_leaves_the_rest_to_the_server() -> Result<()> {
-    cancelled_by("-INT").await
-}
-
-#[tokio::test]
-async fn a_terminated_job_gives_its_swap_up_and_leaves_the_rest_to_the_server() -> Result<()> {
-    cancelled_by("-TERM").await
 }
 
 #[tokio::test]

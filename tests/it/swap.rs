@@ -73,33 +73,6 @@ async fn the_model_changes_and_no_request_notices() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_step_that_waits_sees_the_old_model_go_by_itself() -> Result<()> {
-    let mut world = World::start().await?;
-    world.settings.retain = "1s".to_owned();
-    let (a, b) = world.server.slot_ports();
-    let load = world.load().await?;
-
-    let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
-    assert!(!alive(world.old.pid), "{run}");
-    assert!(listeners(a)?.is_empty());
-    for text in
-        ["✓ drain a in ", "✓ retire a in ", "slot a is free: its replica is drained and gone"]
-    {
-        assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
-    }
-    assert!(run.summary.contains("Slot a is free"), "{run}");
-    assert!(!run.summary.contains("### Roll back"), "nothing to go back to: {run}");
-    assert_eq!(claims(&world)?, [format!("port-{b}")]);
-
-    let served = load.tally().total();
-    load.wait_until(|tally| tally.total() > served + 20).await?;
-    load.stop().await.assert_clean();
-    assert_eq!(world.serves().await?, NEW);
-    assert!(fs::read_to_string(world.server.nginx_config())?.contains(&format!("127.0.0.1:{b};")));
-    Ok(())
-}
-
-#[tokio::test]
 async fn swaps_in_a_row_alternate_and_free_the_retained_slot_first() -> Result<()> {
     let world = World::start().await?;
     let load = world.load().await?;

@@ -8,39 +8,6 @@ use testbed::server::listeners;
 use crate::support::{NEW, World};
 
 #[tokio::test]
-async fn the_same_again_moves_nothing() -> Result<()> {
-    let world = World::start().await?;
-    let load = world.load().await?;
-    let first = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    let (a, b) = world.server.slot_ports();
-    world.until_serves(NEW).await?;
-    let seen = || -> Result<_> {
-        let file = fs::read_to_string(world.server.nginx_config())?;
-        Ok((file, listeners(a)?, listeners(b)?))
-    };
-    let before = seen()?;
-    let workers = world.server.nginx_workers()?;
-
-    let again = world.run("swap", NEW, &[]).await?.ended(0, "unchanged");
-    assert!(again.stdout.contains("unchanged: Qwen/New"), "{again}");
-    assert_eq!(again.output("swap-id"), first.output("swap-id"));
-    assert_eq!(again.output("revision"), first.output("revision"));
-    assert_eq!(again.output("slot"), "b");
-    assert_eq!(again.output("rollback-until"), first.output("rollback-until"));
-    assert_eq!(seen()?, before);
-    // Old ones may have gone meanwhile.
-    let now = world.server.nginx_workers()?;
-    assert!(now.iter().all(|pid| workers.contains(pid)), "nginx was reloaded: {workers:?} {now:?}");
-    let plan = world.run("plan", NEW, &[]).await?;
-    assert!(plan.code == 0 && plan.stdout.contains("unchanged: Qwen/New"), "{plan}");
-
-    // A question and an answer without a deed supersede nothing: the way back is still there.
-    world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-#[tokio::test]
 async fn force_swaps_to_the_same_revision() -> Result<()> {
     let world = World::start().await?;
     let load = world.load().await?;

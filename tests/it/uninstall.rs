@@ -8,28 +8,19 @@ use testbed::server::listeners;
 
 use crate::commands::Terminal;
 use crate::support::guest::on_guest;
+use crate::support::scene::below;
 use crate::support::{NEW, OLD, World, alive, until};
 
-/// Every file under the state folder, the folders' names cut off.
+/// Names of all files under the state folder.
 fn files(world: &World) -> Result<Vec<String>> {
-    let mut folders = vec![world.server.state_dir()];
-    let mut found = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
-            } else {
-                found.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-    }
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let mut found: Vec<_> = below(&world.server.state_dir())?.iter().filter_map(name).collect();
     found.sort();
     Ok(found)
 }
 
 /// Exit code and words of a command at a terminal.
-async fn says(terminal: &Terminal, words: &str) -> Result<(Option<i32>, String)> {
+pub(crate) async fn says(terminal: &Terminal, words: &str) -> Result<(Option<i32>, String)> {
     let output = terminal.run(words).await?;
     Ok((output.status.code(), String::from_utf8(output.stdout)?))
 }
@@ -38,7 +29,7 @@ fn binaries(world: &World) -> PathBuf {
     world.server.state_dir().join("bin")
 }
 
-const UNINSTALL: &str = "uninstall --ssh-key key --known-hosts hosts";
+pub(crate) const UNINSTALL: &str = "uninstall --ssh-key key --known-hosts hosts";
 
 #[tokio::test]
 async fn what_serves_runs_on_and_everything_else_goes() -> Result<()> {

@@ -11,124 +11,59 @@ use testbed::guest::GuestSpec;
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::service::NAME;
 
-use crate::step::{LOOK_EVERY, Step};
-use crate::support::guest::{GuestWorld, on_guest, on_guest_of};
+use crate::step::LOOK_EVERY;
+use crate::support::guest::{on_guest, on_guest_of, until};
 use crate::support::{NEW, OLD};
 
-/// The units of the two slots.
-const UNITS: [&str; 2] = ["model-swap-chat.a.service", "model-swap-chat.b.service"];
-const NEWER: &str = "Qwen/Newer";
-
-/// One property of a unit, as systemd has it.
-async fn property(world: &GuestWorld, unit: &str, name: &str) -> Result<String> {
-    let said = world.guest.run(&["systemctl", "show", "--value", "--property", name, unit]).await?;
-    Ok(said.trim().to_owned())
-}
-
-/// What a unit is, in three words: whether it runs, whether a boot starts it, whether it is started again.
-async fn state(world: &GuestWorld, unit: &str) -> Result<String> {
-    let mut words = Vec::new();
-    for name in ["ActiveState", "UnitFileState", "Restart"] {
-        words.push(property(world, unit, name).await?);
-    }
-    Ok(words.join(" "))
-}
-
-/// Files that are there only while a unit of ours is.
-async fn left(world: &GuestWorld) -> Result<Vec<String>> {
-    let folders = ["/etc/systemd/system", "/var/lib/model-swap/env.d"];
-    let mut found = Vec::new();
-    for folder in folders {
-        let listed = world.guest.run(&["find", folder, "-name", "model-swap-chat.*"]).await;
-        found.extend(listed.unwrap_or_default().lines().map(str::to_owned));
-    }
-    Ok(found)
-}
+/// The unit of slot b.
+const OURS: &str = "model-swap-chat.b.service";
 
 #[test]
-fn traffic_goes_from_somebodys_unit_to_ours_and_from_slot_to_slot() -> Result<()> {
+fn a_unit_is_the_old_models_users_and_its_secrets_are_roots() -> Result<()> {
     on_guest(async |world| {
-        world.settings.retain = "0s".to_owned();
-        let load = world.load().await?;
         let plan = world.run("plan", NEW, &[]).await?;
         assert!(plan.stdout.contains("as unit model-swap-chat.b.service"), "{plan}");
-        let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
-        assert_eq!(state(world, UNITS[1]).await?, "active enabled always", "{run}");
-        assert_eq!(state(world, "vllm.service").await?, "inactive disabled always", "{run}");
-        assert_eq!(property(world, UNITS[1], "User").await?, uid_of(world, "vllm").await?);
-        let modes = ["stat", "--format=%U %a", "/var/lib/model-swap/env.d", &environment(UNITS[1])];
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        let user = world.guest.run(&["id", "-u", "vllm"]).await?;
+        assert_eq!(world.property(OURS, "User").await?, user.trim());
+        let environment = format!("/var/lib/model-swap/env.d/{OURS}");
+        let modes = ["stat", "--format=%U %a", "/var/lib/model-swap/env.d", &environment];
         assert_eq!(world.guest.run(&modes).await?, "root 700\nroot 600\n");
         let logs = world.run("logs", NEW, &[]).await?;
-        assert!(
-            logs.stdout.contains("Application startup complete"),
-            "what the engine said: {logs}"
-        );
-
-        let run = world.run("swap", NEWER, &[("wait", "retired")]).await?.ended(0, "promoted");
-        assert_eq!(state(world, UNITS[0]).await?, "active enabled always", "{run}");
-        let only: Vec<_> =
-            left(world).await?.into_iter().filter(|path| !path.contains("chat.a")).collect();
-        assert!(only.is_empty(), "{only:?}");
-        load.stop().await.assert_clean();
+        logs.answered(&["Application startup complete"]);
         Ok(())
     })
 }
 
-fn environment(unit: &str) -> String {
-    format!("/var/lib/model-swap/env.d/{unit}")
-}
-
-async fn uid_of(world: &GuestWorld, user: &str) -> Result<String> {
-    Ok(world.guest.run(&["id", "-u", user]).await?.trim().to_owned())
-}
-
-/// Warm: somebody's unit runs on, and gets its traffic back. Cold: it was stopped, and is started by its own means.
+/// Every agent clears up after its swap, and what a boot would start stays, whosever it is.
 #[test]
-fn a_rollback_to_somebodys_unit_starts_that_unit() -> Result<()> {
+fn binaries_that_no_boot_and_no_workflow_needs_go() -> Result<()> {
+    const BINARIES: &str = "/usr/local/libexec/model-swap";
     on_guest(async |world| {
-        let load = world.load().await?;
-        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-        assert_eq!(state(world, "vllm.service").await?, "active enabled always", "it is warm");
-        world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
-        world.until_serves(OLD).await?;
-        assert_eq!(left(world).await?, Vec::<String>::new());
-
         world.settings.retain = "0s".to_owned();
-        world.run("swap", NEWER, &[("wait", "retired")]).await?.ended(0, "promoted");
-        assert_eq!(state(world, "vllm.service").await?, "inactive disabled always");
-        let run =
-            world.run("rollback", NEWER, &[("wait", "retired")]).await?.ended(0, "rolled-back");
-        world.until_serves(OLD).await?;
-        assert_eq!(state(world, "vllm.service").await?, "active enabled always", "{run}");
-        assert_eq!(left(world).await?, Vec::<String>::new());
-        load.stop().await.assert_clean();
-        Ok(())
-    })
-}
-
-/// Its end is seen at once and told with its own words; and nothing of it is left.
-#[test]
-fn a_unit_whose_model_dies_while_it_loads_is_removed_and_quoted() -> Result<()> {
-    on_guest(async |world| {
-        let load = world.load().await?;
-        world.settings.flags = "--stub-load-time 600s --stub-die-after 300ms".to_owned();
-        let run = world.run("swap", NEW, &[]).await?.ended(4, "failed");
-        for text in ["✗ await_ready b after ", "Main process exited", "Qwen/Old serves from slot a"]
-        {
-            assert!(run.stdout.contains(text), "no {text:?} in {run}");
+        // Older from one to the next; the oldest is what another service's agent is started with.
+        let digests: Vec<_> = (0..5).map(|number| format!("{number:064x}")).collect();
+        for (age, digest) in digests.iter().rev().enumerate() {
+            let folder = format!("{BINARIES}/{digest}");
+            world.guest.run(&["mkdir", "-p", &folder]).await?;
+            world.guest.run(&["touch", &format!("{folder}/model-swap")]).await?;
+            let day = format!("{} days ago", age + 1);
+            world.guest.run(&["touch", "--date", &day, &folder]).await?;
         }
-        assert_eq!(left(world).await?, Vec::<String>::new());
-        assert_eq!(state(world, "vllm.service").await?, "active enabled always");
-
-        world.settings.flags = "--stub-load-time 600s".to_owned();
-        world.settings.ready = "900s".to_owned();
-        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-        step.says("→ await_ready b").await?;
-        assert_eq!(state(world, UNITS[1]).await?, "active disabled no", "no boot needs it yet");
-        Step::run(world.action("abort", NEW, &[])?).await?.ended(0, "aborted");
-        step.finish().await?.ended(6, "aborted");
-        assert_eq!(left(world).await?, Vec::<String>::new());
-        load.stop().await.assert_clean();
+        let unit = "/etc/systemd/system/model-swap-agent@code.service";
+        let text =
+            format!("[Service]\nExecStart={BINARIES}/{}/model-swap agent resume\n", digests[0]);
+        fs::write(world.guest.file(unit)?, text)?;
+        world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        world.until_through().await?;
+        let kept = async || -> Result<Vec<String>> {
+            let listed = world.guest.run(&["ls", BINARIES]).await?;
+            Ok(digests.iter().filter(|digest| listed.contains(*digest)).cloned().collect())
+        };
+        // Beside the one that works: the two that did so last, and the one that a unit names.
+        let wanted = [&digests[0], &digests[3], &digests[4]].map(Clone::clone);
+        until("the others go", async || Ok(kept().await? == wanted)).await?;
+        assert_eq!(world.left().await?.len(), 3, "the unit, what enables it, its environment");
         Ok(())
     })
 }
@@ -138,15 +73,15 @@ fn a_unit_whose_model_dies_while_it_loads_is_removed_and_quoted() -> Result<()> 
 fn a_promoted_model_that_dies_is_started_again() -> Result<()> {
     on_guest(async |world| {
         world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-        let first = property(world, UNITS[1], "MainPID").await?;
+        let first = world.property(OURS, "MainPID").await?;
         world.guest.run(&["kill", "-KILL", &first]).await?;
         let deadline = Instant::now() + PATIENCE;
-        while property(world, UNITS[1], "NRestarts").await? == "0" {
+        while world.property(OURS, "NRestarts").await? == "0" {
             ensure!(Instant::now() < deadline, "nothing starts it again");
             tokio::time::sleep(LOOK_EVERY).await;
         }
         world.until_serves(NEW).await?;
-        assert_ne!(property(world, UNITS[1], "MainPID").await?, first);
+        assert_ne!(world.property(OURS, "MainPID").await?, first);
         let run = world.run("swap", NEW, &[]).await?.ended(0, "unchanged");
         assert!(run.stdout.contains("already serves from slot b"), "{run}");
         Ok(())
@@ -169,7 +104,7 @@ fn a_unit_that_is_not_drained_is_cut() -> Result<()> {
         let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
         assert!(run.stdout.contains("cutting what is left: 1 request in the engine"), "{run}");
         assert!(run.stdout.contains("had to be killed"), "{run}");
-        assert_eq!(state(world, "vllm.service").await?, "inactive disabled always", "{run}");
+        assert_eq!(world.unit("vllm.service").await?, "inactive disabled always", "{run}");
         drop(long);
         world.until_serves(NEW).await
     })
@@ -184,7 +119,7 @@ fn systemd_hands_on_what_was_written() -> Result<()> {
         world.settings.flags = format!("--download-dir {}", shell_words(WORD));
         world.settings.env = format!("ODD: {}", serde_json::to_string(VALUE)?);
         let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-        let main = property(world, UNITS[1], "MainPID").await?;
+        let main = world.property(OURS, "MainPID").await?;
         let read = |file: &str| -> Result<Vec<String>> {
             let bytes = fs::read(world.guest.file(&format!("/proc/{main}/{file}"))?)?;
             Ok(bytes

@@ -1,12 +1,19 @@
 //! A world with systemd: a guest that is reached over ssh by a user who becomes root with sudo.
 
-use anyhow::Result;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use testbed::PATIENCE;
 use testbed::action::{Action, Run};
 use testbed::guest::{Guest, GuestSpec, Lab, ran_as_root};
 use testbed::load::{Load, LoadSpec};
 use testbed::service::{self, NAME, Settings};
 
 use super::{OLD, binary};
+use crate::step::LOOK_EVERY;
+
+/// The file of the agent's unit, which is there as long as it has something to do.
+const AGENT: &str = "/etc/systemd/system/model-swap-agent@chat.service";
 
 /// A server with systemd and an old model behind its nginx.
 pub(crate) struct GuestWorld {
@@ -83,4 +90,62 @@ impl GuestWorld {
     ) -> Result<Run> {
         self.action(command, model, inputs)?.spawn()?.finish().await
     }
+
+    /// One property of a unit, as systemd has it.
+    pub(crate) async fn property(&self, unit: &str, name: &str) -> Result<String> {
+        let said =
+            self.guest.run(&["systemctl", "show", "--value", "--property", name, unit]).await?;
+        Ok(said.trim().to_owned())
+    }
+
+    /// What a unit is, in three words: whether it runs, whether a boot starts it, whether it is started again.
+    pub(crate) async fn unit(&self, unit: &str) -> Result<String> {
+        let mut words = Vec::new();
+        for name in ["ActiveState", "UnitFileState", "Restart"] {
+            words.push(self.property(unit, name).await?);
+        }
+        Ok(words.join(" "))
+    }
+
+    /// Files that are there only while a unit of ours is.
+    pub(crate) async fn left(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for folder in ["/etc/systemd/system", "/var/lib/model-swap/env.d"] {
+            let listed = self.guest.run(&["find", folder, "-name", "model-swap-chat.*"]).await;
+            found.extend(listed.unwrap_or_default().lines().map(str::to_owned));
+        }
+        Ok(found)
+    }
+
+    /// A file of every swap that there is.
+    pub(crate) async fn of_swaps(&self, file: &str) -> Result<String> {
+        let line = format!("cat /var/lib/model-swap/chat/swaps/*/{file}");
+        self.guest.run(&["sh", "-c", &line]).await
+    }
+
+    /// Process id, in the guest, of the agent that works on the only swap.
+    pub(crate) async fn agent(&self) -> Result<String> {
+        let said: serde_json::Value = serde_json::from_str(&self.of_swaps("agent.json").await?)?;
+        Ok(said["pid"].as_i64().context("a pid")?.to_string())
+    }
+
+    /// Whether systemd would bring an agent back.
+    pub(crate) fn is_armed(&self) -> Result<bool> {
+        Ok(self.guest.file(AGENT)?.exists())
+    }
+
+    /// Waits until the agent has nothing left to do, and has removed its unit.
+    pub(crate) async fn until_through(&self) -> Result<()> {
+        until("the agent is through", async || Ok(!self.is_armed()?)).await
+    }
+}
+
+/// Waits for a fact of a guest, that announces nothing outside.
+pub(crate) async fn until(what: &str, mut met: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !met().await? {
+        ensure!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! A world for one test: a throwaway GPU server, an old model that somebody started by hand, and the real binary.
 
+pub(crate) mod docked;
 pub(crate) mod guest;
+pub(crate) mod scene;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -4,36 +4,53 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
-use tempfile::TempDir;
+use rustix::process::geteuid;
 
 use crate::PATIENCE;
+
+mod lent;
+mod registry;
+
+pub use lent::Lent;
+pub use registry::{Door, Registry};
 
 /// By path: other programs of this name may come first in `PATH`, and need not speak to an Engine of ours.
 const DOCKER: &str = "/usr/bin/docker";
 
-/// Between two looks whether it answers, or has ended: a destructor cannot await.
+/// Between two looks whether it answers: nobody tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Runs dockerd until nobody holds the other end of its standard input any more, and then removes all that it left: so
+/// the end of who started it, however it comes, is the end of the Engine. A line has it end and start again, as a
+/// boot does.
+///
+/// dockerd leaves the namespace of the machine's own network mounted.
+const KEEP: &str = r#"set -u
+folder=$1 bridge=$2 network=$3; shift 3
+trap : INT TERM HUP
+ended() { cd /; ip link delete "$bridge"
+    grep -o " $folder/[^ ]*" /proc/self/mounts | tac | while read -r mounted; do umount "$mounted"; done
+    rm -rf "$folder"; }
+ip link add "$bridge" type bridge && ip addr add "$network" dev "$bridge" && ip link set "$bridge" up || { ended; exit 1; }
+start() { { dockerd "$@" >>"$folder/log" 2>&1 </dev/null; echo "$?" >"$folder/ended"; } & }
+stop() { [ ! -e "$folder/pid" ] || kill -TERM "$(cat "$folder/pid")"; wait; rm -f "$folder/ended"; }
+start "$@"
+while read -r again; do stop; start "$@"; done
+stop
+ended"#;
 
 /// A running Engine.
 pub struct Engine {
-    daemon: Child,
-    folder: TempDir,
-    bridge: Bridge,
-}
-
-/// A network of an Engine's own.
-struct Bridge {
-    name: String,
-    /// Where containers on it find this machine.
-    address: Ipv4Addr,
+    keeper: Child,
+    folder: PathBuf,
+    network: Network,
 }
 
 impl Engine {
@@ -53,54 +70,65 @@ impl Engine {
     /// As [`Engine::start`].
     pub fn empty() -> Result<Self> {
         let folder = folder()?;
-        let data = folder.path().join("data");
+        let data = folder.join("data");
         Self::launch(folder, &data)
     }
 
-    fn launch(folder: TempDir, data: &Path) -> Result<Self> {
-        let bridge = Bridge::make(folder.path())?;
-        let at = |name: &str| folder.path().join(name);
-        let namespace = at("").file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let log = fs::File::create(at("log"))?;
-        let mut daemon = privileged("dockerd");
-        daemon.arg("--data-root").arg(data).arg("--exec-root").arg(at("exec"));
-        daemon.arg("--pidfile").arg(at("pid"));
-        daemon.arg("--host").arg(format!("unix://{}", at("socket").display()));
-        daemon.arg("--group").arg(rustix::process::getegid().as_raw().to_string());
-        daemon.args(["--containerd-namespace", &namespace]);
-        daemon.args(["--containerd-plugins-namespace", &format!("{namespace}-plugins")]);
-        daemon.arg(format!("--bridge={}", bridge.name));
+    fn launch(folder: PathBuf, data: &Path) -> Result<Self> {
+        let network = network()?;
+        let at = |name: &str| folder.join(name);
+        let namespace = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // Names of interfaces are short.
+        let bridge = namespace.replace("docker-", "msd-");
+        let mut keeper = privileged("sh");
+        keeper.args(["-c", KEEP, "keep"]).arg(&folder);
+        keeper.args([&bridge, &format!("{}/24", network.address)]);
+        keeper.arg("--data-root").arg(data).arg("--exec-root").arg(at("exec"));
+        keeper.arg("--pidfile").arg(at("pid"));
+        keeper.arg("--host").arg(format!("unix://{}", at("socket").display()));
+        keeper.arg("--group").arg(rustix::process::getegid().as_raw().to_string());
+        keeper.args(["--containerd-namespace", &namespace]);
+        keeper.args(["--containerd-plugins-namespace", &format!("{namespace}-plugins")]);
+        keeper.arg(format!("--bridge={bridge}"));
         // Published ports go through its proxies, which need no rule of the firewall.
-        daemon.args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
-        let daemon = daemon
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("dockerd is missing (Debian: docker.io)")?;
-        let mut engine = Self { daemon, folder, bridge };
+        keeper.args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let engine = Self { keeper, folder, network };
         engine.until_it_answers()?;
         Ok(engine)
     }
 
-    fn until_it_answers(&mut self) -> Result<()> {
+    fn until_it_answers(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let ended = self.daemon.try_wait()?;
-            let answers = UnixStream::connect(self.socket()).is_ok();
-            if answers && ended.is_none() {
-                return Ok(());
-            }
-            let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-            ensure!(ended.is_none(), "dockerd ended:\n{}", log());
+        while UnixStream::connect(self.socket()).is_err() {
+            let ended = self.folder.join("ended").exists() || !self.folder.exists();
+            let log = || fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+            ensure!(!ended, "dockerd ended (it is in Debian's docker.io):\n{}", log());
             ensure!(Instant::now() < deadline, "dockerd does not answer:\n{}", log());
             std::thread::sleep(LOOK_AGAIN);
         }
+        Ok(())
+    }
+
+    /// Ends it, its containers with it, and starts it again: as after a boot, it starts those that are to be started.
+    ///
+    /// # Errors
+    /// If it does not come back.
+    pub fn reboot(&self) -> Result<()> {
+        let before = fs::read_to_string(self.folder.join("pid"))?;
+        let mut stdin = self.keeper.stdin.as_ref().context("no way to its keeper")?;
+        std::io::Write::write_all(&mut stdin, b"again\n")?;
+        let deadline = Instant::now() + PATIENCE;
+        while fs::read_to_string(self.folder.join("pid")).map_or(true, |now| now == before) {
+            ensure!(Instant::now() < deadline, "dockerd does not end");
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        self.until_it_answers()
     }
 
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
+        self.folder.join("socket")
     }
 
     /// The value of `DOCKER_HOST` with which clients find it.
@@ -110,7 +138,7 @@ impl Engine {
 
     /// Where its containers find this machine.
     pub fn address(&self) -> Ipv4Addr {
-        self.bridge.address
+        self.network.address
     }
 
     /// A command of its client.
@@ -123,71 +151,51 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let Some(pid) = Pid::from_raw(self.daemon.id().cast_signed()) else { return };
-        // It ends its containers and containerd first. As another user's sudo cannot be signalled by us, sudo does.
-        if kill_process(pid, Signal::TERM).is_err() {
-            let _gone = privileged("kill").args(["-TERM", &self.daemon.id().to_string()]).status();
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while matches!(self.daemon.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(LOOK_AGAIN);
-        }
-        // dockerd leaves the namespace of the machine's own network mounted. What root wrote there, only root removes.
-        for mounted in mounts_below(self.folder.path()) {
-            let _gone = privileged("umount").arg(mounted).status();
-        }
-        let owned = ["exec", "data"].map(|name| self.folder.path().join(name));
-        let _gone = privileged("rm").arg("-rf").args(owned).status();
+        drop(self.keeper.stdin.take());
+        let _ended = self.keeper.wait();
     }
 }
 
-/// Short, for sockets have short names.
-fn folder() -> Result<TempDir> {
-    Ok(tempfile::Builder::new().prefix("docker-").tempdir_in("/tmp")?)
+/// Short, for sockets have short names. Its keeper removes it.
+fn folder() -> Result<PathBuf> {
+    Ok(tempfile::Builder::new().prefix("docker-").tempdir_in("/tmp")?.keep())
 }
 
-impl Bridge {
-    /// One that is named after the folder, with a network that no other process's Engine has.
-    fn make(folder: &Path) -> Result<Self> {
-        let name = folder.to_string_lossy().rsplit('-').next().map(|id| format!("msd-{id}"));
-        let name = name.context("the folder has no name")?;
-        // One of the private networks that are the least in use, by the number of this process and of this bridge in it.
-        static BRIDGES: AtomicU32 = AtomicU32::new(0);
-        let number = std::process::id() * 8 + BRIDGES.fetch_add(1, Ordering::Relaxed);
-        let address = Ipv4Addr::new(172, 30, u8::try_from(number % 250)?, 1);
-        let ip = |args: &[&str]| said(privileged("ip").args(args)).context("Debian: iproute2");
-        ip(&["link", "add", &name, "type", "bridge"])?;
-        let bridge = Self { name, address };
-        ip(&["addr", "add", &format!("{address}/24"), "dev", &bridge.name])?;
-        ip(&["link", "set", &bridge.name, "up"])?;
-        Ok(bridge)
+/// A network of an Engine's own.
+struct Network {
+    address: Ipv4Addr,
+    /// What keeps others from it, as long as it lives.
+    _mine: UnixListener,
+}
+
+/// One of the private networks that are the least in use, that neither this machine nor another of our Engines has.
+fn network() -> Result<Network> {
+    for number in 0..=u8::MAX {
+        let address = Ipv4Addr::new(172, 30, number, 1);
+        // A name that the kernel gives to one process at a time, and takes back when that ends.
+        let name = SocketAddr::from_abstract_name(format!("testbed-bridge-{address}"))?;
+        let Ok(mine) = UnixListener::bind_addr(&name) else { continue };
+        let known = said(Command::new("ip").args(["-brief", "-4", "address"]))
+            .context("Debian: iproute2")?;
+        if !known.contains(&format!(" 172.30.{number}.")) {
+            return Ok(Network { address, _mine: mine });
+        }
     }
-}
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        let _gone = privileged("ip").args(["link", "delete", &self.name]).status();
-    }
-}
-
-/// Mount points below a folder (proc(5)), the last mounted first.
-fn mounts_below(folder: &Path) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-    let mut below: Vec<_> = points.filter(|point| point.starts_with(folder)).collect();
-    below.reverse();
-    below
+    anyhow::bail!("every network of 172.30.0.0/16 is in use")
 }
 
 impl Engine {
     /// An image that holds a program with the libraries it needs, and starts it with `arguments` in front of a container's
-    /// own.
+    /// own. It is made once.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn image_of(&self, program: &Path, arguments: &[&str]) -> Result<String> {
         let name = program.file_name().context("no program")?.to_string_lossy().into_owned();
         let image = format!("{name}:here");
+        if said(&mut self.docker(["image", "inspect", &image])).is_ok() {
+            return Ok(image);
+        }
         let linked = said(Command::new("ldd").arg(program))?;
         let mut files = vec![program.display().to_string()];
         files.extend(

@@ -37,19 +37,10 @@ pub struct Settings {
     pub verify: String,
     /// The section `fetch`, its name included; none if empty.
     pub fetch: String,
-    /// The containers that replicas are; plain processes if not given.
-    pub container: Option<Container>,
+    /// The image of the containers that replicas are; no containers if not given.
+    pub image: Option<String>,
     /// `ssh.port`; the server's own if not given.
     pub ssh_port: Option<u16>,
-}
-
-/// Replicas in containers.
-#[derive(Debug, Clone)]
-pub struct Container {
-    /// Of which image.
-    pub image: String,
-    /// The label that each has, by which a test finds its own.
-    pub label: String,
 }
 
 impl Default for Settings {
@@ -63,7 +54,7 @@ impl Default for Settings {
             env: String::new(),
             verify: "{}".to_owned(),
             fetch: String::new(),
-            container: None,
+            image: None,
             ssh_port: None,
         }
     }
@@ -138,19 +129,19 @@ impl Settings {
             env,
             verify,
             fetch,
-            container,
+            image,
             ssh_port,
         } = self;
-        let started = match container {
+        let started = match image {
             None => {
                 format!("command: {} {flags}", argv(&site.engine, "{model}", "{port}").join(" "))
             }
             // The image has the first words.
-            Some(Container { image, label }) => format!(
+            Some(image) => format!(
                 "command: \"{{model}} --host 0.0.0.0 --port {{port}} --served-model-name {NAME} {flags}\"
   runtime: docker
   image: {image}
-  docker_options: [--label={label}]"
+  docker_options: [--label=team=llm]"
             ),
         };
         let env = [site.env.as_str(), env].map(str::trim).join(", ");
