@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CLAIMS, ServiceDir, StateError, write_json};
+use super::{CLAIMS, HostLock, ServiceDir, StateError, write_json};
 use crate::model::ids::{ServiceName, SlotName};
 use crate::model::spec::{Gpu, Slot};
 
@@ -23,16 +23,10 @@ impl ServiceDir {
     ///
     /// # Errors
     /// If another service has one of them, or the disk refuses.
-    pub fn claim(&self, name: &SlotName, slot: &Slot) -> Result<(), StateError> {
+    pub fn claim(&self, _: &HostLock, name: &SlotName, slot: &Slot) -> Result<(), StateError> {
+        self.check_claim(slot)?;
         let claim = Claim { service: self.service.clone(), slot: name.clone() };
-        for (resource, path) in self.resources(slot) {
-            if let Some(claim) = self.claimed_by_another(&path) {
-                self.release(slot)?;
-                return Err(StateError::Claimed { resource, claim });
-            }
-            write_json(&path, &claim)?;
-        }
-        Ok(())
+        self.resources(slot).iter().try_for_each(|(_, path)| write_json(path, &claim))
     }
 
     /// Whether port and GPUs of a slot could be claimed. Claims nothing.
@@ -50,8 +44,7 @@ impl ServiceDir {
     }
 
     fn claimed_by_another(&self, path: &Path) -> Option<Claim> {
-        let claim: Claim = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        (claim.service != self.service).then_some(claim)
+        claim_in(path).filter(|claim| claim.service != self.service)
     }
 
     /// Gives up port and GPUs of a slot, where they are this service's.
@@ -59,18 +52,7 @@ impl ServiceDir {
     /// # Errors
     /// If the disk refuses.
     pub fn release(&self, slot: &Slot) -> Result<(), StateError> {
-        for (_, path) in self.resources(slot) {
-            let claim =
-                fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Claim>(&text).ok());
-            if claim.is_some_and(|claim| claim.service == self.service) {
-                fs::remove_file(&path).map_err(|source| StateError::Io {
-                    act: "remove",
-                    path,
-                    source,
-                })?;
-            }
-        }
-        Ok(())
+        self.give_up(self.resources(slot).into_iter().map(|(_, path)| path))
     }
 
     /// Gives up every port and GPU that this service has claimed, under whatever configuration.
@@ -78,17 +60,20 @@ impl ServiceDir {
     /// # Errors
     /// If the disk refuses.
     pub fn release_all(&self) -> Result<(), StateError> {
-        for entry in fs::read_dir(self.claims()).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let claim =
-                fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Claim>(&text).ok());
-            if claim.is_some_and(|claim| claim.service == self.service) {
-                fs::remove_file(&path).map_err(|source| StateError::Io {
-                    act: "remove",
-                    path,
-                    source,
-                })?;
-            }
+        let claims = fs::read_dir(self.claims()).into_iter().flatten().flatten();
+        self.give_up(claims.map(|entry| entry.path()))
+    }
+
+    /// Removes those claims that are this service's. It needs no lock: nobody else claims what is claimed.
+    fn give_up(&self, claims: impl Iterator<Item = PathBuf>) -> Result<(), StateError> {
+        let is_own =
+            |path: &PathBuf| claim_in(path).is_some_and(|claim| claim.service == self.service);
+        for path in claims.filter(is_own) {
+            fs::remove_file(&path).map_err(|source| StateError::Io {
+                act: "remove",
+                path,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -110,6 +95,10 @@ impl ServiceDir {
     }
 }
 
+fn claim_in(path: &Path) -> Option<Claim> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,12 +111,21 @@ mod tests {
         let slot =
             |port, gpu| Slot { port: crate::model::ids::Port(port), gpus: vec![Gpu::Index(gpu)] };
         let name = "a".parse().unwrap();
-        chat.claim(&name, &slot(8001, 0)).unwrap();
-        chat.claim(&name, &slot(8001, 0)).unwrap();
-        let refused = code.claim(&name, &slot(8002, 0)).unwrap_err().to_string();
+        let claim = |service: &ServiceDir, slot: &Slot| {
+            service.claim(&service.try_lock_host().unwrap().unwrap(), &name, slot)
+        };
+        claim(&chat, &slot(8001, 0)).unwrap();
+        claim(&chat, &slot(8001, 0)).unwrap();
+        let refused = claim(&code, &slot(8002, 0)).unwrap_err().to_string();
         assert_eq!(refused, "GPU 0 is reserved by service chat, slot a");
-        chat.claim(&name, &slot(8002, 1)).unwrap();
+        claim(&chat, &slot(8002, 1)).unwrap();
+        // What was refused costs nobody what he has.
+        claim(&code, &slot(8003, 2)).unwrap();
+        claim(&chat, &slot(8001, 2)).unwrap_err();
+        claim(&code, &slot(8004, 0)).unwrap_err();
         chat.release(&slot(8001, 0)).unwrap();
-        code.claim(&name, &slot(8003, 0)).unwrap();
+        claim(&code, &slot(8004, 0)).unwrap();
+        chat.release_all().unwrap();
+        claim(&code, &slot(8002, 1)).unwrap();
     }
 }

@@ -50,8 +50,10 @@ pub(super) async fn act<H: Host>(
         ),
         _ => format!("{} serves", candidate.revision),
     };
-    if let Some(slot) = newcomer(cx, &state) {
-        match cx.dir.claim(slot, cx.slot(slot)) {
+    if let Some(slot) = newcomer(cx, &state).filter(|_| before.is_some()) {
+        // Another service may be about to claim the same.
+        let lock = cx.unless_aborted(cx.lock_host()).await?;
+        match cx.dir.claim(&lock, slot, cx.slot(slot)) {
             // Where somebody else holds its place, the two share it by a person's choice.
             Ok(()) | Err(StateError::Claimed { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -69,7 +71,10 @@ pub(super) async fn act<H: Host>(
 /// The candidate as it runs now: after a boot its keeper has started another process in its place.
 ///
 /// It may have died since it was proven: then what served before is brought back.
-async fn alive<H: Host>(cx: &Context<'_, H>, candidate: Replica) -> Result<Replica, Failure> {
+pub(super) async fn alive<H: Host>(
+    cx: &Context<'_, H>,
+    candidate: Replica,
+) -> Result<Replica, Failure> {
     if cx.host.alive(candidate.main) {
         return Ok(candidate);
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use model_swap::confirmation;
+use model_swap::model::event::EventKind;
 use model_swap::model::outcome::Outcome;
+use model_swap::service_dir::ServiceDir;
 use tokio::time::Instant;
 
 use super::scene::{A, Attempt, Kind, Scene};
@@ -61,7 +64,7 @@ async fn a_candidate_that_nobody_confirms_is_rolled_back_when_the_time_is_over()
     let before = scene.facts();
     let (cx, mut journal) = scene.begin(&attempt);
     // Of an attempt before, which an agent that died has told.
-    model_swap::confirmation::give(&scene.dir, &attempt.swap, "0123").unwrap();
+    confirmation::give(&scene.dir, &attempt.swap, "0123").unwrap();
     let begin = Instant::now();
     let conclusion = model_swap::executor::execute(&cx, &mut journal).await.unwrap();
     assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
@@ -94,4 +97,33 @@ async fn a_candidate_that_dies_while_it_is_verified_is_rolled_back_at_once() {
     assert!(conclusion.failure.unwrap().message.contains("ended before it was promoted"));
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     assert_eq!(scene.facts().loaded, before.loaded);
+}
+
+/// The GPU of a model that somebody had started by hand is claimed under the lock that every other service's claims take.
+#[tokio::test(start_paused = true)]
+async fn what_a_promotion_claims_it_claims_under_the_lock_of_the_host() {
+    let (scene, attempt) = Scene::of(Kind::Verified).await;
+    let claim = scene.folder.path().join("claims/gpu-0");
+    let (cx, mut journal) = scene.begin(&attempt);
+    let other = ServiceDir::open(scene.folder.path(), &"code".parse().unwrap()).unwrap();
+    let claims = async {
+        let nonce = loop {
+            let nonce = scene.events(&attempt).into_iter().find_map(|event| match event {
+                EventKind::AwaitsWord { nonce } => Some(nonce),
+                _ => None,
+            });
+            match nonce {
+                Some(nonce) => break nonce,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let lock = other.try_lock_host().unwrap().unwrap();
+        confirmation::give(&scene.dir, &attempt.swap, &nonce).unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!claim.exists(), "claimed while another service held the lock");
+        drop(lock);
+    };
+    let (conclusion, ()) = tokio::join!(model_swap::executor::execute(&cx, &mut journal), claims);
+    assert_eq!(conclusion.unwrap().outcome, Outcome::Promoted);
+    assert!(claim.exists());
 }
