@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::record::{JOURNAL_VERSION, Record, RecordKind};
 use crate::swap::transition::{self, Illegal, Status};
@@ -142,11 +143,16 @@ impl Journal {
         fs::read(folder.join(FILE)).is_ok_and(|text| text.contains(&b'\n'))
     }
 
-    /// Whether the swap of this folder has an outcome, as far as its journal can be read. Changes nothing.
-    pub fn has_concluded(folder: &Path) -> bool {
+    /// Whether the swap of this folder is at its end, as far as its journal can be read: it has an outcome, and is not
+    /// stuck. Changes nothing.
+    pub fn is_at_its_end(folder: &Path) -> bool {
         let text = fs::read_to_string(folder.join(FILE)).unwrap_or_default();
-        let mut records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
-        records.any(|record| matches!(record.kind, RecordKind::Concluded { .. }))
+        let records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+        let mut outcomes = records.filter_map(|record| match record.kind {
+            RecordKind::Concluded { outcome } => Some(outcome),
+            _ => None,
+        });
+        outcomes.next_back().is_some_and(|outcome| outcome != Outcome::Stuck)
     }
 
     /// Opens the journal of an interrupted swap to go on with it. A torn last line is cut off.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+use super::prune;
 use crate::swap::revision::hex;
 
 /// Why the binary did not take its place.
@@ -31,7 +32,8 @@ pub enum InstallError {
     },
 }
 
-/// Checks this executable against the digest that was sent, and renames it to `model-swap` in its folder.
+/// Checks this executable against the digest that was sent, renames it to `model-swap` in its folder, and clears there what
+/// pushes have left that were killed.
 ///
 /// # Errors
 /// If it is damaged or the disk refuses; then nothing was installed.
@@ -51,5 +53,7 @@ pub fn install(sent: &str) -> Result<(), InstallError> {
         return Err(InstallError::Damaged { found, sent: sent.to_owned() });
     }
     File::open(&own).and_then(|file| file.sync_all()).map_err(failed("sync"))?;
-    fs::rename(&own, own.with_file_name("model-swap")).map_err(failed("rename"))
+    fs::rename(&own, own.with_file_name("model-swap")).map_err(failed("rename"))?;
+    own.parent().map(prune::clear_remains);
+    Ok(())
 }

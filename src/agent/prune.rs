@@ -32,6 +32,9 @@ const BRINGING: Duration = Duration::from_secs(60 * 60);
 /// A file is put in its place within moments of being begun, and a unit within moments of its environment.
 const MAKING: Duration = Duration::from_secs(60 * 60);
 
+/// How the name of a file begins that a binary is brought in.
+const PART: &str = ".model-swap.";
+
 /// Where a host's own units are (systemd.unit(5)).
 pub(super) const UNITS: &str = "/etc/systemd/system";
 
@@ -95,7 +98,7 @@ fn is_unfinished(folder: &Path) -> bool {
         .ok()
         .and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
     agent.is_some_and(process::alive)
-        || (Journal::has_begun(folder) && !Journal::has_concluded(folder))
+        || (Journal::has_begun(folder) && !Journal::is_at_its_end(folder))
 }
 
 fn prune_orders(folder: &Path, kept: &[SwapId]) {
@@ -151,17 +154,46 @@ fn prune_binaries(folder: &Path, own: &str, units: &str) {
         .collect();
     found.sort();
     let running = process::programs_in(folder);
-    for (_, name) in found.into_iter().rev().skip(BINARIES) {
+    for (rank, (_, name)) in found.into_iter().rev().enumerate() {
         let place = folder.join(&name);
-        let is_used = running.iter().any(|program| program.starts_with(&place))
-            || units.contains(&name)
-            || fs::read_dir(&place).into_iter().flatten().flatten().any(|entry| {
-                entry.file_name() != "model-swap" && !is_older(&entry.path(), BRINGING)
-            });
-        if !is_used {
+        let pushes = clear_remains(&place);
+        let is_used = pushes == Pushes::OneLives
+            || running.iter().any(|program| program.starts_with(&place))
+            || units.contains(&name);
+        if !is_used && rank >= BINARIES {
             let _ = fs::remove_dir_all(place);
         }
     }
+}
+
+/// What is there of pushes of a binary after the remains of dead ones are gone.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pushes {
+    /// One is under way.
+    OneLives,
+    /// None is.
+    None,
+}
+
+/// Removes what pushes of a binary have left that were killed before they could: each writes to a file that is named after
+/// its shell on this server (`remote::line`).
+pub(super) fn clear_remains(place: &Path) -> Pushes {
+    let worked = fs::metadata(place).and_then(|place| place.modified());
+    let mut found = Pushes::None;
+    for part in children(place) {
+        let name = part.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let shell = name.strip_prefix(PART).and_then(|pid| pid.parse().ok());
+        let Some(shell) = shell.map(process::with_pid) else { continue };
+        // Another process may have its pid by now; a push that stands still for so long comes to nothing any more.
+        if process::alive(shell) && !is_older(&part, BRINGING) {
+            found = Pushes::OneLives;
+        } else {
+            let _ = fs::remove_file(part);
+        }
+    }
+    // That was no work of the binary, whose age its folder's time says.
+    let _ = worked.and_then(|at| fs::File::open(place)?.set_modified(at));
+    found
 }
 
 /// The text of every unit of this project: a unit that is enabled starts its binary at the next boot.

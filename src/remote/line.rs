@@ -52,12 +52,13 @@ impl<'a> Place<'a> {
 
     /// Takes the program from standard input and lets it install itself.
     ///
-    /// The folder is made by whom the agent will run as: what root runs, only root may write.
+    /// The folder is made by whom the agent will run as: what root runs, only root may write. Where the connection is cut
+    /// in the middle, nobody reads any more what the shell says of half a program, and it must live to remove that.
     pub(super) fn bring(&self) -> String {
         let place = self.place();
         let digest = self.digest;
         format!(
-            "exec sh -c '{place}; t=\"$f/.{BINARY}.$$\"; \
+            "exec sh -c '{place}; t=\"$f/.{BINARY}.$$\"; trap : HUP PIPE TERM; \
              $r mkdir -p \"$f\" && $r tee \"$t\" >/dev/null && $r chmod 755 \"$t\" && $r \"$t\" agent install {digest}; \
              c=$?; $r rm -f \"$t\"; exit $c'"
         )

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,16 +12,16 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use testbed::PATIENCE;
 use testbed::action::Run;
+use testbed::relay::Relay;
 use testbed::server::{Aim, ServerSpec, free_port, listeners};
 
-use crate::kills::{self, CUT_OVER, Facts, frozen};
+use crate::kills::{self, CUT_OVER, Facts, READY, frozen};
 use crate::step::{Step, send};
 use crate::support::{NEW, OLD, World, alive};
 
 /// The records that a step of a first swap is done, by the step's number.
 const RESERVED: usize = 3;
 const STARTED: usize = 5;
-const READY: usize = 7;
 
 /// A swap in the midst of which something happens while its agent stands still after a record.
 async fn meanwhile(
@@ -83,6 +84,22 @@ async fn without_its_old_model(record: usize) -> Result<()> {
 #[tokio::test]
 async fn a_swap_whose_old_model_dies_in_the_midst_of_it_is_promoted() -> Result<()> {
     tokio::try_join!(without_its_old_model(READY), without_its_old_model(CUT_OVER))?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_swap_that_loses_its_agent_and_its_old_model_is_finished_by_the_next_command()
+-> Result<()> {
+    let world = kills::world().await?;
+    world.server.strike(Some(Aim::After(CUT_OVER)))?;
+    Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
+    world.server.strike(None)?;
+    kill(world.old.pid)?;
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "promoted");
+    assert!(run.stdout.contains("taken up again: its agent ended"), "{run}");
+    assert_eq!(world.serves().await?, NEW, "{run}");
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+    Step::run(world.action("swap", "Qwen/Third", &[])?).await?.ended(0, "promoted");
     Ok(())
 }
 
@@ -307,10 +324,59 @@ async fn a_binary_that_is_cut_on_its_way_is_never_run_and_is_brought_again() -> 
     assert!(there.iter().all(|(name, _)| name.starts_with(".model-swap.")), "too late: {there:?}");
     // Nothing was asked of the server yet, so that nothing goes on there.
     step.finish().await?.refused(3, &["the agent could not be installed"]);
+    // What its shell was writing, it takes away itself.
+    let is_clear = || Ok(brought(&world).is_empty().then_some(()));
+    crate::step::until("nothing of the binary", is_clear).await?;
     let again = Step::start(crate::runner::through(&relay, &world)?)?;
     let run = again.finish().await?.ended(0, "promoted");
     let whole = fs::metadata(crate::support::binary())?.len();
     let there = brought(&world);
     assert!(there.contains(&("model-swap".to_owned(), whole)), "{there:?}\n{run}");
+    Ok(())
+}
+
+/// A step whose binary is on its way, and the file that the server writes it to.
+async fn on_its_way(world: &World, relay: &Relay) -> Result<(Step, PathBuf)> {
+    let before = parts(world);
+    let step = Step::start(crate::runner::through(relay, world)?)?;
+    let part = crate::step::until("a part of the binary", || {
+        Ok(parts(world).into_iter().find(|part| {
+            !before.contains(part) && fs::metadata(part).is_ok_and(|part| part.len() > 100_000)
+        }))
+    })
+    .await?;
+    Ok((step, part))
+}
+
+/// The files that binaries are being brought in.
+fn parts(world: &World) -> Vec<PathBuf> {
+    let folders =
+        fs::read_dir(world.server.state_dir().join("bin")).into_iter().flatten().flatten();
+    let files =
+        folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    files.map(|file| file.path()).filter(|path| !path.ends_with("model-swap")).collect()
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_push_whose_shell_was_killed_is_cleared_by_the_next_and_no_other()
+-> Result<()> {
+    let world = World::start().await?;
+    let (cut, silent) = (crate::runner::relay(&world).await?, crate::runner::relay(&world).await?);
+    // The server's side of one dies with its connection, as where logind ends what is left of a session.
+    let (step, dead) = on_its_way(&world, &cut).await?;
+    let shell: u32 = dead.extension().and_then(|pid| pid.to_str()).context("a pid")?.parse()?;
+    kill(shell)?;
+    cut.cut();
+    step.finish().await?.refused(3, &["the agent could not be installed"]);
+    assert!(dead.exists(), "somebody else cleared it");
+    // Another one stands still: nothing comes any more, and nobody has said so.
+    let (step, living) = on_its_way(&world, &silent).await?;
+    silent.swallow();
+    step.kill()?;
+
+    Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
+    assert_eq!((dead.exists(), living.exists()), (false, true));
+    silent.cut();
+    crate::step::until("its shell has cleared up", || Ok((!living.exists()).then_some(()))).await?;
     Ok(())
 }

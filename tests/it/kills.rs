@@ -25,6 +25,9 @@ const CLOSED: usize = CONCLUDED + 5;
 const CUTTING_OVER: usize = 8;
 pub(crate) const CUT_OVER: usize = 9;
 
+/// The record that the new model is ready.
+pub(crate) const READY: usize = 7;
+
 /// The state of a service that knows of nothing.
 const NO_STATE: &str = r#"{"v":1,"serving":null,"serving_swap":null,"retained":null}"#;
 

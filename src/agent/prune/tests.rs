@@ -71,6 +71,7 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
     let done = Some(Outcome::Promoted);
     let forgotten = server.swap("s-forgotten", done);
     let unfinished = server.swap("s-unfinished", None);
+    let stuck = server.swap("s-stuck", Some(Outcome::Stuck));
     let at_work = server.swap("s-at-work", done);
     let retained = server.swap("s-retained", done);
     let told: Vec<_> = (0..LOGS + 3).map(|n| server.swap(&format!("s-told-{n}"), done)).collect();
@@ -99,7 +100,7 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
 
     prune(&server.dir);
     assert_eq!(server.holds(&forgotten), [""; 0]);
-    for swap in [&unfinished, &at_work, &retained, &told[1]] {
+    for swap in [&unfinished, &stuck, &at_work, &retained, &told[1]] {
         assert_eq!(server.holds(swap), FILES, "{swap}");
     }
     // Of the others only the logs of the oldest are gone.
@@ -192,6 +193,42 @@ fn binaries_that_work_or_start_at_boot_or_worked_last_stay() {
     assert!(!left.contains(&oldest), "{left:?}");
     assert_eq!(left, [running, of_unit, &names[3], &names[5], &names[6]], "{left:?}");
     assert!(folder.path().join("not-ours").exists());
+}
+
+#[test]
+fn what_a_killed_push_has_left_goes_and_what_a_living_one_writes_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("0".repeat(DIGEST));
+    fs::create_dir(&place).unwrap();
+    let mut dead = std::process::Command::new("/bin/true").spawn().unwrap();
+    dead.wait().unwrap();
+    let part = |name: String, age: u64| {
+        fs::write(place.join(&name), "half").unwrap();
+        let then = SystemTime::now() - Duration::from_secs(age);
+        fs::File::open(place.join(&name)).unwrap().set_modified(then).unwrap();
+        name
+    };
+    let own = std::process::id();
+    let killed = part(format!(".model-swap.{}", dead.id()), 0);
+    let living = part(format!(".model-swap.{own}"), 60);
+    let whole = part("model-swap".to_owned(), 1 << 20);
+    let others = part(".model-swap.txt".to_owned(), 1 << 20);
+    let left = || -> BTreeSet<String> {
+        children(&place)
+            .iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect()
+    };
+    let worked = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+    fs::File::open(&place).unwrap().set_modified(worked).unwrap();
+
+    prune_binaries(folder.path(), "", "");
+    assert_eq!(left(), BTreeSet::from([living.clone(), whole.clone(), others.clone()]), "{killed}");
+    assert_eq!(fs::metadata(&place).unwrap().modified().unwrap(), worked);
+    // A process of today has the pid of a shell that is long gone.
+    part(living, BRINGING.as_secs() + 60);
+    prune_binaries(folder.path(), "", "");
+    assert_eq!(left(), BTreeSet::from([whole, others]));
 }
 
 #[test]
