@@ -17,6 +17,7 @@ mod resume;
 mod rollback;
 mod run;
 mod sampling;
+mod stuck;
 mod uninstall;
 
 pub use install::install;
@@ -219,6 +220,7 @@ async fn plan(
     wanted: &SwapRequest,
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
+    stuck::refuse_while_stuck(dir, &wanted.asked).await?;
     let host = SystemHost::new(&wanted.asked);
     let world = observe(&host, dir, &wanted.asked, wanted.requester.sha.clone())
         .await

@@ -9,7 +9,7 @@ use super::run::remember;
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
-use crate::executor;
+use crate::executor::{self, stuck_swaps};
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
@@ -40,48 +40,62 @@ pub(super) async fn hand_over_repair(
     line: &str,
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
-    let swap = hand_over(dir, line, answers).await.map_err(Refusal::environment)?;
-    let Some(swap) = swap else { return Ok(()) };
+    while let Some(swap) = hand_over(dir, line, answers).await.map_err(Refusal::environment)? {
+        follow_repair(dir, &swap, answers).await;
+        let is_at_its_end = !needs(dir, &swap, Wanted::Repair);
+        // Another one may be stuck as well. Its agent begins with the lease, which the one before has until it ends.
+        if !is_at_its_end || to_repair(dir).is_none() {
+            break;
+        }
+        if let Some(agent) = follow::at_work(&dir.swap(&swap)) {
+            // One that cannot be watched is gone.
+            let _ = process::exited(agent).await;
+        }
+    }
+    Ok(())
+}
+
+async fn follow_repair(dir: &ServiceDir, swap: &SwapId, answers: &mut Answers) {
     // What was told before is another command's story, but for the plan, which names the steps.
-    let told = EventReader::new(&dir.swap(&swap)).read().unwrap_or_default();
+    let told = EventReader::new(&dir.swap(swap)).read().unwrap_or_default();
     let taken_up =
         |event: &&crate::model::event::Event| matches!(event.kind, EventKind::TakenUp { .. });
     let since = told.iter().rev().find(taken_up).map_or(0, |event| event.seq.saturating_sub(1));
     if let Some(planned) = told.into_iter().next().filter(|_| since > 0) {
         answers.send(&Frame::Event(planned));
     }
-    follow::follow(dir, &swap, (since, Wait::Promoted), answers).await;
-    Ok(())
+    follow::follow(dir, swap, (since, Wait::Promoted), answers).await;
 }
 
-/// The detached agent's part: takes up the newest swap if it is stuck or unfinished.
+/// The detached agent's part: takes up the newest swap that is stuck or unfinished. Backwards, as all undoing: what was done
+/// last stands on what was done before.
 pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Result<(), Refusal> {
     let RepairRequest { asked, requester } = wanted;
     let dir = service_dir(asked)?;
-    let newest = dir.swaps().into_iter().find(|swap| Journal::has_begun(&dir.swap(swap)));
-    let swap = newest.as_ref().filter(|swap| needs(&dir, swap, Wanted::Repair)).cloned();
-    let own = |swap: SwapId| holder(swap, REPAIR, requester);
     // Where no swap ever was, there is nobody's id to hold the lease by.
-    let Some(newest) = newest else { return nothing_to_repair(&dir, asked, answers).await };
-    let mut lease = match Lease::take(&dir.root(), &own(newest.clone())) {
-        Ok(lease) => lease,
-        // Asked again by a runner that had lost the first answer.
-        Err(LeaseError::Held { holder: Some(holder) }) if holder.command == REPAIR => {
-            answers.send(&Frame::Accepted { swap: holder.swap.clone() });
-            return Ok(());
-        }
-        Err(error) => return Err(Refusal::environment(error.to_failure())),
-    };
-    // Another command may have ended meanwhile what had no outcome a moment ago.
-    let Some(swap) = swap.filter(|swap| needs(&dir, swap, Wanted::Repair)) else {
-        if let Some(died) = lease.died.clone() {
-            // Its swap has its outcome, and perhaps nobody was told.
-            recover(&dir, &died.swap, &asked.secrets).await.map_err(Refusal::environment)?;
-            let own = own(newest);
-            lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))?;
-        }
+    let Some(newest) = begun(&dir).next() else {
         return nothing_to_repair(&dir, asked, answers).await;
     };
+    let own = |swap: &SwapId| holder(swap.clone(), REPAIR, requester);
+    let mut lease =
+        match Lease::take(&dir.root(), &own(to_repair(&dir).as_ref().unwrap_or(&newest))) {
+            Ok(lease) => lease,
+            // Asked again by a runner that had lost the first answer.
+            Err(LeaseError::Held { holder: Some(holder) }) if holder.command == REPAIR => {
+                answers.send(&Frame::Accepted { swap: holder.swap.clone() });
+                return Ok(());
+            }
+            Err(error) => return Err(Refusal::environment(error.to_failure())),
+        };
+    // Another command may have ended meanwhile what had no outcome a moment ago.
+    let swap = to_repair(&dir);
+    if let Some(died) = lease.died.clone().filter(|died| Some(&died.swap) != swap.as_ref()) {
+        // Its swap has its outcome, and perhaps nobody was told.
+        recover(&dir, &died.swap, &asked.secrets).await.map_err(Refusal::environment)?;
+        let own = own(&died.swap);
+        lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))?;
+    }
+    let Some(swap) = swap else { return nothing_to_repair(&dir, asked, answers).await };
     let accepted = || {
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
@@ -89,7 +103,18 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     bring_to_end(&dir, &swap, (&asked.secrets, Wanted::Repair), accepted)
         .await
         .map_err(Refusal::environment)?;
-    lease.recovered(&own(swap)).map_err(|error| Refusal::environment(error.to_failure()))
+    lease.recovered(&own(&swap)).map_err(|error| Refusal::environment(error.to_failure()))
+}
+
+/// The swaps that have begun, newest first.
+fn begun(dir: &ServiceDir) -> impl Iterator<Item = SwapId> {
+    dir.swaps().into_iter().filter(|swap| Journal::has_begun(&dir.swap(swap)))
+}
+
+/// What a repair takes up: the newest swap that has begun, unless that is at its end; else the newest that is stuck.
+fn to_repair(dir: &ServiceDir) -> Option<SwapId> {
+    let newest = begun(dir).next().filter(|swap| needs(dir, swap, Wanted::Repair));
+    newest.or_else(|| stuck_swaps(dir).into_iter().next().map(|(swap, _)| swap))
 }
 
 /// The detached agent's part of an abort where nobody is there to be asked: what died is brought to its end.
@@ -160,7 +185,7 @@ async fn bring_to_end(
 fn needs(dir: &ServiceDir, swap: &SwapId, wanted: Wanted) -> bool {
     let folder = dir.swap(swap);
     Journal::has_begun(&folder)
-        && Journal::open(&folder).map_or(true, |journal| is_open(journal.status().outcome, wanted))
+        && Journal::look(&folder).map_or(true, |status| is_open(status.outcome, wanted))
 }
 
 fn is_open(outcome: Option<Outcome>, wanted: Wanted) -> bool {

@@ -10,8 +10,8 @@ use super::abort::never_begun;
 use super::answer::Answers;
 use super::rollback::{self, SPEC};
 use super::{
-    aftermath, barred, confirm_route, follow, parse, place, prune, recover, sampling, unchanged,
-    uninstall,
+    aftermath, barred, confirm_route, follow, parse, place, prune, recover, sampling, stuck,
+    unchanged, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -151,6 +151,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     if abort::ordered(&dir, &work.swap).is_some() {
         return Err(never_begun(&work.swap));
     }
+    stuck::refuse_while_stuck(&dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {
         Command::Rollback(wanted) => rollback::decide(&dir, wanted).await?,
         Command::Swap(wanted) => decide(&dir, wanted).await?,

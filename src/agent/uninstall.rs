@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::answer::Answers;
 use super::follow::AGENT;
-use super::{aftermath, confirm_route, observe_at_rest, place, prune};
+use super::{aftermath, confirm_route, observe_at_rest, place, prune, stuck};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World};
 use crate::host::agent_unit::AgentUnit;
@@ -47,6 +47,7 @@ pub(super) async fn uninstall(
             failure.hint("bring it to its end first: model-swap abort"),
         ));
     }
+    stuck::refuse_while_stuck(&dir, &wanted.asked).await?;
     let host = SystemHost::new(&wanted.asked);
     let world = observe_at_rest(&host, &dir, &wanted.asked).await.map_err(Refusal::environment)?;
     retire_what_is_warm((&host, &dir), wanted, &world).await?;

@@ -131,9 +131,9 @@ impl<'a, H: Host> Context<'a, H> {
 
     /// Where new requests go, one fragment.
     pub(super) fn traffic(&self, serves: Option<&Side>) -> String {
-        // A wrapper or a unit may have started it again.
+        // A wrapper or a unit may have started it again. Who recovers knows of no process, and looks at the port.
         let ended = |side: &Side| {
-            self.replicas.get(&side.slot).is_some_and(|replica| !self.host.alive(replica.main))
+            self.replicas.get(&side.slot).is_none_or(|replica| !self.host.alive(replica.main))
                 && self.host.is_silent(side.port)
         };
         match serves {
@@ -141,10 +141,7 @@ impl<'a, H: Host> Context<'a, H> {
                 "nobody serves: {} in slot {} has ended, port {}",
                 side.revision.model, side.slot, side.port
             ),
-            Some(side) => format!(
-                "{} serves from slot {}, port {}",
-                side.revision.model, side.slot, side.port
-            ),
+            Some(side) => serves_from(side),
             None => "nothing serves, as before".to_owned(),
         }
     }
@@ -272,6 +269,11 @@ impl<'a, H: Host> Context<'a, H> {
             failure: Some(failure),
         }
     }
+}
+
+/// Who serves, and where, one fragment.
+pub(super) fn serves_from(side: &Side) -> String {
+    format!("{} serves from slot {}, port {}", side.revision.model, side.slot, side.port)
 }
 
 /// Every nginx worker that existed before this swap's reload.

@@ -7,8 +7,8 @@ mod steps;
 
 use context::Cutover;
 pub use context::{Context, started};
-pub use observe::{World, look, observe};
-pub use route::prove_route;
+pub use observe::{World, look, observe, stuck_swaps};
+pub use route::{prove_route, traffic_now};
 
 use crate::abort;
 use crate::host::Host;
@@ -262,7 +262,7 @@ async fn stuck<H: Host>(
     (index, why): (usize, Failure),
     reason: Failure,
 ) -> Conclusion {
-    let (traffic, serves) = route::traffic_now(cx).await;
+    let (traffic, serves) = traffic_now(cx.host, cx.spec(), &cx.plan).await;
     let step = cx.plan.steps.get(index).map_or_else(String::new, |s| s.step.to_string());
     let failure = Failure {
         message: format!("cannot undo {step}: {}", why.message),

@@ -157,13 +157,27 @@ fn step_of(dir: &ServiceDir, swap: &SwapId) -> Option<String> {
     Some(format!("{}: {}", planned.step, planned.does))
 }
 
-/// The newest swap that has begun, where a command is needed that brings it to its end.
+/// The swap that a command is needed for that brings it to its end: the newest that has begun, or else one that is stuck.
 fn unfinished(dir: &ServiceDir) -> Option<(SwapId, String)> {
-    let swap = dir.swaps().into_iter().find(|swap| Journal::has_begun(&dir.swap(swap)))?;
+    let newest = dir.swaps().into_iter().find(|swap| Journal::has_begun(&dir.swap(swap)))?;
+    let is_open = |recovery| recovery != Recovery::Finished;
+    found(dir, newest, is_open).or_else(|| stuck_swaps(dir).into_iter().next())
+}
+
+/// The swaps that are stuck, newest first, and what is found of each. One whose journal is not understood is not known to
+/// be one of them.
+pub fn stuck_swaps(dir: &ServiceDir) -> Vec<(SwapId, String)> {
+    let is_stuck = |recovery| recovery == Recovery::Stuck;
+    dir.swaps().into_iter().filter_map(|swap| found(dir, swap, is_stuck)).collect()
+}
+
+/// A swap and what is found of it, if its journal calls for such an end.
+fn found(
+    dir: &ServiceDir,
+    swap: SwapId,
+    calls_for: impl Fn(Recovery) -> bool,
+) -> Option<(SwapId, String)> {
     let folder = dir.swap(&swap);
     let (status, plan) = (Journal::look(&folder).ok()?, Journal::plan(&folder)?);
-    match recovery::decide(&status) {
-        Recovery::Finished => None,
-        _ => Some((swap, recovery::found(&status, &plan))),
-    }
+    calls_for(recovery::decide(&status)).then(|| (swap, recovery::found(&status, &plan)))
 }

@@ -1,12 +1,12 @@
 //! Where requests go, proven on the running nginx: the file on disk may say otherwise.
 
-use super::context::Context;
+use super::context::serves_from;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Identity, UpstreamView};
 use crate::model::failure::Failure;
 use crate::model::ids::Port;
-use crate::model::plan::Side;
+use crate::model::plan::{Plan, Side};
 use crate::model::spec::SwapSpec;
 
 /// What tells the replica on `expected` from the one on `other` in an answer through nginx, if anything does.
@@ -62,23 +62,27 @@ pub async fn prove_route<H: Host>(
 
 /// Where new requests go now, one fragment, and the side that serves them if that is proven: after an undo that failed
 /// neither plan nor journal can say.
-pub(super) async fn traffic_now<H: Host>(cx: &Context<'_, H>) -> (String, Option<Side>) {
-    let upstream = &cx.spec().nginx.upstream;
-    let view = match cx.host.upstream().await {
+pub async fn traffic_now<H: Host>(
+    host: &H,
+    spec: &SwapSpec,
+    plan: &Plan,
+) -> (String, Option<Side>) {
+    let upstream = &spec.nginx.upstream;
+    let view = match host.upstream().await {
         Ok(view) => view,
         Err(why) => {
             return (format!("nobody can tell where upstream {upstream} points: {why}"), None);
         }
     };
     let named = format!("upstream {upstream} names port {}", view.port);
-    let sides = [cx.plan.incumbent.as_ref(), Some(&cx.plan.candidate)].into_iter().flatten();
+    let sides = [plan.incumbent.as_ref(), Some(&plan.candidate)].into_iter().flatten();
     let serves = sides.into_iter().find(|side| side.port == view.port);
-    let other = cx.spec().slots.values().find(|slot| slot.port != view.port);
+    let other = spec.slots.values().find(|slot| slot.port != view.port);
     let (Some(side), Some(other)) = (serves, other) else {
         return (format!("{named}, where neither the old nor the new model is"), None);
     };
-    match prove_route(cx.host, cx.spec(), &view, other.port).await {
-        Ok(()) => (cx.traffic(Some(side)), Some(side.clone())),
+    match prove_route(host, spec, &view, other.port).await {
+        Ok(()) => (serves_from(side), Some(side.clone())),
         Err(_) => (
             format!("{named} ({}), and requests are not seen to go there", side.revision.model),
             None,

@@ -20,7 +20,7 @@ use super::survey::Survey;
 
 /// Version of the wire. An agent answers this one and the two before it.
 ///
-/// Version 2: `repair`, and `confirm` of a swap that waits for it. An agent of version 1 may know nothing of a plan's digest and would swap whatever the plan is; it
+/// Version 2: `repair`, what is refused while a swap is stuck, and `confirm` of a swap that waits for it. An agent of version 1 may know nothing of a plan's digest and would swap whatever the plan is; it
 /// refuses a request of this version.
 pub const WIRE_VERSION: u32 = 2;
 
@@ -419,6 +419,8 @@ pub enum Fault {
     Environment,
     /// Nobody's: it was aborted before it began.
     Aborted,
+    /// An earlier swap's, which is stuck.
+    Stuck,
 }
 
 impl Fault {
@@ -428,6 +430,7 @@ impl Fault {
             Self::Input => Exit::Input,
             Self::Environment => Exit::Environment,
             Self::Aborted => Exit::Aborted,
+            Self::Stuck => Exit::Stuck,
         }
     }
 }

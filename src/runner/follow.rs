@@ -59,6 +59,8 @@ pub(super) struct Followed {
     /// The answer to `status`.
     pub(super) status: Option<StatusReport>,
     summary: Summary,
+    /// The job summary of the swaps that were repaired before this one.
+    earlier: String,
     /// Every event, for the report.
     pub(super) story: Vec<Event>,
     log: Log,
@@ -307,7 +309,12 @@ impl Followed {
                 self.unchanged = Some((reason, *status));
             }
             Frame::Waiting { holder, limit } => voice.say([status::waiting(&holder, limit)]),
-            Frame::Accepted { swap } => self.swap = Some(swap),
+            Frame::Accepted { swap } => {
+                if self.swap.as_ref().is_some_and(|known| *known != swap) {
+                    self.turn_the_page();
+                }
+                self.swap = Some(swap);
+            }
             Frame::Event(event) => self.event(&event, voice, reporter),
             Frame::Status { report } => {
                 voice.say(status::lines(&report));
@@ -326,6 +333,12 @@ impl Followed {
             }
         }
         Ok(())
+    }
+
+    /// A repair takes up one swap after another: each has a story of its own, and the last one's end counts.
+    fn turn_the_page(&mut self) {
+        let earlier = self.markdown();
+        *self = Self { earlier, ..Self::of(CommandName::Repair) };
     }
 
     pub(super) fn event(&mut self, event: &Event, voice: &mut Voice, reporter: &mut Reporter) {
@@ -379,7 +392,7 @@ impl Followed {
         match (&self.unchanged, &self.plan) {
             (Some((reason, _)), _) => summary::of_unchanged(reason),
             (None, Some((plan, outlook))) => summary::of_plan(plan, outlook),
-            (None, None) => self.summary.markdown(),
+            (None, None) => self.earlier.clone() + &self.summary.markdown(),
         }
     }
 

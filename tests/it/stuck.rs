@@ -1,14 +1,18 @@
 //! A swap that cannot be unwound says what it could not undo and why, where traffic is, and what mends it; and that does.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use testbed::github::FakeGitHub;
-use testbed::server::Aim;
+use testbed::load::{Kind, Load, LoadSpec};
+use testbed::server::{Aim, listeners};
 
-use crate::kills::{CUT_OVER, Facts, frozen, ordered, world};
-use crate::step::{Step, send};
-use crate::support::{NEW, OLD, World, engine};
+use crate::commands::Terminal;
+use crate::kills::{CUT_OVER, Facts, READY, frozen, ordered, world};
+use crate::step::{Step, send, until};
+use crate::support::{NAME, NEW, OLD, World, engine};
 
 /// A swap whose agent dies when nginx sends requests to the new model, and whose undo then meets what somebody did.
 async fn moved() -> Result<(World, Facts)> {
@@ -23,6 +27,30 @@ async fn moved() -> Result<(World, Facts)> {
     Ok((world, before))
 }
 
+/// Somebody writes another line, and nobody reloads nginx: neither the old nor the new one. What the file was before.
+fn spoil(world: &World, serves: u16, line: u16) -> Result<String> {
+    let config = world.server.nginx_config();
+    let text = fs::read_to_string(&config)?;
+    let edited =
+        text.replace(&format!("127.0.0.1:{serves};"), &format!("127.0.0.1:{line} weight=7;"));
+    assert_ne!(edited, text);
+    fs::write(&config, &edited)?;
+    Ok(text)
+}
+
+/// The folders of all swaps.
+fn swaps(world: &World) -> Result<Vec<PathBuf>> {
+    let folder = world.server.state_dir().join(NAME).join("swaps");
+    let mut swaps: Vec<_> = fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
+    swaps.sort();
+    Ok(swaps)
+}
+
+/// The id of the swap of a folder.
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 #[tokio::test]
 async fn what_cannot_be_undone_is_said_and_repaired_when_a_person_has_mended_it() -> Result<()> {
     let (world, before) = moved().await?;
@@ -30,13 +58,10 @@ async fn what_cannot_be_undone_is_said_and_repaired_when_a_person_has_mended_it(
     let found = ["s-", " is not at its end: its agent ended between two steps; to undo: cut_over"];
     world.run("status", NEW, &[]).await?.answered(&found);
 
-    // Somebody writes another line, and nobody reloads nginx: neither the old nor the new one.
     let config = world.server.nginx_config();
     let (a, b) = world.server.slot_ports();
-    let text = fs::read_to_string(&config)?;
-    let edited = text.replace(&format!("127.0.0.1:{b};"), &format!("127.0.0.1:{a} weight=7;"));
-    assert_ne!(edited, text);
-    fs::write(&config, &edited)?;
+    let text = spoil(&world, b, a)?;
+    let edited = fs::read_to_string(&config)?;
     let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
     let run = run.refused(
         7,
@@ -80,11 +105,8 @@ async fn a_step_whose_swap_gets_stuck_ends_with_7_and_its_deployment_in_error() 
     let (agent, _) = frozen(&world).await?;
     world.server.strike(None)?;
     let config = world.server.nginx_config();
-    let text = fs::read_to_string(&config)?;
     let (a, b) = world.server.slot_ports();
-    let edited = text.replace(&format!("127.0.0.1:{b};"), &format!("127.0.0.1:{a} weight=7;"));
-    assert_ne!(edited, text);
-    fs::write(&config, edited)?;
+    let text = spoil(&world, b, a)?;
     let abort = Step::start(world.action("abort", NEW, &[])?)?;
     ordered(&world).await?;
     send("-CONT", agent)?;
@@ -141,5 +163,99 @@ async fn an_old_model_that_nothing_starts_again_is_named_with_the_command_that_d
     world.until_serves(OLD).await?;
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "rolled-back");
     assert_eq!(world.serves().await?, OLD, "{run}");
+    Ok(())
+}
+
+/// A world whose swap died when its new model was ready, and where somebody has a long answer of that one.
+async fn busy() -> Result<(World, Facts, Load)> {
+    let mut world = world().await?;
+    world.settings.drain = "{ timeout: 1s }".to_owned();
+    world.settings.flags = "--stub-token-delay 50ms".to_owned();
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    world.server.strike(Some(Aim::After(READY)))?;
+    Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
+    world.server.strike(None)?;
+    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, world.server.slot_ports().1));
+    let (streams, stream_tokens) = (1, 100_000);
+    let load = Load::start(LoadSpec { streams, stream_tokens, ..LoadSpec::none(target, NAME) });
+    load.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    Ok((world, before, load))
+}
+
+#[tokio::test]
+async fn while_a_swap_is_stuck_nothing_new_begins() -> Result<()> {
+    let (world, before, answer) = busy().await?;
+    let third = [("wait", "retired")];
+    // The swap brings the one that died to its end first, which gets stuck, and goes no further.
+    let run = Step::run(world.action("swap", "Qwen/Third", &third)?).await?;
+    let stuck = swaps(&world)?;
+    let [swap] = &stuck[..] else { panic!("not one swap: {stuck:?}\n{run}") };
+    let said = [
+        &format!("swap {} is stuck, and nothing new begins before it is repaired: ", name(swap)),
+        "start_replica b could not be undone; to undo: start_replica b, reserve_slot b; Qwen/Old serves from slot a",
+        "in the engine",
+        "hint: mend that first, then `model-swap repair` (in a workflow `command: repair`)",
+    ];
+    run.refused(7, &said);
+    let facts = (Facts::of(&world)?, stuck);
+    let rollback = [("to", "r-0")];
+    for (command, inputs) in
+        [("swap", &third[..]), ("plan", &[]), ("rollback", &[]), ("rollback", &rollback)]
+    {
+        Step::run(world.action(command, "Qwen/Third", inputs)?).await?.refused(7, &said);
+        assert_eq!((Facts::of(&world)?, swaps(&world)?), facts, "{command}");
+    }
+    let terminal = Terminal::at(&world)?;
+    let output = terminal.run("uninstall --retire-now --ssh-key key --known-hosts hosts").await?;
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_eq!((Facts::of(&world)?, swaps(&world)?), facts);
+
+    drop(answer);
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    assert_eq!(Facts::of(&world)?, before);
+    Step::run(world.action("swap", "Qwen/Third", &third)?).await?.ended(0, "promoted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_swaps_that_are_stuck_are_repaired_one_after_the_other() -> Result<()> {
+    let (world, before, answer) = busy().await?;
+    let (a, b) = world.server.slot_ports();
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
+    assert!(run.stdout.contains("✗ cannot undo start_replica b: "), "{run}");
+    let [candidate] = listeners(b)?[..] else { panic!("no new model") };
+    send("-KILL", candidate)?;
+    drop(answer);
+    until("nobody in slot b", || Ok(listeners(b)?.is_empty().then_some(()))).await?;
+
+    // As a version of this program left it that began a swap over one that was stuck.
+    let older = swaps(&world)?.remove(0);
+    let aside = world.server.state_dir().join("aside");
+    fs::rename(&older, &aside)?;
+    world.server.strike(Some(Aim::After(CUT_OVER)))?;
+    Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
+    world.server.strike(None)?;
+    let text = spoil(&world, b, a)?;
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
+    let newer = swaps(&world)?.remove(0);
+    fs::rename(&aside, &older)?;
+    let names = [name(&newer), name(&older)];
+    let said = names.each_ref().map(|name| format!("swap {name} is stuck"));
+    Step::run(world.action("swap", "Qwen/Third", &[])?)
+        .await?
+        .refused(7, &said.each_ref().map(String::as_str));
+
+    fs::write(world.server.nginx_config(), text)?;
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    assert_eq!(run.output("swap-id"), names[1], "{run}");
+    for step in ["cut_over a -> b", "start_replica b"] {
+        let text = format!("taken up again: {step} could not be undone");
+        assert!(run.stdout.contains(&text), "no {text:?} in\n{run}");
+    }
+    assert_eq!(run.summary.matches("taken up again").count(), 2, "{run}");
+    assert_eq!(Facts::of(&world)?, before, "{run}");
+    assert_eq!(world.serves().await?, OLD);
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
     Ok(())
 }
