@@ -6,6 +6,7 @@ use super::abort::nothing_to_abort;
 use super::answer::Answers;
 use super::left::Left;
 use super::run::remember;
+use super::way::{self, Way};
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
@@ -161,16 +162,20 @@ async fn bring_to_end(
     accepted: impl FnOnce(),
 ) -> Result<(), Failure> {
     let Some((left, mut journal)) = Left::open(dir, swap, Some(secrets))? else { return Ok(()) };
-    let cx = left.context(dir)?;
+    let mut cx = left.context(dir)?;
     // Whoever follows the swap looks at this process from now on.
     follow::take_over(&dir.swap(swap))?;
     if is_open(journal.status().outcome, wanted) {
         cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
     }
     accepted();
-    let ended = match wanted {
-        Wanted::End => executor::recover(&cx, &mut journal).await,
-        Wanted::Repair => executor::repair(&cx, &mut journal).await,
+    let ended = match (way::of(&cx, &journal).await, wanted) {
+        (Way::Forward, _) => {
+            cx.replicas = way::replicas_left(&cx)?;
+            executor::finish(&cx, &mut journal).await.map(Some)
+        }
+        (Way::Back, Wanted::End) => executor::recover(&cx, &mut journal).await,
+        (Way::Back, Wanted::Repair) => executor::repair(&cx, &mut journal).await,
     };
     if let Some(conclusion) = ended.map_err(Failure::from)? {
         if conclusion.failure.is_some() {

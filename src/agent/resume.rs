@@ -1,33 +1,29 @@
 //! The agent that systemd keeps: it waits while another one is at work, and goes on where that one ended, after a crash and
 //! after a boot. Whatever it finds, it finishes or unwinds; then it removes its own unit.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::aftermath;
 use super::follow;
 use super::left::Left;
 use super::run::remember;
-use crate::executor::{self, Context};
+use super::way::{self, Way};
+use crate::executor;
 use crate::host::agent_unit::AgentUnit;
-use crate::host::engine::Answer;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
 use crate::model::event::{Closing, EventKind};
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::{Port, ProcessId, ServiceName, SlotName, SwapId};
+use crate::model::ids::{ProcessId, ServiceName, SwapId};
 use crate::model::record::RecordKind;
-use crate::model::replica::Replica;
 use crate::model::state::{Holder, Requester};
-use crate::model::step::Step;
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery;
-use crate::swap::transition::StepStatus;
 
 /// Between two tries at what did not work; a boot takes seconds.
 const RETRY: Duration = Duration::from_secs(1);
@@ -126,10 +122,13 @@ async fn bring_to_end(dir: &ServiceDir, mut lease: Lease) -> Result<(), Failure>
         if journal.status().outcome.is_none() {
             cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
         }
-        let ended = match way(&cx, &journal).await {
+        if recovery::is_past_cutover(journal.status(), &cx.plan) {
+            until_nginx_runs(cx.host).await;
+        }
+        let ended = match way::of(&cx, &journal).await {
             Way::Back => executor::recover(&cx, &mut journal).await?,
             Way::Forward => {
-                cx.replicas = before(&cx)?;
+                cx.replicas = way::replicas_left(&cx)?;
                 Some(executor::finish(&cx, &mut journal).await?)
             }
         };
@@ -145,48 +144,6 @@ async fn bring_to_end(dir: &ServiceDir, mut lease: Lease) -> Result<(), Failure>
     lease.recovered(&holder(&swap)).map_err(|error| error.to_failure())
 }
 
-/// Which way a swap is brought to its end.
-#[derive(Debug, PartialEq, Eq)]
-enum Way {
-    /// As its journal says: it is unwound, unless it was promoted.
-    Back,
-    /// Traffic was moved, and what served before does not come back.
-    Forward,
-}
-
-/// Waits until it can be told. After a boot nginx and the replicas come up in any order.
-async fn way(cx: &Context<'_, SystemHost>, journal: &Journal) -> Way {
-    let cutover = cx.plan.steps.iter().position(|p| matches!(p.step, Step::CutOver { .. }));
-    let moved = cutover.is_some_and(|index| {
-        !matches!(journal.status().steps[index], StepStatus::Pending | StepStatus::Undone)
-    });
-    let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| moved) else { return Way::Back };
-    if journal.status().outcome.is_some() {
-        return Way::Back;
-    }
-    until_nginx_runs(cx.host).await;
-    let deadline = Instant::now() + cx.spec().ready.timeout;
-    loop {
-        if is_ready(cx.host, incumbent.port).await {
-            return Way::Back;
-        }
-        // A plain process that is gone stays gone.
-        let hopeless = incumbent.keeper.is_process() || Instant::now() >= deadline;
-        let points = cx.host.upstream().await.is_ok_and(|view| view.port == cx.plan.candidate.port);
-        if hopeless && points && is_ready(cx.host, cx.plan.candidate.port).await {
-            return Way::Forward;
-        }
-        if Instant::now() >= deadline {
-            return Way::Back;
-        }
-        sleep(RETRY).await;
-    }
-}
-
-async fn is_ready(host: &SystemHost, port: Port) -> bool {
-    matches!(host.ask(port).await, Answer::Ready(_) | Answer::Locked)
-}
-
 /// nginx may come up after this agent; without it nothing can be moved, drained or proven.
 async fn until_nginx_runs(host: &SystemHost) {
     let mut told = false;
@@ -197,27 +154,6 @@ async fn until_nginx_runs(host: &SystemHost) {
         }
         sleep(RETRY).await;
     }
-}
-
-/// What served before and may be there still: a unit that is not ready. A process of another boot is gone, and its slot free.
-fn before(cx: &Context<'_, SystemHost>) -> Result<BTreeMap<SlotName, Replica>, Failure> {
-    let Some(side) = &cx.plan.incumbent else { return Ok(BTreeMap::new()) };
-    if side.keeper.is_process() {
-        cx.dir.release(cx.slot(&side.slot))?;
-        return Ok(BTreeMap::new());
-    }
-    let recorded = cx.dir.load()?.serving.filter(|known| known.slot == side.slot);
-    let replica = recorded.unwrap_or_else(|| Replica {
-        slot: side.slot.clone(),
-        port: side.port,
-        main: ProcessId::GONE,
-        revision: side.revision.clone(),
-        swap: None,
-        log: None,
-        keeper: side.keeper.clone(),
-        invocation: None,
-    });
-    Ok(BTreeMap::from([(side.slot.clone(), replica)]))
 }
 
 fn holder(swap: &SwapId) -> Holder {

@@ -3,6 +3,7 @@
 use super::transition::{Status, StepStatus};
 use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
+use crate::model::step::Step;
 
 /// What to do with a swap whose agent is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,19 @@ pub fn decide(status: &Status) -> Recovery {
         None if status.promoted() => Recovery::Conclude,
         None => Recovery::Unwind,
     }
+}
+
+/// Whether traffic may be at the candidate, and the swap is neither promoted nor given up: then it can be finished as well
+/// as unwound.
+pub fn is_past_cutover(status: &Status, plan: &Plan) -> bool {
+    let cutover = plan.steps.iter().position(|p| matches!(p.step, Step::CutOver { .. }));
+    let goes_forward = status.steps.iter().all(|step| {
+        matches!(step, StepStatus::Pending | StepStatus::Started | StepStatus::Succeeded)
+    });
+    status.outcome.is_none()
+        && !status.promoted()
+        && goes_forward
+        && cutover.is_some_and(|index| status.steps[index] != StepStatus::Pending)
 }
 
 /// What is found of a swap that nobody works on, and what it needs, one line for people.
@@ -81,6 +95,23 @@ mod tests {
         assert_eq!(after(&kinds), Recovery::Conclude);
         kinds.push(RecordKind::Concluded { outcome: Outcome::Promoted });
         assert_eq!(after(&kinds), Recovery::Finished);
+    }
+
+    #[test]
+    fn only_what_was_cut_over_and_not_given_up_can_be_finished() {
+        let plan = two_slot_plan();
+        let mut status = Status::of_plan(&plan);
+        let mut may = |kind: RecordKind| {
+            status = apply(&status, &kind).unwrap();
+            is_past_cutover(&status, &plan)
+        };
+        for step in 0..3 {
+            assert!(!may(RecordKind::Started { step, undo: Undo::Nothing }));
+            assert!(!may(RecordKind::Succeeded { step, done: Done::Nothing }));
+        }
+        assert!(may(RecordKind::Started { step: 3, undo: Undo::Nothing }));
+        assert!(may(RecordKind::Succeeded { step: 3, done: Done::Nothing }));
+        assert!(!may(RecordKind::UndoStarted { step: 3 }));
     }
 
     #[test]

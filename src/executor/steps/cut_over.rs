@@ -23,6 +23,8 @@ use crate::swap::nginx_conf::port_of;
 const OVERLAP_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at the workers' titles, which no event announces.
 const OVERLAP_LOOK: Duration = Duration::from_millis(5);
+/// Between two looks whether what served before is there again; loading takes it far longer.
+const INCUMBENT_LOOK: Duration = Duration::from_millis(250);
 
 pub(super) async fn prepare<H: Host>(
     cx: &Context<'_, H>,
@@ -118,6 +120,7 @@ pub(super) async fn undo<H: Host>(
     image: &UpstreamImage,
     unbooted: Option<&Keeper>,
 ) -> Result<Undone, Failure> {
+    await_incumbent(cx, (from, to)).await?;
     let returned = give_back(cx, (from, to), image).await?;
     // Only now: until nginx's file names the incumbent again, a boot needs the candidate.
     if let Some(keeper) = unbooted
@@ -151,15 +154,6 @@ pub(super) async fn undo<H: Host>(
 fn gone<H: Host>(cx: &Context<'_, H>, side: &Side, to: &SlotName) -> Failure {
     let Side { slot, port, revision, .. } = side;
     let upstream = &cx.spec().nginx.upstream;
-    let how = match cx.dir.incumbent(&cx.swap) {
-        Some(was) => format!(
-            "start it again as it was started, by user {}: cd {} && {}",
-            user_name(was.identity.uid),
-            was.cwd.display(),
-            shell_words::join(redact(&was.argv))
-        ),
-        None => format!("start {} again, on port {port}", revision.model),
-    };
     Failure::new(format!(
         "upstream {upstream} names port {port} of slot {slot} again, and nobody listens there: {} was a plain process, \
          which nothing starts again once it has ended or the server was restarted",
@@ -168,7 +162,49 @@ fn gone<H: Host>(cx: &Context<'_, H>, side: &Side, to: &SlotName) -> Failure {
     .hint(format!(
         "until something listens there, clients get an error from nginx (502); what runs in slot {to} gets no new requests"
     ))
-    .hint(how)
+    .hint(start_again(cx, side))
+}
+
+/// How a person has what served before again.
+fn start_again<H: Host>(cx: &Context<'_, H>, side: &Side) -> String {
+    match cx.dir.incumbent(&cx.swap) {
+        Some(was) => format!(
+            "start it again as it was started, by user {}: cd {} && {}",
+            user_name(was.identity.uid),
+            was.cwd.display(),
+            shell_words::join(redact(&was.argv))
+        ),
+        None => format!("start {} again, on port {}", side.revision.model, side.port),
+    }
+}
+
+/// While the candidate has the traffic and answers, nothing is given back to a port that nobody listens on. What served
+/// before may be there again in a moment, where something starts it.
+async fn await_incumbent<H: Host>(
+    cx: &Context<'_, H>,
+    (from, to): (&SlotName, &SlotName),
+) -> Result<(), Failure> {
+    let Some(side) = &cx.plan.incumbent else { return Ok(()) };
+    let (old, new) = (cx.slot(from).port, cx.slot(to).port);
+    // Either look alone may fail.
+    let is_gone =
+        || async { cx.host.is_silent(old) || matches!(cx.host.ask(old).await, Answer::Refused) };
+    let is_moved = || async { cx.host.upstream().await.map_or(true, |view| view.port == new) };
+    let answers = || async { !matches!(cx.host.ask(new).await, Answer::Refused) };
+    let mut limit = None;
+    while is_gone().await && is_moved().await && answers().await {
+        let limit = *limit.get_or_insert_with(|| cx.host.now() + cx.spec().ready.timeout);
+        if side.keeper.is_process() || cx.host.now() >= limit {
+            return Err(Failure::new(format!(
+                "nobody listens on port {old} of slot {from} any more, where {} served, and {} in slot {to} answers: \
+                 traffic stays there",
+                side.revision.model, cx.plan.candidate.revision.model
+            ))
+            .hint(start_again(cx, side)));
+        }
+        cx.host.pause(INCUMBENT_LOOK).await;
+    }
+    Ok(())
 }
 
 /// How traffic came back.

@@ -113,6 +113,8 @@ pub(super) async fn again<H: Host>(
 ) -> Result<Acted, Failure> {
     match (step, undo) {
         (Step::CutOver { from, to }, _) => cut_over::again(cx, from, to).await,
+        // Whoever gave his word gave it to the agent that is gone.
+        (Step::Verify { slot }, _) => verify::act(cx, slot, records).await,
         (Step::Promote { .. }, Undo::State(before)) => {
             // It may have been saved already; once is enough.
             promote::undo(cx, before)?;

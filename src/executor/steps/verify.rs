@@ -1,6 +1,7 @@
 //! `verify`: waits for the runner's word that customers meet the candidate. Nothing to undo; without the word the swap is.
 
 use super::Acted;
+use super::promote::alive;
 use crate::confirmation;
 use crate::executor::context::Context;
 use crate::host::Host;
@@ -24,6 +25,7 @@ pub(super) async fn act<H: Host>(
     let Some(replica) = cx.candidate(records) else {
         return Err(Failure::new(format!("slot {slot} holds no replica to verify")));
     };
+    let replica = alive(cx, replica).await?;
     let mut random = [0; NONCE_BYTES];
     getrandom::fill(&mut random).map_err(|error| Failure::from_error(&error))?;
     let nonce = hex(&random);

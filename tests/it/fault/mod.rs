@@ -7,6 +7,7 @@ mod candidate;
 mod death;
 mod disk;
 mod drain;
+mod forward;
 mod history;
 mod host;
 mod judge;

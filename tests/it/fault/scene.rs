@@ -353,6 +353,24 @@ impl Scene {
         recovered.map(|recovered| recovered.expect("the journal can be written"))
     }
 
+    /// Finishes as the agent does that finds traffic moved and the incumbent gone; `None` if it died of a fault.
+    pub(crate) async fn finish(&self, attempt: &Attempt, faults: &[Fault]) -> Option<Conclusion> {
+        let (mut cx, mut journal) = self.reopen(attempt);
+        let side = attempt.plan.incumbent.as_ref().expect("an incumbent");
+        cx.replicas = attempt.replicas.clone();
+        if side.keeper.is_process() {
+            cx.replicas.remove(&side.slot);
+            self.dir.release(&self.spec.slots[&side.slot]).expect("a disk");
+        }
+        self.host.arm(faults);
+        let work = until_death(executor::finish(&cx, &mut journal));
+        let finished = tokio::select! {
+            ended = work => ended,
+            () = self.customer(attempt) => unreachable!("a customer has no end"),
+        };
+        finished.map(|finished| finished.expect("the journal can be written"))
+    }
+
     /// Does what a person asks for who has mended what an undo failed of.
     pub(crate) async fn repair(&self, attempt: &Attempt) -> Option<Conclusion> {
         let (cx, mut journal) = self.reopen(attempt);

@@ -1,0 +1,236 @@
+//! What served before does not come back. A swap whose traffic was moved is then finished by the next agent, which may die
+//! at every call as well, or fail; and whatever is undone, nothing points at nobody while the new model answers.
+
+use model_swap::journal::Journal;
+use model_swap::model::event::Conclusion;
+use model_swap::model::outcome::Outcome;
+use model_swap::model::plan::Strategy;
+use model_swap::model::record::RecordKind;
+use model_swap::model::step::Step;
+use model_swap::swap::recovery;
+
+use super::host::{Call, Fault, SURE};
+use super::scene::{Attempt, Facts, Kind, Scene};
+use super::world::SimReplica;
+use super::wrong::Wrong;
+
+/// A swap whose agent died when traffic was moved, and whose incumbent is gone since.
+struct Bereaved {
+    scene: Scene,
+    attempt: Attempt,
+    before: Facts,
+    incumbent: SimReplica,
+}
+
+/// The same for a death at this call; `None` if traffic was not moved, or the swap had its outcome.
+async fn bereaved(kind: Kind, death: usize) -> Option<Bereaved> {
+    let (scene, attempt) = Scene::of(kind).await;
+    let before = scene.facts();
+    let fault = Fault { call: death, wrong: Wrong::Dies };
+    assert!(scene.execute(&attempt, &[fault]).await.is_none(), "{kind:?}: {death}: it lived on");
+    let status = Journal::look(&scene.dir.swap(&attempt.swap)).unwrap();
+    let moved = scene.host.world.borrow().loaded == attempt.plan.candidate.port;
+    if !moved || !recovery::is_past_cutover(&status, &attempt.plan) {
+        return None;
+    }
+    let port = attempt.plan.incumbent.as_ref().unwrap().port;
+    let incumbent = scene.host.world.borrow().on(port).unwrap().clone();
+    scene.host.world.borrow_mut().kill(incumbent.id);
+    Some(Bereaved { scene, attempt, before, incumbent })
+}
+
+/// The calls of a swap that goes well, of which each may be an agent's last.
+async fn deaths(kind: Kind) -> Vec<Call> {
+    let (scene, attempt) = Scene::of(kind).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    scene.host.calls()
+}
+
+impl Bereaved {
+    /// Asserts that the swap has the outcome that it was to have, that the world is that one, and that nobody who comes
+    /// after changes anything.
+    async fn assert_finished(&self, after: Option<&Facts>, what: &str) -> Facts {
+        let Self { scene, attempt, .. } = self;
+        let good = match attempt.plan.strategy {
+            Strategy::BlueGreen => Outcome::Promoted,
+            Strategy::WarmRollback | Strategy::ColdRollback => Outcome::RolledBack,
+        };
+        let (facts, records) = (scene.facts(), scene.records(attempt));
+        assert_eq!(records.last(), Some(&RecordKind::Concluded { outcome: good }), "{what}");
+        assert_eq!(facts.loaded, attempt.plan.candidate.port, "{what}");
+        assert_eq!(scene.recover(attempt, &[]).await.unwrap(), None, "{what}");
+        assert_eq!((scene.facts(), scene.records(attempt)), (facts.clone(), records), "{what}");
+        let facts = facts.across_runs();
+        assert!(after.is_none_or(|after| *after == facts), "{what}: {after:#?}, not {facts:#?}");
+        facts
+    }
+
+    /// Asserts that an undo stopped where it would have pointed nginx at nobody, and stays there until the incumbent is back.
+    async fn assert_stays(self, conclusion: &Conclusion, what: &str) {
+        let Self { scene, attempt, before, incumbent } = self;
+        assert_eq!(conclusion.outcome, Outcome::Stuck, "{what}: {conclusion:#?}");
+        let side = &attempt.plan.candidate;
+        let served = |scene: &Scene| {
+            let world = scene.host.world.borrow();
+            world.loaded == side.port && world.on(side.port).is_some()
+        };
+        assert!(served(&scene), "{what}");
+        let again = scene.repair(&attempt).await.expect("it is taken up");
+        assert_eq!(again.outcome, Outcome::Stuck, "{what}: {again:#?}");
+        let failure = again.failure.unwrap();
+        assert!(failure.message.contains("nobody listens on port"), "{what}: {failure:#?}");
+        assert!(served(&scene), "{what}");
+        scene.host.world.borrow_mut().replicas.push(incumbent);
+        let repaired = scene.repair(&attempt).await.expect("it is taken up");
+        assert_ne!(repaired.outcome, Outcome::Stuck, "{what}: {repaired:#?}");
+        assert_eq!((scene.facts().loaded, scene.facts().lines), (before.loaded, before.lines));
+    }
+}
+
+async fn is_finished_whatever_dies(kind: Kind) {
+    let (mut finished, mut after) = (0, None);
+    let mut done_again = std::collections::BTreeSet::new();
+    let mut records = 0;
+    for (death, last) in deaths(kind).await.iter().enumerate() {
+        let what = format!("{kind:?}: {last:?} number {death}");
+        let Some(lone) = bereaved(kind, death).await else { continue };
+        let begun = lone.scene.records(&lone.attempt);
+        let conclusion = lone.scene.finish(&lone.attempt, &[]).await.unwrap();
+        assert_eq!(conclusion.failure, None, "{what}: {conclusion:#?}");
+        let calls = lone.scene.host.calls();
+        after = Some(lone.assert_finished(after.as_ref(), &what).await);
+        finished += 1;
+        if let Some(RecordKind::Started { step, .. }) = begun.last() {
+            done_again.insert(*step);
+        }
+        // What is the same on the disk is finished the same way.
+        if begun.len() == records {
+            continue;
+        }
+        records = begun.len();
+        for (number, call) in calls.iter().enumerate() {
+            for wrong in [Wrong::Dies, Wrong::DoesAndDies] {
+                if SURE.contains(&call.verb) && wrong == Wrong::DoesAndDies {
+                    continue;
+                }
+                let what = format!("{what}, then {call:?} number {number} {wrong:?}");
+                let lone = bereaved(kind, death).await.unwrap();
+                let Bereaved { scene, attempt, .. } = &lone;
+                let fault = Fault { call: number, wrong };
+                assert!(scene.finish(attempt, &[fault]).await.is_none(), "{what}: it lived on");
+                assert_eq!(scene.host.struck(), std::slice::from_ref(call), "{what}");
+                if !matches!(scene.records(attempt).last(), Some(RecordKind::Concluded { .. })) {
+                    scene.finish(attempt, &[]).await.unwrap();
+                }
+                lone.assert_finished(after.as_ref(), &what).await;
+            }
+        }
+    }
+    assert!(finished >= 10, "{kind:?}: only {finished} deaths left a swap to finish");
+    let (_, attempt) = Scene::of(kind).await;
+    let is_late = |(_, planned): &(usize, &model_swap::model::plan::PlannedStep)| {
+        matches!(planned.step, Step::CutOver { .. } | Step::Verify { .. } | Step::Promote { .. })
+    };
+    let late = attempt.plan.steps.iter().enumerate().filter(is_late).map(|(index, _)| index);
+    assert_eq!(done_again, late.collect(), "{kind:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_is_finished_without_its_old_model_wherever_agents_die() {
+    for kind in [Kind::First, Kind::Plain, Kind::FromUnit, Kind::IntoRetained] {
+        is_finished_whatever_dies(kind).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_that_is_verified_is_finished_without_its_old_model_wherever_agents_die() {
+    is_finished_whatever_dies(Kind::Verified).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_is_finished_without_what_served_wherever_agents_die() {
+    for kind in [Kind::Rollback, Kind::ColdRollback, Kind::ColdAdopted, Kind::BackToUnit] {
+        is_finished_whatever_dies(kind).await;
+    }
+}
+
+/// Every call of the finishing fails.
+async fn fails_without_an_outage(kind: Kind) {
+    let (mut stuck, mut records) = (0, 0);
+    for death in 0..deaths(kind).await.len() {
+        let Some(lone) = bereaved(kind, death).await else { continue };
+        let begun = lone.scene.records(&lone.attempt).len();
+        if begun == records {
+            continue;
+        }
+        records = begun;
+        lone.scene.finish(&lone.attempt, &[]).await.unwrap();
+        for (number, call) in lone.scene.host.calls().iter().enumerate() {
+            for wrong in [Wrong::Fails, Wrong::DoesAndFails] {
+                let what = format!("{kind:?}: {death}, then {call:?} number {number} {wrong:?}");
+                let lone = bereaved(kind, death).await.unwrap();
+                let fault = Fault { call: number, wrong };
+                let conclusion = lone.scene.finish(&lone.attempt, &[fault]).await.unwrap();
+                assert_eq!(lone.scene.host.struck(), std::slice::from_ref(call), "{what}");
+                if conclusion.failure.is_none() {
+                    lone.assert_finished(None, &what).await;
+                    continue;
+                }
+                stuck += 1;
+                lone.assert_stays(&conclusion, &what).await;
+            }
+        }
+    }
+    assert!(stuck >= 5, "{kind:?}: only {stuck} faults decided anything");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_without_the_old_model_leaves_traffic_with_the_new_one() {
+    for kind in [Kind::First, Kind::FromUnit, Kind::Rollback] {
+        fails_without_an_outage(kind).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_undo_points_nginx_at_nobody_while_the_new_model_answers() {
+    for kind in Kind::ALL {
+        let mut undone = 0;
+        for (death, last) in deaths(kind).await.iter().enumerate() {
+            let what = format!("{kind:?}: {last:?} number {death}");
+            let Some(lone) = bereaved(kind, death).await else { continue };
+            let Some(conclusion) = lone.scene.recover(&lone.attempt, &[]).await.unwrap() else {
+                panic!("{what}: it had its outcome")
+            };
+            // Promoted, and only not said so.
+            if conclusion.failure.is_none() {
+                continue;
+            }
+            undone += 1;
+            lone.assert_stays(&conclusion, &what).await;
+        }
+        assert!(undone >= 5, "{kind:?}: only {undone} deaths left anything to undo");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_neither_model_answers_the_lines_are_as_before() {
+    let mut undone = 0;
+    for death in 0..deaths(Kind::First).await.len() {
+        let Some(lone) = bereaved(Kind::First, death).await else { continue };
+        let Bereaved { scene, attempt, before, .. } = lone;
+        let candidate = scene.host.world.borrow().on(attempt.plan.candidate.port).unwrap().id;
+        scene.host.world.borrow_mut().kill(candidate);
+        scene.host.allow_nobody();
+        let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+        if conclusion.failure.is_none() {
+            continue;
+        }
+        undone += 1;
+        // Until a person has started the old one again.
+        assert_eq!(conclusion.outcome, Outcome::Stuck, "{death}: {conclusion:#?}");
+        let message = conclusion.failure.unwrap().message;
+        assert!(message.contains("again, and nobody listens there"), "{death}: {message}");
+        assert_eq!((scene.facts().loaded, scene.facts().lines), (before.loaded, before.lines));
+    }
+    assert!(undone >= 5, "only {undone} deaths left anything to undo");
+}
