@@ -170,7 +170,12 @@ mod tests {
             assert!(matches!(seen[..], [Listening { uid: owner, .. }] if owner == uid), "{seen:?}");
             assert_eq!(seen, read(port).unwrap());
             drop(listener);
-            assert_eq!(asked(port).unwrap(), []);
+            // A process that another test is just starting has it open until its exec.
+            let is_gone = |_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                asked(port).unwrap().is_empty()
+            };
+            assert!((0..10_000).any(is_gone), "{port} is listened on for ever");
         }
     }
 
