@@ -194,6 +194,13 @@ http {{ access_log off; {temp} include {FOLDER}/llm.conf; }}
         let site = Site { nginx_config: file.into(), nginx_command, probe, ..guest.site() };
         let config = world.settings.config_on(&site, NEW)?;
 
+        // Without root as well, init finds what is the user's, and says how this nginx is called. This model was given no GPU.
+        let inputs = [("config", "first.yaml"), ("host", &guest.ssh_host())];
+        let found = Step::run(world.action("init", NEW, &inputs)?).await?;
+        let found = found.answered(&["left to you", "slots.a.gpus"]);
+        assert!(found.summary.contains(&format!("  config: {FOLDER}/llm.conf")), "{found}");
+        assert!(found.summary.contains(&format!("\"-c\", \"{FOLDER}/nginx.conf\"")), "{found}");
+
         let load = load_on(nginx).await?;
         let run = world.action("swap", NEW, &[])?.with_config(&config)?.spawn()?.finish().await?;
         run.ended(0, "promoted");

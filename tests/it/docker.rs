@@ -120,6 +120,17 @@ async fn an_nginx_in_a_container_is_asked_and_reloaded_there() -> Result<()> {
     let ask = async |command: &str| {
         Step::run(docked.world.action(command, NEW, &[])?.with_config(&config)?).await
     };
+    // What it calls /etc/nginx is another folder here.
+    let terminal = Terminal::at(&docked.world)?;
+    let look = ["--config", "-", "--nginx", "docker exec edge nginx"];
+    let (_, text) = init(&docked.world, &terminal, &look).await?;
+    for told in [
+        format!("config: {}\n", file.display()),
+        r#"command: ["docker", "exec", "edge", "nginx"]"#.to_owned(),
+        format!("http://{nginx}/v1/models"),
+    ] {
+        assert!(text.contains(&told), "no {told:?} in {text}");
+    }
     let load = Load::start(LoadSpec::mixed(nginx, NAME));
     load.wait_until(|tally| tally.total() > 20).await?;
     ask("swap").await?.ended(0, "promoted");

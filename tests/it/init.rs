@@ -44,10 +44,11 @@ pub(crate) async fn init(
     let server = &world.server;
     let nginx = server.nginx_command().join(" ");
     let (port, state) = (server.ssh_port().to_string(), server.state_dir().display().to_string());
-    let words = ["init", "--host", server.ssh_host(), "--ssh-port", &port, "--nginx", &nginx];
-    let words =
-        [&words[..], &["--state-dir", &state, "--ssh-key", "key", "--known-hosts", "hosts"]];
-    says(terminal, &[&words.concat(), more].concat(), &[]).await
+    let words = ["init", "--host", server.ssh_host(), "--ssh-port", &port];
+    let access = ["--state-dir", &state, "--ssh-key", "key", "--known-hosts", "hosts"];
+    let own = ["--nginx", nginx.as_str()];
+    let own = if more.contains(&"--nginx") { &[][..] } else { &own[..] };
+    says(terminal, &[&words[..], &access, own, more].concat(), &[]).await
 }
 
 /// The file with the setting that the testbed needs to know its own: its mark in the environment of what is started.

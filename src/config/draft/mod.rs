@@ -232,14 +232,10 @@ fn nginx(text: &mut String, chosen: Option<Candidate<'_>>, listener: Option<&Lis
         Some(file) => {
             let _ = writeln!(text, "  config: {}", scalar(&file.display().to_string()));
         }
-        None => {
-            let container = proxy.container.as_deref().unwrap_or_default();
-            let _ = writeln!(
-                text,
-                "  # The container {} has the file; how this machine names it is not known.\n  # ? config: /srv/nginx/conf.d/llm.conf",
-                inert(container)
-            );
-        }
+        None => text.push_str(
+            "  # nginx reads a file that this machine does not have by that path, as in a container: name it as this machine does.\n  \
+             # ? config: /srv/nginx/conf.d/llm.conf\n",
+        ),
     }
     let servers: Vec<_> = upstream.servers.iter().map(|server| inert(server)).collect();
     line(text, &format!("  upstream: {}", scalar(&upstream.name)), &servers.join("; "));

@@ -6,7 +6,7 @@ use super::call;
 use super::process::Master;
 use crate::host::docker::{self, Container};
 use crate::host::process;
-use crate::model::failure::Hint;
+use crate::model::failure::{Failure, Hint};
 use crate::model::survey::Proxy;
 use crate::swap::nginx_conf::DirectPass;
 
@@ -16,23 +16,31 @@ const DECIDING: [&str; 3] = ["-c", "-p", "-e"];
 /// Looks at the nginx that a command names; without one, at all that run, or else at the one that is installed.
 pub async fn survey(named: &[String]) -> Vec<Proxy> {
     let mut seen: Vec<(Vec<String>, Option<Container>)> = Vec::new();
+    let mut proxies = Vec::new();
     if named.is_empty() {
         for master in Master::all() {
             let found = match master.is_contained() {
                 true => contained(&master).await,
                 false => Some((command(&master.title()), None)),
             };
-            if let Some(found) = found.filter(|found| !seen.iter().any(|(it, _)| *it == found.0)) {
-                seen.push(found);
+            match found {
+                Some(found) if seen.iter().any(|(it, _)| *it == found.0) => {}
+                Some(found) => seen.push(found),
+                None => proxies.push(unknown(&master)),
             }
         }
     } else {
-        seen.push((named.to_vec(), None));
+        let container = match named {
+            [docker, exec, name, ..] if docker == "docker" && exec == "exec" => {
+                docker::inspect(name).await.ok().flatten()
+            }
+            _ => None,
+        };
+        seen.push((named.to_vec(), container));
     }
-    if seen.is_empty() {
+    if seen.is_empty() && proxies.is_empty() {
         seen.push((vec!["nginx".to_owned()], None));
     }
-    let mut proxies = Vec::new();
     for (command, container) in seen {
         proxies.push(look(command, container).await);
     }
@@ -49,19 +57,45 @@ async fn look(command: Vec<String>, container: Option<Container>) -> Proxy {
         direct: Vec::new(),
         failure: None,
     };
-    match call::test_and_dump(&proxy.command).await {
-        Ok(dump) => {
-            proxy.upstreams = dump.upstreams();
-            proxy.direct = dump.direct_passes("", &[]).iter().map(told).collect();
+    let dump = match call::test_and_dump(&proxy.command).await {
+        Ok(dump) => dump,
+        Err(error) => {
+            proxy.failure = Some(error.to_failure());
+            return proxy;
         }
-        Err(error) => proxy.failure = Some(error.to_failure()),
-    }
-    if let Some(container) = container {
-        for upstream in &mut proxy.upstreams {
-            upstream.file = upstream.file.take().and_then(|file| container.outside(&file));
-        }
+    };
+    proxy.upstreams = dump.upstreams();
+    proxy.direct = dump.direct_passes("", &[]).iter().map(told).collect();
+    for upstream in &mut proxy.upstreams {
+        let Some(named) = upstream.file.take() else { continue };
+        let file = match &container {
+            Some(container) => container.outside(&named),
+            None => Some(named.clone()),
+        };
+        // Where nginx has a file system of its own, the same path is another file here.
+        upstream.file = file.filter(|file| holds(file, dump.text_of(&named)));
     }
     proxy
+}
+
+/// Whether a file is the one that nginx has printed, which ends each with a line break.
+fn holds(file: &Path, printed: Option<&str>) -> bool {
+    let text = std::fs::read(file).map(|text| String::from_utf8_lossy(&text).into_owned());
+    text.is_ok_and(|text| printed.map(str::trim_end) == Some(text.trim_end()))
+}
+
+/// An nginx in namespaces of its own, of which Docker knows nothing.
+fn unknown(master: &Master) -> Proxy {
+    let process = master.process;
+    Proxy {
+        command: command(&master.title()),
+        container: Some(process.to_string()),
+        upstreams: Vec::new(),
+        direct: Vec::new(),
+        failure: Some(Failure::new(format!(
+            "process {process} is in a container that Docker does not know; say with --nginx how it is called from outside"
+        ))),
+    }
 }
 
 fn told(pass: &DirectPass) -> String {

@@ -142,6 +142,11 @@ impl Dump {
         self.files.iter().map(|file| file.path.as_path())
     }
 
+    /// The text of a file, by the path as nginx names it.
+    pub fn text_of(&self, path: &Path) -> Option<&str> {
+        self.files.iter().find(|file| file.path == path).map(|file| file.text.as_str())
+    }
+
     /// Target of `pid` as written; `None` if nginx's compiled-in one is used.
     pub fn pid(&self) -> Option<String> {
         self.first_args(&[], "pid").pop()
