@@ -23,5 +23,5 @@ pub mod remote;
 pub mod render;
 
 pub mod cli;
-pub mod init;
+pub mod pid1;
 pub mod runner;

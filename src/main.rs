@@ -12,9 +12,9 @@ use model_swap::cli::{Cli, Part, ServerPart, Verb};
 use model_swap::github::inputs::Inputs;
 use model_swap::github::run::WorkflowRun;
 use model_swap::host::process;
-use model_swap::init;
 use model_swap::model::failure::{Failure, Hint};
 use model_swap::model::outcome::Exit;
+use model_swap::pid1;
 use model_swap::runner::{self, Setting, Surface, Voice};
 
 /// How long a blocked name look-up may hold up the end of the process.
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     let verb = (!is_action)
         .then(|| Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).command);
     let ended = match verb {
-        _ if init::is_first() => on_one_thread(init::attend()).and_then(|code| Ok(code?)),
+        _ if pid1::is_first() => on_one_thread(pid1::attend()).and_then(|code| Ok(code?)),
         None if is_afterwards() => afterwards(env),
         Some(Verb::Agent { services, part: None }) => {
             on_one_thread(agent::session(Access::Listed(services))).map(|()| ExitCode::SUCCESS)

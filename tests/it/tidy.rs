@@ -28,7 +28,7 @@ const FLOORS: [(&str, u8); 19] = [
     ("render", 4),
     ("runner", 5),
     ("cli", 5),
-    ("init", 5),
+    ("pid1", 5),
     ("main", 5),
 ];
 

@@ -68,6 +68,9 @@ pub fn nginx(data: &[u8]) {
     for dump in [Dump::parse(&text), of_file].into_iter().flatten() {
         let _ = (dump.pid(), dump.user(), dump.error_logs(), dump.worker_shutdown_timeout());
         drop(dump.locate(UPSTREAM, &ports));
+        for upstream in dump.upstreams() {
+            assert!(upstream.port.is_none() || upstream.servers.len() == 1, "{upstream:?}");
+        }
     }
     let Ok(before) = active_servers(data, UPSTREAM) else { return };
     for port in ports {
