@@ -25,6 +25,13 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// The longest answer that is read, in bytes: a list of models is far shorter.
 const LONGEST_ANSWER: usize = 1024 * 1024;
 
+/// How rustls begins what it says of a certificate that does not hold.
+const BAD_CERTIFICATE: &str = "invalid peer certificate";
+
+/// Which certificates hold (rustls-native-certs): the step's environment decides, and else the system that it runs on.
+const TRUSTED: &str = "; only authorities count that are in the file that SSL_CERT_FILE names in the step's env, or without \
+                       it the public ones: name a file that has yours as well, or give the URL that customers use";
+
 /// What a customer asks, and with which key.
 #[derive(Debug, Clone)]
 pub(super) struct Customer {
@@ -94,6 +101,9 @@ impl Customer {
             while let Some(error) = cause {
                 text.push_str(&format!(": {error}"));
                 cause = error.source();
+            }
+            if text.contains(BAD_CERTIFICATE) {
+                text.push_str(TRUSTED);
             }
             text
         };

@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use axum::http::HeaderMap;
 use axum::{Json, Router, routing};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use testbed::github::FakeGitHub;
-use testbed::server::free_port;
+use testbed::server::{ServerSpec, default_upstream_file, free_port};
 
 use crate::step::Step;
 use crate::support::{NEW, OLD, World};
@@ -18,6 +19,65 @@ async fn world(url: &str, rest: &str) -> Result<World> {
     let mut world = World::start().await?;
     world.settings.verify = format!("{{ url: {url:?}, {rest} }}");
     Ok(world)
+}
+
+/// A certificate for loopback, of an authority that nobody trusts unless he is told to.
+struct Certificate {
+    folder: TempDir,
+}
+
+impl Certificate {
+    fn make() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(
+            folder.path().join("names"),
+            "subjectAltName = IP:127.0.0.1\nbasicConstraints = critical, CA:FALSE\n",
+        )?;
+        const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        let authority = "-subj /CN=An-authority -addext keyUsage=critical,keyCertSign -days 2";
+        for words in [
+            format!("req -x509 {KEY} {authority} -keyout ca.key -out ca.pem"),
+            format!("req {KEY} -subj /CN=llm -keyout key.pem -out request.pem"),
+            "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+             -extfile names -out cert.pem"
+                .to_owned(),
+        ] {
+            let mut openssl = std::process::Command::new("openssl");
+            let output = openssl.args(words.split_whitespace()).current_dir(folder.path()).output();
+            let output = output.context("openssl is not installed: apt-get install openssl")?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            anyhow::ensure!(output.status.success(), "openssl {words}: {said}");
+        }
+        Ok(Self { folder })
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// A server that customers reach over TLS, and the URL there.
+    async fn world(&self, rest: &str) -> Result<(World, String)> {
+        let port = free_port()?;
+        let (cert, key) = (self.file("cert.pem"), self.file("key.pem"));
+        let upstream_file = move |ports| {
+            default_upstream_file(ports)
+                + &format!(
+                    "server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {cert};
+    ssl_certificate_key {key};
+    location / {{ proxy_pass http://llm; }}
+}}
+"
+                )
+        };
+        let upstream_file = Box::new(upstream_file);
+        let mut world =
+            World::on(ServerSpec { upstream_file, ..ServerSpec::default() }, &[]).await?;
+        let url = format!("https://127.0.0.1:{port}/v1/models");
+        world.settings.verify = format!("{{ url: {url:?}, {rest} }}");
+        Ok((world, url))
+    }
 }
 
 /// Where nobody answers.
@@ -146,5 +206,35 @@ async fn a_word_with_another_nonce_counts_for_nothing() -> Result<()> {
     assert!(!world.told().contains(r#""event":"concluded""#), "{}", world.told());
     confirm(nonce).await?;
     step.finish().await?.ended(0, "promoted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn customers_are_met_over_tls_where_the_step_names_their_authority() -> Result<()> {
+    let certificate = Certificate::make()?;
+    let (world, _) = certificate.world("within: 2m").await?;
+    let load = world.load().await?;
+    let trusting =
+        world.action("swap", NEW, &[])?.with(&[("SSL_CERT_FILE", &certificate.file("ca.pem"))]);
+    let run = Step::run(trusting).await?.ended(0, "promoted");
+    assert!(!run.stdout.contains("not as expected yet"), "{run}");
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_certificate_that_the_step_does_not_trust_is_named_with_the_way_out() -> Result<()> {
+    let certificate = Certificate::make()?;
+    let (world, url) = certificate.world("within: 3s").await?;
+    let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(5, "rolled-back");
+    for text in [
+        &format!("not as expected yet: {url} cannot be asked: "),
+        "invalid peer certificate: UnknownIssuer",
+        "in the file that SSL_CERT_FILE names in the step's env",
+    ] {
+        assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
+    }
+    assert_eq!(world.serves().await?, OLD);
     Ok(())
 }
