@@ -11,7 +11,8 @@ use testbed::load::http::get;
 use testbed::load::{Load, LoadSpec};
 use testbed::server::{Ports, ServerSpec, default_upstream_file, free_port, listeners};
 
-use crate::support::{NAME, NEW, OLD, Run, World};
+use crate::step::{send, until};
+use crate::support::{NAME, NEW, OLD, Run, World, alive};
 
 /// `nobody` of Debian; any user but root would do.
 const NOBODY: u32 = 65534;
@@ -133,6 +134,38 @@ async fn an_nginx_that_was_stopped_is_refused() -> Result<()> {
     assert!(world.old_runs()?);
     assert!(listeners(world.server.ports().b)?.is_empty());
     assert_eq!(fs::read(world.server.nginx_config())?, file);
+    Ok(())
+}
+
+/// nginx's own upgrade leaves two masters that share every socket, until one is told to quit.
+#[tokio::test]
+async fn a_second_master_that_takes_requests_as_well_is_refused() -> Result<()> {
+    // Else the new master would not know whose it is.
+    let main_lines = format!("env {};", testbed::server::MARK);
+    let world = World::on(ServerSpec { main_lines, ..ServerSpec::default() }, &[]).await?;
+    let load = world.load().await?;
+    let file = fs::read(world.server.nginx_config())?;
+    let old = world.server.nginx_master()?;
+    send("-USR2", old)?;
+    let new = until("a second master", || {
+        let new = world.server.nginx_master().ok().filter(|new| *new != old);
+        Ok(new.filter(|_| world.server.nginx_workers().is_ok_and(|workers| !workers.is_empty())))
+    })
+    .await?;
+    let said = [
+        &format!("two nginx masters take requests from the same sockets: {new}, "),
+        &format!("and {old}"),
+        &format!("`kill -QUIT {old}`"),
+    ];
+    for command in ["plan", "swap"] {
+        world.run(command, NEW, &[]).await?.refused(3, &said.map(String::as_str));
+    }
+    assert_eq!(fs::read(world.server.nginx_config())?, file);
+    send("-QUIT", old)?;
+    until("one master", || Ok((!alive(old)).then_some(()))).await?;
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    world.until_serves(NEW).await?;
+    load.stop().await.assert_clean();
     Ok(())
 }
 

@@ -76,6 +76,16 @@ pub enum NginxError {
         /// Pids of nginx masters that run all the same.
         running: Vec<i32>,
     },
+    /// Requests are taken by two masters, as while nginx's binary is upgraded.
+    #[error(
+        "two nginx masters take requests from the same sockets: {master}, which the pid file names, and {other}"
+    )]
+    TwoMasters {
+        /// The master's pid.
+        master: i32,
+        /// The other one's.
+        other: i32,
+    },
     /// The running nginx belongs to somebody else.
     #[error("nginx (pid {pid}) belongs to another user")]
     Foreign {
@@ -208,6 +218,10 @@ impl Hint for NginxError {
                     running.join(", ")
                 )
             }
+            Self::TwoMasters { other, .. } => format!(
+                "only one of them would be told of another model: bring the upgrade of nginx's binary to its end first, as with \
+                 `kill -QUIT {other}`"
+            ),
             Self::Foreign { .. } | Self::NotWritable { .. } => {
                 "let the SSH user become root by `sudo -n`, or let that user own nginx and its configuration".to_owned()
             }

@@ -169,6 +169,10 @@ impl Nginx {
         };
         let pid_file = call::pid_file(&self.spec.command, dump).await?;
         if let Some(master) = Master::find(&pid_file, |master| !names(master).is_empty())? {
+            if let Some(rival) = master.rival() {
+                let (master, other) = (master.process.pid, rival.process.pid);
+                return Err(NginxError::TwoMasters { master, other });
+            }
             return Ok(Running { names: names(&master), master });
         }
         let named = read_pid(&pid_file);

@@ -84,6 +84,19 @@ impl Master {
         Ok(Self::all().into_iter().find(inside))
     }
 
+    /// Another master that takes requests from the same sockets: nginx's binary is being upgraded (`kill -USR2`). The new
+    /// master is a child of the old one, and a reload of one of them changes nothing for the other.
+    pub(super) fn rival(&self) -> Option<Self> {
+        let parent = Process::new(self.process.pid).and_then(|process| process.stat());
+        let children = self.children(|title| title.starts_with(MASTER_TITLE)).unwrap_or_default();
+        let related = parent.ok().map(|stat| stat.ppid).into_iter();
+        related
+            .chain(children.iter().map(|child| child.pid))
+            .filter_map(|pid| Self::of_pid(pid).ok().flatten())
+            // A worker has its master's title for a moment, and no workers of its own.
+            .find(|other| other.live_workers().is_ok_and(|workers| !workers.is_empty()))
+    }
+
     /// A path that the master uses, as this process can open it.
     pub(super) fn sees(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
