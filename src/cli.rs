@@ -50,7 +50,7 @@ pub enum Verb {
         /// Port of the server's sshd; without it the user's own ssh configuration applies, or 22.
         #[arg(long)]
         ssh_port: Option<u16>,
-        /// Hosts to jump through, as [user@]host[:port], several with commas.
+        /// Hosts to jump through, as `[user@]host[:port]`, several with commas.
         #[arg(long, value_parser = jump)]
         jump: Option<String>,
         /// How nginx is called there, as `docker exec edge nginx`; without it, whichever run.
