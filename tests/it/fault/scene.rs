@@ -141,7 +141,7 @@ impl Facts {
             self.state.retained = None;
         }
         let (name, gpu) = if port == A { ("a", "gpu-0") } else { ("b", "gpu-1") };
-        self.booted.retain(|unit| !unit.name.ends_with(&format!("-{name}.service")));
+        self.booted.retain(|unit| !unit.name.ends_with(&format!(".{name}.service")));
         self.claims
             .retain(|file, _| !file.ends_with(gpu) && !file.ends_with(format!("port-{port}")));
         self
