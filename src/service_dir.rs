@@ -235,7 +235,12 @@ impl ServiceDir {
 
     /// How the incumbent was started that a swap adopted; `None` if it adopted none.
     pub fn incumbent(&self, swap: &SwapId) -> Option<Snapshot> {
-        serde_json::from_slice(&fs::read(self.swap(swap).join(INCUMBENT)).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.incumbent_file(swap)).ok()?).ok()
+    }
+
+    /// Where that is kept.
+    pub fn incumbent_file(&self, swap: &SwapId) -> PathBuf {
+        self.swap(swap).join(INCUMBENT)
     }
 
     /// Where the output of the replica that a swap starts goes, unless its keeper takes it.

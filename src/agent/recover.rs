@@ -101,9 +101,13 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
     };
-    bring_to_end(&dir, &swap, (&asked.secrets, Wanted::Repair), accepted)
-        .await
-        .map_err(Refusal::environment)?;
+    if let Err(failure) =
+        bring_to_end(&dir, &swap, (&asked.secrets, Wanted::Repair), accepted).await
+    {
+        // Half undone it is neither stuck nor at its end: the next command must learn that somebody was at it.
+        lease.leave_to_the_next();
+        return Err(Refusal::environment(failure));
+    }
     lease.recovered(&own(&swap)).map_err(|error| Refusal::environment(error.to_failure()))
 }
 
@@ -181,7 +185,9 @@ async fn bring_to_end(
         if conclusion.failure.is_some() {
             remember(dir, swap, conclusion.outcome, &cx.plan, cx.host.now());
         }
-        cx.tell(EventKind::Closed(Closing::Nothing));
+        if dir.load()?.retained.is_none_or(|retained| retained.swap != *swap) {
+            cx.tell(EventKind::Closed(Closing::Nothing));
+        }
     }
     Ok(())
 }

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::executor::Context;
-use crate::host::engine::Answer;
+use crate::executor::{self, Context, Presence};
 use crate::host::{Host, SystemHost};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
-use crate::model::ids::{Port, ProcessId, SlotName};
+use crate::model::ids::{ProcessId, SlotName};
 use crate::model::replica::Replica;
 use crate::swap::recovery;
 
@@ -33,14 +32,18 @@ pub(super) async fn of(cx: &Context<'_, SystemHost>, journal: &Journal) -> Way {
     let candidate = &cx.plan.candidate;
     let deadline = Instant::now() + cx.spec().ready.timeout;
     loop {
-        if is_ready(cx.host, incumbent.port).await {
-            return Way::Back;
-        }
         let is_late = Instant::now() >= deadline;
-        // A plain process that is gone stays gone.
-        let comes_back = !is_late && incumbent.keeper.restarts();
+        let comes_back = match executor::presence(cx.host, incumbent.port).await {
+            Presence::Ready => return Way::Back,
+            // It has too much to do, and is there.
+            Presence::Unready if incumbent.keeper.is_process() => return Way::Back,
+            Presence::Unready => !is_late,
+            // A plain process that is gone stays gone.
+            Presence::Gone => !is_late && incumbent.keeper.restarts(),
+        };
         let points = cx.host.upstream().await.is_ok_and(|view| view.port == candidate.port);
-        if !comes_back && points && is_ready(cx.host, candidate.port).await {
+        let serves = || executor::presence(cx.host, candidate.port);
+        if !comes_back && points && serves().await == Presence::Ready {
             return Way::Forward;
         }
         if !comes_back && (is_late || candidate.keeper.is_process()) {
@@ -48,10 +51,6 @@ pub(super) async fn of(cx: &Context<'_, SystemHost>, journal: &Journal) -> Way {
         }
         sleep(LOOK).await;
     }
-}
-
-async fn is_ready(host: &SystemHost, port: Port) -> bool {
-    matches!(host.ask(port).await, Answer::Ready(_) | Answer::Locked)
 }
 
 /// What runs in the slots then: what served before, where a unit or a container may start it yet, and the candidate of a

@@ -15,7 +15,7 @@ use crate::model::ids::{ProcessId, SlotName, SwapId};
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Side};
 use crate::model::record::{Done, Record, RecordKind, Retained};
-use crate::model::replica::Replica;
+use crate::model::replica::{Keeper, Replica};
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::Asked;
 use crate::service_dir::{HostLock, ServiceDir};
@@ -53,6 +53,7 @@ pub struct Context<'a, H> {
     events: RefCell<EventLog>,
     cutover: RefCell<Cutover>,
     index: Cell<usize>,
+    heeds_orders: Cell<bool>,
 }
 
 impl<'a, H: Host> Context<'a, H> {
@@ -75,6 +76,7 @@ impl<'a, H: Host> Context<'a, H> {
             events: RefCell::new(events),
             cutover: RefCell::new(Cutover::Unknown),
             index: Cell::new(0),
+            heeds_orders: Cell::new(true),
         }
     }
 
@@ -109,12 +111,17 @@ impl<'a, H: Host> Context<'a, H> {
         self.tell(EventKind::GatePassed { index, gate, measured });
     }
 
+    /// From now on an order to abort counts for nothing: what served before does not come back, and traffic cannot.
+    pub(super) fn heed_no_order(&self) {
+        self.heeds_orders.set(false);
+    }
+
     /// Waits for something that changes nothing, unless the swap is to be aborted; after `promote` nobody can.
     pub(super) async fn unless_aborted<T>(
         &self,
         wait: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        if self.after_promote() {
+        if self.after_promote() || !self.heeds_orders.get() {
             return wait.await;
         }
         tokio::select! {
@@ -135,6 +142,8 @@ impl<'a, H: Host> Context<'a, H> {
         let ended = |side: &Side| {
             self.replicas.get(&side.slot).is_none_or(|replica| !self.host.alive(replica.main))
                 && self.host.is_silent(side.port)
+                // Where the kernel forwards to a container nobody listens.
+                && !matches!(side.keeper, Keeper::Docker(_))
         };
         match serves {
             Some(side) if self.plan.incumbent.as_ref() == Some(side) && ended(side) => format!(

@@ -8,7 +8,7 @@ mod steps;
 use context::Cutover;
 pub use context::{Context, started};
 pub use observe::{World, look, observe, stuck_swaps};
-pub use route::{prove_route, traffic_now};
+pub use route::{Presence, presence, prove_route, traffic_now};
 
 use crate::abort;
 use crate::host::Host;
@@ -171,6 +171,7 @@ pub async fn finish<H: Host>(
     cx: &Context<'_, H>,
     journal: &mut Journal,
 ) -> Result<Conclusion, JournalError> {
+    cx.heed_no_order();
     for index in 0..cx.plan.steps.len() {
         let done = match journal.status().steps[index] {
             StepStatus::Succeeded => continue,
@@ -202,6 +203,7 @@ async fn again<H: Host>(
         Err(failure) => {
             let kind = RecordKind::Failed { step: index, failure: failure.clone() };
             journal.append(kind, cx.host.now())?;
+            cx.tell(EventKind::StepFailed { index, took_ms: 0, failure: failure.clone() });
             Ok(Err(failure))
         }
     }

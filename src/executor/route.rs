@@ -9,6 +9,28 @@ use crate::model::ids::Port;
 use crate::model::plan::{Plan, Side};
 use crate::model::spec::SwapSpec;
 
+/// Whether the replica on a port is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It is ready, or wants a key that nobody has.
+    Ready,
+    /// Somebody listens, and does not answer as a ready replica does: it loads, or has too much to do.
+    Unready,
+    /// Nobody listens.
+    Gone,
+}
+
+/// Looks whether the replica on a port is there.
+pub async fn presence<H: Host>(host: &H, port: Port) -> Presence {
+    match host.ask(port).await {
+        // Where the kernel forwards to a container nobody listens: silence alone tells nothing.
+        Answer::Ready(_) | Answer::Locked => Presence::Ready,
+        Answer::Refused => Presence::Gone,
+        Answer::Unwell(_) if host.is_silent(port) => Presence::Gone,
+        Answer::Unwell(_) => Presence::Unready,
+    }
+}
+
 /// What tells the replica on `expected` from the one on `other` in an answer through nginx, if anything does.
 pub(super) async fn identity<H: Host>(host: &H, expected: Port, other: Port) -> Option<Identity> {
     let Answer::Ready(mine) = host.ask(expected).await else { return None };

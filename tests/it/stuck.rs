@@ -259,3 +259,32 @@ async fn two_swaps_that_are_stuck_are_repaired_one_after_the_other() -> Result<(
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
     Ok(())
 }
+
+/// Half undone, a swap is neither stuck nor at its end.
+#[tokio::test]
+async fn a_repair_that_meets_a_full_disk_is_gone_on_with_before_anything_new_begins() -> Result<()>
+{
+    let (world, _, answer) = busy().await?;
+    Step::run(world.action("swap", "Qwen/Third", &[])?).await?.refused(7, &["is stuck"]);
+    let [swap] = &swaps(&world)?[..] else { panic!("not one swap") };
+    drop(answer);
+    let records = || fs::read_to_string(swap.join("journal.ndjson"));
+    let is_open = || -> Result<bool> {
+        // The disk took half of the record that came after it.
+        let is_whole = |record: &&str| serde_json::from_str::<serde_json::Value>(record).is_ok();
+        Ok(records()?.lines().rfind(is_whole).is_some_and(|record| record.contains("undo_")))
+    };
+    for write in 1.. {
+        world.server.strike(Some(Aim::Full(write)))?;
+        let run = Step::run(world.action("repair", NEW, &[])?).await?;
+        world.server.strike(None)?;
+        assert_ne!(run.code, 0, "no repair ended half-way\n{}\n{run}", records()?);
+        if is_open()? {
+            break;
+        }
+    }
+    let run = Step::run(world.action("swap", "Qwen/Third", &[])?).await?.ended(0, "promoted");
+    assert!(!is_open()?, "{}\n{run}", records()?);
+    world.until_serves("Qwen/Third").await?;
+    Ok(())
+}

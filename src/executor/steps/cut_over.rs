@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::drain::{self, Idle, Watched};
 use super::{Acted, Undone};
 use crate::executor::context::{Context, Cutover};
-use crate::executor::route::{identity, prove_route};
+use crate::executor::route::{Presence, identity, presence, prove_route};
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::Expectation;
@@ -102,6 +102,7 @@ pub(super) async fn again<H: Host>(
     prove_route(cx.host, cx.spec(), &view, old).await?;
     let old_workers = cx.host.loaded(view.master)?.old_workers;
     let detail = format!("new requests go to port {new}");
+    cx.passed("route", detail.as_str());
     Ok(Acted { done: Done::CutOver { old_workers }, detail })
 }
 
@@ -169,9 +170,11 @@ fn gone<H: Host>(cx: &Context<'_, H>, side: &Side, to: &SlotName) -> Failure {
 fn start_again<H: Host>(cx: &Context<'_, H>, side: &Side) -> String {
     match cx.dir.incumbent(&cx.swap) {
         Some(was) => format!(
-            "start it again as it was started, by user {}: cd {} && {}",
+            "start it again as it was started, by user {}, with the environment that {} holds, and each *** as it was: \
+             cd {} && {}",
             user_name(was.identity.uid),
-            was.cwd.display(),
+            cx.dir.incumbent_file(&cx.swap).display(),
+            shell_words::quote(&was.cwd.display().to_string()),
             shell_words::join(redact(&was.argv))
         ),
         None => format!("start {} again, on port {}", side.revision.model, side.port),
@@ -186,25 +189,34 @@ async fn await_incumbent<H: Host>(
 ) -> Result<(), Failure> {
     let Some(side) = &cx.plan.incumbent else { return Ok(()) };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
-    // Either look alone may fail.
-    let is_gone =
-        || async { cx.host.is_silent(old) || matches!(cx.host.ask(old).await, Answer::Refused) };
     let is_moved = || async { cx.host.upstream().await.map_or(true, |view| view.port == new) };
-    let answers = || async { !matches!(cx.host.ask(new).await, Answer::Refused) };
     let mut limit = None;
-    while is_gone().await && is_moved().await && answers().await {
+    loop {
+        let seen = presence(cx.host, old).await;
+        let is_better = match (seen, presence(cx.host, new).await) {
+            // Nothing has started a plain process again: it has too much to do, and is there.
+            (Presence::Unready, _) if side.keeper.is_process() => false,
+            (Presence::Unready, new) => new == Presence::Ready,
+            (Presence::Gone, new) => new != Presence::Gone,
+            (Presence::Ready, _) => false,
+        };
+        if !is_better || !is_moved().await {
+            return Ok(());
+        }
         let limit = *limit.get_or_insert_with(|| cx.host.now() + cx.spec().ready.timeout);
         if side.keeper.is_process() || cx.host.now() >= limit {
+            let seen = match seen {
+                Presence::Gone => format!("nobody listens on port {old} of slot {from} any more"),
+                _ => format!("what listens on port {old} of slot {from} has not become ready"),
+            };
             return Err(Failure::new(format!(
-                "nobody listens on port {old} of slot {from} any more, where {} served, and {} in slot {to} answers: \
-                 traffic stays there",
+                "{seen}, where {} served, and {} in slot {to} answers: traffic stays there",
                 side.revision.model, cx.plan.candidate.revision.model
             ))
             .hint(start_again(cx, side)));
         }
         cx.host.pause(INCUMBENT_LOOK).await;
     }
-    Ok(())
 }
 
 /// How traffic came back.

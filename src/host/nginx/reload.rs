@@ -10,7 +10,7 @@ use super::{Nginx, call, metadata, read};
 use crate::host::durable;
 use crate::model::ids::ProcessId;
 use crate::model::record::UpstreamImage;
-use crate::swap::nginx_conf::{active_servers, replace_servers};
+use crate::swap::nginx_conf::{Dump, active_servers, replace_servers};
 
 /// Bound on the first new worker after a reload: nginx tries to bind a busy port 5 times, 500 ms apart
 /// (`ngx_open_listening_sockets`), and resolves names and reads certificates once more, on a slow day for long.
@@ -18,6 +18,12 @@ pub(super) const RELOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often new workers are looked for; the first was seen 0 to 25 ms after a reload.
 const RELOAD_POLL: Duration = Duration::from_millis(2);
+
+/// Bound on an upgrade of nginx's binary that is under way: what packages run ends the old master after some seconds.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two looks whether it is over, which nothing announces.
+const UPGRADE_POLL: Duration = Duration::from_millis(200);
 
 /// nginx has loaded what is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +97,10 @@ impl Nginx {
         if wanted == current {
             return self.reload().await;
         }
+        // A second master would load the lines on its own, and nobody would wait for its workers.
+        if let Ok(dump) = call::test_and_dump(&self.spec.command).await {
+            self.alone(&dump).await?;
+        }
         durable::replace(file, &wanted).map_err(NginxError::Write)?;
         let why = match self.reload().await {
             Ok(reloaded) => return Ok(reloaded),
@@ -101,7 +111,9 @@ impl Nginx {
             NginxError::NoNewWorkers { master, .. } => {
                 Master::of_pid(*master)?.map_or(Ok(()), |master| master.reload())
             }
-            NginxError::MasterGone { .. } | NginxError::Process { .. } => Ok(()),
+            NginxError::MasterGone { .. }
+            | NginxError::Process { .. }
+            | NginxError::TwoMasters { .. } => Ok(()),
             // Surely never loaded: with its old time the file says that it is older than the workers.
             _ => set_modified(file, written),
         });
@@ -116,12 +128,25 @@ impl Nginx {
     /// Tests what is on disk and makes the master load it.
     async fn reload(&self) -> Result<Reloaded, NginxError> {
         let dump = call::test_and_dump(&self.spec.command).await?;
-        let master = self.running(&dump).await?.master;
+        let master = self.alone(&dump).await?;
         let mut log = ErrorLog::of(&master, call::error_log(&dump).as_deref());
         let old_workers = master.workers()?;
         master.reload()?;
         let new_workers = self.await_workers(&master, &old_workers, &mut log).await?;
         Ok(Reloaded { master: master.process, old_workers, new_workers })
+    }
+
+    /// The master, once no other one takes requests from its sockets any more.
+    async fn alone(&self, dump: &Dump) -> Result<Master, NginxError> {
+        let started = Instant::now();
+        loop {
+            match self.running(dump).await {
+                Err(NginxError::TwoMasters { .. }) if started.elapsed() < UPGRADE_LIMIT => {
+                    tokio::time::sleep(UPGRADE_POLL).await;
+                }
+                running => return Ok(running?.master),
+            }
+        }
     }
 
     async fn await_workers(

@@ -19,7 +19,10 @@ pub async fn survey(named: &[String]) -> Vec<Proxy> {
     let mut proxies = Vec::new();
     if named.is_empty() {
         for master in Master::all() {
-            let found = match master.is_contained() {
+            // A unit with a /tmp of its own (`PrivateTmp=`) is in no container.
+            let is_inside =
+                master.is_contained() && process::container_of(master.process).is_some();
+            let found = match is_inside {
                 true => contained(&master).await,
                 false => Some((command(&master.title()), None)),
             };

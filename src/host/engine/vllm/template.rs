@@ -56,14 +56,17 @@ fn model_at(argv: &[String], model: Option<&str>) -> Option<usize> {
 fn without_secrets(words: &[String]) -> (Vec<String>, Vec<String>) {
     let mut kept: Vec<String> = Vec::new();
     let mut left_out = Vec::new();
+    let mut before = "";
     for word in words {
         if !word.contains(HIDDEN) {
             kept.push(word.clone());
         } else if word.starts_with('-') {
             left_out.push(word.split('=').next().unwrap_or_default().to_owned());
-        } else if kept.last().is_some_and(|flag| flag.starts_with('-') && !flag.contains('=')) {
+        // Of several values the first stands after the flag.
+        } else if !before.contains(HIDDEN) && before.starts_with('-') && !before.contains('=') {
             left_out.extend(kept.pop());
         }
+        before = word;
     }
     (kept, left_out)
 }
