@@ -224,3 +224,27 @@ fn a_reboot_while_draining_ends_with_the_old_model_retired() -> Result<()> {
 fn a_power_loss_while_draining_ends_with_the_old_model_retired() -> Result<()> {
     while_draining(Outage::PowerLoss)
 }
+
+/// No way back leads from there, whatever came of it.
+#[test]
+fn a_power_loss_while_retiring_ends_with_the_old_model_retired() -> Result<()> {
+    let stubborn = ("Qwen/Old".to_owned(), "--stub-hang-on-term".to_owned());
+    let spec = GuestSpec { incumbent: Some(stubborn), ..GuestSpec::bare() };
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        world.settings.retain = "0s".to_owned();
+        let mut step = Step::start(world.action("swap", NEW, &[("wait", "retired")])?)?;
+        step.says("→ retire a").await?;
+        until("the old model is being stopped", async || {
+            Ok(world.unit(INCUMBENT).await?.starts_with("deactivating"))
+        })
+        .await?;
+        Outage::PowerLoss.strike(world).await?;
+        step.kill()?;
+        serves_cleanly(world, NEW).await?;
+        world.until_through().await?;
+        assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it is retired");
+        assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always");
+        serves_cleanly(world, NEW).await
+    })
+}
