@@ -19,7 +19,6 @@ mod run;
 mod sampling;
 mod stuck;
 mod uninstall;
-mod way;
 
 pub use install::install;
 pub use resume::resume;

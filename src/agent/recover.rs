@@ -6,11 +6,10 @@ use super::abort::nothing_to_abort;
 use super::answer::Answers;
 use super::left::Left;
 use super::run::remember;
-use super::way::{self, Way};
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
-use crate::executor::{self, stuck_swaps};
+use crate::executor::{self, Direction, stuck_swaps};
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
@@ -173,13 +172,13 @@ async fn bring_to_end(
         cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
     }
     accepted();
-    let ended = match (way::of(&cx, &journal).await, wanted) {
-        (Way::Forward, _) => {
-            cx.replicas = way::replicas_left(&cx)?;
+    let ended = match (executor::direction(&cx, &journal).await, wanted) {
+        (Direction::Forward, _) => {
+            cx.replicas = executor::replicas_left(&cx, &journal)?;
             executor::finish(&cx, &mut journal).await.map(Some)
         }
-        (Way::Back, Wanted::End) => executor::recover(&cx, &mut journal).await,
-        (Way::Back, Wanted::Repair) => executor::repair(&cx, &mut journal).await,
+        (Direction::Back, Wanted::End) => executor::recover(&cx, &mut journal).await,
+        (Direction::Back, Wanted::Repair) => executor::repair(&cx, &mut journal).await,
     };
     if let Some(conclusion) = ended.map_err(Failure::from)? {
         if conclusion.failure.is_some() {

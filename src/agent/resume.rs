@@ -11,8 +11,7 @@ use super::aftermath;
 use super::follow;
 use super::left::Left;
 use super::run::remember;
-use super::way::{self, Way};
-use crate::executor;
+use crate::executor::{self, Direction};
 use crate::host::agent_unit::AgentUnit;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
@@ -125,10 +124,10 @@ async fn bring_to_end(dir: &ServiceDir, mut lease: Lease) -> Result<(), Failure>
         if recovery::is_past_cutover(journal.status(), &cx.plan) {
             until_nginx_runs(cx.host).await;
         }
-        let ended = match way::of(&cx, &journal).await {
-            Way::Back => executor::recover(&cx, &mut journal).await?,
-            Way::Forward => {
-                cx.replicas = way::replicas_left(&cx)?;
+        let ended = match executor::direction(&cx, &journal).await {
+            Direction::Back => executor::recover(&cx, &mut journal).await?,
+            Direction::Forward => {
+                cx.replicas = executor::replicas_left(&cx, &journal)?;
                 Some(executor::finish(&cx, &mut journal).await?)
             }
         };

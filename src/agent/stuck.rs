@@ -9,6 +9,7 @@ use crate::model::ids::SwapId;
 use crate::model::record::RecordKind;
 use crate::model::wire::{Asked, Fault, Refusal};
 use crate::service_dir::ServiceDir;
+use crate::swap::recovery::MEND_FIRST;
 
 /// Goes on only where no swap of the service is stuck.
 ///
@@ -21,9 +22,10 @@ pub(super) async fn refuse_while_stuck(dir: &ServiceDir, asked: &Asked) -> Resul
     let Some(plan) = plan else { return Ok(()) };
     let (traffic, _) = traffic_now(&SystemHost::new(asked), &asked.spec, &plan).await;
     let failures = stuck.into_iter().map(|(swap, found)| {
-        let message = format!("swap {swap} is stuck, and nothing new begins before it is repaired: {found}; {traffic}");
-        Failure { causes: why(dir, &swap), ..Failure::new(message) }
-            .hint("mend that first, then `model-swap repair` (in a workflow `command: repair`) undoes it and the rest")
+        let message = format!(
+            "swap {swap} is stuck, and nothing new begins before it is repaired: {found}; {traffic}"
+        );
+        Failure { causes: why(dir, &swap), ..Failure::new(message) }.hint(MEND_FIRST)
     });
     Err(Refusal { failures: failures.collect(), fault: Fault::Stuck })
 }

@@ -1,12 +1,14 @@
 //! F3: the engine room. One small executor drives the steps: record, act, record; on failure, undo backwards.
 
 mod context;
+mod direction;
 mod observe;
 mod route;
 mod steps;
 
 use context::Cutover;
 pub use context::{Context, started};
+pub use direction::{Direction, direction, replicas_left};
 pub use observe::{World, look, observe, stuck_swaps};
 pub use route::{Presence, presence, prove_route, traffic_now};
 
@@ -268,12 +270,13 @@ async fn stuck<H: Host>(
     let step = cx.plan.steps.get(index).map_or_else(String::new, |s| s.step.to_string());
     let failure = Failure {
         message: format!("cannot undo {step}: {}", why.message),
-        causes: [why.causes, vec![format!("it was to be undone because {}", reason.message)]].concat(),
+        causes: [why.causes, vec![format!("it was to be undone because {}", reason.message)]]
+            .concat(),
         hints: why.hints,
         log_tail: if why.log_tail.is_empty() { reason.log_tail } else { why.log_tail },
         location: None,
     }
-    .hint("mend that first, then `model-swap repair` (in a workflow `command: repair`) undoes this and the rest");
+    .hint(recovery::MEND_FIRST);
     cx.stuck(traffic, serves, failure)
 }
 

@@ -5,6 +5,9 @@ use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::step::Step;
 
+/// What a person does about a swap that is stuck.
+pub const MEND_FIRST: &str = "mend that first, then `model-swap repair` (in a workflow `command: repair`) undoes this and the rest";
+
 /// What to do with a swap whose agent is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {

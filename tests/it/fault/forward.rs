@@ -1,6 +1,7 @@
 //! What served before does not come back. A swap whose traffic was moved is then finished by the next agent, which may die
 //! at every call as well, or fail; and whatever is undone, nothing points at nobody while the new model answers.
 
+use model_swap::executor::Direction;
 use model_swap::journal::Journal;
 use model_swap::model::event::Conclusion;
 use model_swap::model::outcome::Outcome;
@@ -151,6 +152,30 @@ async fn a_swap_that_is_verified_is_finished_without_its_old_model_wherever_agen
 async fn a_rollback_is_finished_without_what_served_wherever_agents_die() {
     for kind in [Kind::Rollback, Kind::ColdRollback, Kind::ColdAdopted, Kind::BackToUnit] {
         is_finished_whatever_dies(kind).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_swap_whose_old_model_does_not_come_back_goes_forward() {
+    for kind in Kind::ALL {
+        let mut moved = 0;
+        for (death, last) in deaths(kind).await.iter().enumerate() {
+            let what = format!("{kind:?}: {last:?} number {death}");
+            let Some(lone) = bereaved(kind, death).await else { continue };
+            moved += 1;
+            let Bereaved { scene, attempt, incumbent, .. } = &lone;
+            assert_eq!(scene.direction(attempt).await, Direction::Forward, "{what}");
+            // Nobody is there to go forward to.
+            let candidate = scene.host.world.borrow().on(attempt.plan.candidate.port).cloned();
+            let candidate = candidate.expect("a candidate");
+            scene.host.allow_nobody();
+            scene.host.world.borrow_mut().kill(candidate.id);
+            assert_eq!(scene.direction(attempt).await, Direction::Back, "{what}");
+            // What served is there again, as a unit has it by itself.
+            scene.host.world.borrow_mut().replicas.extend([candidate, incumbent.clone()]);
+            assert_eq!(scene.direction(attempt).await, Direction::Back, "{what}");
+        }
+        assert!(moved >= 5, "{kind:?}: only {moved} deaths left a swap to go on with");
     }
 }
 

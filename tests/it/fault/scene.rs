@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use model_swap::config::{self, Overrides};
 use model_swap::confirmation;
 use model_swap::event_log::{EventLog, EventReader};
-use model_swap::executor::{self, Context, observe};
+use model_swap::executor::{self, Context, Direction, observe};
 use model_swap::host::process::{Identity, Snapshot};
 use model_swap::journal::{Journal, JournalError};
 use model_swap::model::event::{Conclusion, EventKind};
@@ -353,15 +353,17 @@ impl Scene {
         recovered.map(|recovered| recovered.expect("the journal can be written"))
     }
 
+    /// In which direction an agent goes on that finds the swap.
+    pub(crate) async fn direction(&self, attempt: &Attempt) -> Direction {
+        let (cx, journal) = self.reopen(attempt);
+        self.host.arm(&[]);
+        executor::direction(&cx, &journal).await
+    }
+
     /// Finishes as the agent does that finds traffic moved and the incumbent gone; `None` if it died of a fault.
     pub(crate) async fn finish(&self, attempt: &Attempt, faults: &[Fault]) -> Option<Conclusion> {
         let (mut cx, mut journal) = self.reopen(attempt);
-        let side = attempt.plan.incumbent.as_ref().expect("an incumbent");
-        cx.replicas = attempt.replicas.clone();
-        if side.keeper.is_process() {
-            cx.replicas.remove(&side.slot);
-            self.dir.release(&self.spec.slots[&side.slot]).expect("a disk");
-        }
+        cx.replicas = executor::replicas_left(&cx, &journal).expect("a disk");
         self.host.arm(faults);
         let work = until_death(executor::finish(&cx, &mut journal));
         let finished = tokio::select! {

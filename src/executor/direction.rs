@@ -1,24 +1,26 @@
-//! Which way a swap goes on whose agent is gone: back to what served before, unless that does not come back.
+//! In which direction a swap goes on whose agent is gone: back to what served before, unless that does not come back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
-use crate::executor::{self, Context, Presence};
-use crate::host::{Host, SystemHost};
+use super::context::Context;
+use super::route::{Presence, presence};
+use super::undo_of;
+use crate::host::Host;
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SlotName};
+use crate::model::record::Undo;
 use crate::model::replica::Replica;
+use crate::model::step::Step;
 use crate::swap::recovery;
 
 /// Between two looks at replicas that their keepers may be starting.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Which way a swap is brought to its end.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Way {
+/// How a swap is brought to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
     /// As its journal says: it is unwound, unless it was promoted.
     Back,
     /// Traffic was moved, and what served before does not come back.
@@ -26,40 +28,51 @@ pub(super) enum Way {
 }
 
 /// Waits until it can be told. After a boot the replicas come up in any order.
-pub(super) async fn of(cx: &Context<'_, SystemHost>, journal: &Journal) -> Way {
+pub async fn direction<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Direction {
     let is_past = recovery::is_past_cutover(journal.status(), &cx.plan);
-    let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| is_past) else { return Way::Back };
+    let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| is_past) else {
+        return Direction::Back;
+    };
     let candidate = &cx.plan.candidate;
-    let deadline = Instant::now() + cx.spec().ready.timeout;
+    let deadline = cx.host.now() + cx.spec().ready.timeout;
     loop {
-        let is_late = Instant::now() >= deadline;
-        let comes_back = match executor::presence(cx.host, incumbent.port).await {
-            Presence::Ready => return Way::Back,
+        let is_late = cx.host.now() >= deadline;
+        let comes_back = match presence(cx.host, incumbent.port).await {
+            Presence::Ready => return Direction::Back,
             // It has too much to do, and is there.
-            Presence::Unready if incumbent.keeper.is_process() => return Way::Back,
+            Presence::Unready if incumbent.keeper.is_process() => return Direction::Back,
             Presence::Unready => !is_late,
             // A plain process that is gone stays gone.
             Presence::Gone => !is_late && incumbent.keeper.restarts(),
         };
         let points = cx.host.upstream().await.is_ok_and(|view| view.port == candidate.port);
-        let serves = || executor::presence(cx.host, candidate.port);
+        let serves = || presence(cx.host, candidate.port);
         if !comes_back && points && serves().await == Presence::Ready {
-            return Way::Forward;
+            return Direction::Forward;
         }
         if !comes_back && (is_late || candidate.keeper.is_process()) {
-            return Way::Back;
+            return Direction::Back;
         }
-        sleep(LOOK).await;
+        cx.host.pause(LOOK).await;
     }
 }
 
-/// What runs in the slots then: what served before, where a unit or a container may start it yet, and the candidate of a
-/// rollback that was kept warm. A process that is gone leaves its slot free.
-pub(super) fn replicas_left(
-    cx: &Context<'_, SystemHost>,
+/// What runs in the slots of a swap that is finished: what served before, where a unit or a container may start it yet, and
+/// the candidate of a rollback that was kept warm. A process that is gone leaves its slot free.
+///
+/// # Errors
+/// If the disk refuses, or the service's state cannot be read.
+pub fn replicas_left<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &Journal,
 ) -> Result<BTreeMap<SlotName, Replica>, Failure> {
-    let state = cx.dir.load()?;
-    let warm = state.retained.map(|retained| retained.replica);
+    let promote = cx.plan.steps.iter().position(|p| matches!(p.step, Step::Promote { .. }));
+    // A promotion that was saved before its agent died has put the candidate where the incumbent was.
+    let before = match promote.map(|index| undo_of(journal, index)) {
+        Some(Undo::State(before)) => before,
+        _ => cx.dir.load()?,
+    };
+    let warm = before.retained.map(|retained| retained.replica);
     let mut left: BTreeMap<_, _> = warm
         .filter(|warm| warm.slot == cx.plan.candidate.slot)
         .map(|warm| (warm.slot.clone(), warm))
@@ -70,7 +83,7 @@ pub(super) fn replicas_left(
         cx.dir.release(cx.slot(&side.slot))?;
         return Ok(left);
     }
-    let recorded = state.serving.filter(|known| known.slot == side.slot);
+    let recorded = before.serving.filter(|known| known.slot == side.slot);
     let replica = recorded.unwrap_or_else(|| Replica {
         slot: side.slot.clone(),
         port: side.port,
