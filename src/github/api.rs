@@ -18,8 +18,8 @@ use crate::model::secret::Secret;
 /// REST API": timeouts); a deployment is answered in well under one.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(6);
 
-/// How long one operation may take with all its requests. A swap makes three at most (create, in progress, concluded),
-/// so that GitHub costs a job one minute at the very worst.
+/// How long one operation may take with all its requests. A swap makes five at most (create, in progress, concluded, find
+/// what it supersedes, say so), so that GitHub costs a job 100 s at the very worst.
 pub const OPERATION_LIMIT: Duration = Duration::from_secs(20);
 
 /// The pause before a request is repeated or its effect is looked for: what a list shows can lag behind.
@@ -30,6 +30,13 @@ const REDIRECTS: usize = 2;
 
 /// How often a list is asked for; asking changes nothing.
 const GET_TRIES: usize = 3;
+
+/// What GitHub says, whatever else, where a secondary limit refuses. It need not say by a header for how long; then it is
+/// to be left alone for a minute (REST documentation, "Rate limits": exceeding).
+const SECONDARY: &str = "secondary rate limit";
+
+/// How long it is left alone then.
+const SECONDARY_HOLDS: u64 = 60;
 
 /// The most of GitHub's own message that is shown, in characters: a proxy may answer with a whole page.
 const MESSAGE_LIMIT: usize = 300;
@@ -264,10 +271,13 @@ impl Api {
         let tried = tried.to_owned();
         let header = |name: &str| error.headers.as_ref().and_then(|headers| headers.get(name));
         let used_up = header("x-ratelimit-remaining").is_some_and(|left| left == "0");
-        if status == 429 || (status == 403 && (used_up || header("retry-after").is_some())) {
+        let secondary = message.to_lowercase().contains(SECONDARY);
+        let limited = used_up || secondary || header("retry-after").is_some();
+        if status == 429 || (status == 403 && limited) {
             let number = |name| header(name)?.to_str().ok()?.parse::<u64>().ok();
             let until = || number("x-ratelimit-reset").filter(|_| used_up);
             let holds = number("retry-after").or_else(|| until().map(seconds_until));
+            let holds = holds.or(secondary.then_some(SECONDARY_HOLDS));
             ApiError::RateLimited { tried, status, message, holds: holds.map(Duration::from_secs) }
         } else {
             ApiError::Answered { tried, status, message, permission: self.permission }
@@ -326,3 +336,6 @@ pub(super) fn one_line(text: &str, limit: usize) -> String {
     let kept: String = line.chars().take(limit.saturating_sub(1)).collect();
     format!("{}…", kept.trim_end())
 }
+
+#[cfg(test)]
+mod tests;

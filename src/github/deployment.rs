@@ -305,15 +305,19 @@ impl Deployments {
         environment: &str,
         swap: &SwapId,
     ) -> Result<Option<(DeploymentId, String)>, ApiError> {
-        let there = self.list(environment).await?;
-        let id = match there.into_iter().find(|(of, _)| of == swap) {
-            Some((_, id)) => Some(id),
-            None => self.automatic(environment, |url| marks(url, swap)).await?,
+        let tried = format!("find the deployment of {swap} in {}", self.api.repository);
+        let found = async {
+            let there = self.list(environment).await?;
+            let id = match there.into_iter().find(|(of, _)| of == swap) {
+                Some((_, id)) => Some(id),
+                None => self.automatic(environment, |url| marks(url, swap)).await?,
+            };
+            match id {
+                Some(id) => Ok(Some((id, self.state(id).await?))),
+                None => Ok(None),
+            }
         };
-        match id {
-            Some(id) => Ok(Some((id, self.state(id).await?))),
-            None => Ok(None),
-        }
+        self.api.operation(&tried, found).await
     }
 
     /// Takes the deployment of a swap that does not serve any more out of GitHub's list of what does. One that GitHub does

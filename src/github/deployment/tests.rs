@@ -273,15 +273,6 @@ async fn a_commit_that_is_not_there_is_replaced_by_the_runs_own_reference() {
 }
 
 #[tokio::test]
-async fn a_rate_limit_is_named_as_such() {
-    let (fake, deployments) =
-        github(&[Next::Refuse(429, json!({"message": "API rate limit exceeded"}))]).await;
-    let error = deployments.create(&new()).await.unwrap_err();
-    assert!(matches!(error, ApiError::RateLimited { status: 429, .. }), "{error}");
-    assert_eq!(requests(&fake), [POST]);
-}
-
-#[tokio::test]
 async fn what_was_made_in_spite_of_an_error_is_found_and_not_made_again() {
     for lost in [Next::DoAndFail, Next::DoAndHang, Next::DoAndMumble] {
         let (fake, deployments) = github(&[lost.clone(), lost]).await;
@@ -354,12 +345,17 @@ async fn silence_ends_at_the_bound() {
     let mut spec = spec(base.clone());
     spec.bounds.request = Duration::from_millis(500);
     spec.bounds.operation = Duration::from_millis(800);
-    let error = Deployments::new(spec).unwrap().create(&new()).await.unwrap_err();
+    let deployments = Deployments::new(spec).unwrap();
+    let error = deployments.create(&new()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("{base} took longer than 800ms to create a deployment to chat é in acme/serving")
     );
     assert_eq!(error.hints(), [format!("check that the runner reaches {base}")]);
+    // A list is asked for three times, and more than one of them.
+    let error = deployments.find("chat é", &new().swap).await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("longer than 800ms to find the deployment of s-1"), "{said}");
 }
 
 #[tokio::test]
