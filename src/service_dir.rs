@@ -12,7 +12,7 @@
 //!     agent.log                   what agents said on stderr
 //!     aborts/<swap>.json          abort::AbortOrder
 //!     confirmations/<swap>.json  the word of a runner that has looked from outside
-//!     swaps/<swap>/               journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
+//!     swaps/<swap>/               spec.json, agent.json, journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
 //! ```
 
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -29,7 +29,7 @@ use sha2::Sha256;
 use crate::host::durable::{self, DurableError};
 use crate::host::process::Snapshot;
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::{ProcessId, ServiceName, SwapId};
+use crate::model::ids::{ServiceName, SwapId};
 use crate::model::state::{STATE_VERSION, ServiceState};
 use crate::model::wire::Secrets;
 use crate::swap::revision::hex;
@@ -42,6 +42,9 @@ pub use claims::Claim;
 pub const SHARED: [&str; 3] = [CLAIMS, "host.lock", "key"];
 
 const CLAIMS: &str = "claims";
+
+/// The file in a swap's folder that holds its specification: for its recovery, and to start its revision again.
+pub const SPEC: &str = "spec.json";
 
 /// The file in a swap's folder that holds what it takes to start an adopted incumbent again. Mode 0600.
 pub const INCUMBENT: &str = "incumbent.json";
@@ -218,9 +221,10 @@ impl ServiceDir {
     /// The swaps that left a folder, newest first by this host's clock: ids are made by runners with clocks of their own.
     pub fn swaps(&self) -> Vec<SwapId> {
         let entries = fs::read_dir(self.root().join("swaps")).into_iter().flatten().flatten();
-        // Nothing is made in a folder after its swap has begun, so its time is the beginning's.
+        // Whoever takes a swap up writes into its folder. What was asked for is there first, and nobody writes that again.
         let dated = entries.filter_map(|entry| {
-            let made = entry.metadata().ok()?.modified().ok()?;
+            let asked = fs::metadata(entry.path().join(SPEC)).or_else(|_| entry.metadata());
+            let made = asked.ok()?.modified().ok()?;
             Some((made, entry.file_name().to_str()?.parse().ok()?))
         });
         let mut swaps: Vec<(SystemTime, SwapId)> = dated.collect();
@@ -301,13 +305,7 @@ impl ServiceDir {
             return Ok(());
         }
         let mut state = self.load()?;
-        if let Some(serving) = &mut state.serving {
-            serving.main = ProcessId::GONE;
-        }
-        if let Some(retained) = &mut state.retained {
-            retained.replica.main = ProcessId::GONE;
-            retained.old_workers.clear();
-        }
+        state.forget_processes();
         // State of a version that wrote no boot down is of this one, as far as anybody can tell.
         if !last.is_empty() {
             self.save(&state)?;
@@ -442,8 +440,11 @@ mod tests {
         let ids: Vec<SwapId> = ["s-2", "s-3", "s-1"].map(|id| id.parse().unwrap()).to_vec();
         for (second, id) in ids.iter().enumerate() {
             let made = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second as u64);
-            fs::File::open(dir.make_swap(id).unwrap()).unwrap().set_modified(made).unwrap();
+            let asked = dir.make_swap(id).unwrap().join(SPEC);
+            fs::File::create(asked).unwrap().set_modified(made).unwrap();
         }
+        // Whoever takes one up says so in its folder.
+        write_json(&dir.swap(&ids[0]).join("agent.json"), &1).unwrap();
         let newest: Vec<_> = dir.swaps().into_iter().rev().collect();
         assert_eq!(newest, ids);
     }

@@ -4,18 +4,22 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use super::follow;
+use super::left::Left;
 use crate::executor::{self, Context};
-use crate::host::Host;
+use crate::host::agent_unit::AgentUnit;
 use crate::host::watch::Watch;
+use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError, RETIRE};
 use crate::model::event::{Closing, EventKind};
 use crate::model::failure::Failure;
-use crate::model::ids::SlotName;
+use crate::model::ids::{SlotName, SwapId};
 use crate::model::record::{RecordKind, Retained};
 use crate::model::spec::OnTimeout;
-use crate::model::state::Holder;
+use crate::model::state::{Holder, Requester};
 use crate::model::step::Step;
+use crate::model::wire::Secrets;
 use crate::service_dir::ServiceDir;
 use crate::swap::transition::StepStatus;
 
@@ -23,6 +27,9 @@ use crate::swap::transition::StepStatus;
 const RETIRE_WAIT: Duration = Duration::from_secs(120);
 /// Between two tries for the lease; flock tells nobody when it comes free.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
+
+/// Between two looks whether nginx runs; a boot takes seconds.
+const NGINX_LOOK: Duration = Duration::from_secs(1);
 
 /// Takes the lease; waits only for a holder that is retiring what an earlier swap left, or that `attaches` would follow
 /// once it has begun.
@@ -44,6 +51,60 @@ pub(super) async fn take_lease(
             }
             taken => return taken,
         }
+    }
+}
+
+/// The swap that has its outcome and has left a replica warm, whose story nobody has closed.
+pub(super) fn kept_by(dir: &ServiceDir) -> Result<Option<SwapId>, Failure> {
+    let Some(retained) = dir.load()?.retained else { return Ok(None) };
+    let folder = dir.swap(&retained.swap);
+    if !Journal::has_begun(&folder) {
+        return Ok(None);
+    }
+    let status = Journal::look(&folder)?;
+    Ok((status.outcome.is_some() && !status.closed).then_some(retained.swap))
+}
+
+/// Drains, keeps warm and retires what a swap has left whose agent is gone.
+pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure> {
+    follow::take_over(&dir.swap(swap))?;
+    let Some((left, mut journal)) = Left::open(dir, swap, &Secrets::default())? else {
+        return Ok(());
+    };
+    let cx = left.context(dir)?;
+    let holder = Holder {
+        swap: swap.clone(),
+        since: cx.host.now(),
+        process: process::own(),
+        command: RETIRE.to_owned(),
+        requester: Requester::default(),
+    };
+    tokio::select! {
+        () = until_nginx_runs(cx.host) => {}
+        () = superseded(&cx) => {}
+    }
+    aftermath(&cx, &mut journal, holder).await;
+    Ok(())
+}
+
+/// The same, at the end of a command, where nobody else does: the agent of that swap is gone, and no unit brings one back.
+pub(super) async fn go_on_alone(dir: &ServiceDir) -> Result<(), Failure> {
+    let Some(swap) = kept_by(dir)?.filter(|_| !AgentUnit::of(dir.service()).is_there()) else {
+        return Ok(());
+    };
+    let other = follow::at_work(&dir.swap(&swap)).filter(|agent| *agent != process::own());
+    if other.is_some_and(process::alive) { Ok(()) } else { go_on(dir, &swap).await }
+}
+
+/// nginx may come up after this agent; without it nothing can be drained or proven.
+async fn until_nginx_runs(host: &SystemHost) {
+    let mut told = false;
+    while let Err(failure) = host.upstream().await {
+        if !told {
+            super::log(&failure);
+            told = true;
+        }
+        tokio::time::sleep(NGINX_LOOK).await;
     }
 }
 

@@ -1,6 +1,5 @@
 //! A swap whose agent is gone, as its folder has it.
 
-use super::rollback::SPEC;
 use crate::event_log::EventLog;
 use crate::executor::Context;
 use crate::host::SystemHost;
@@ -10,7 +9,7 @@ use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::spec::SwapSpec;
 use crate::model::wire::{Asked, Secrets};
-use crate::service_dir::ServiceDir;
+use crate::service_dir::{SPEC, ServiceDir};
 
 /// What another agent has left.
 pub(super) struct Left {
@@ -21,11 +20,12 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Reads a swap's folder; `None` if it died before it did anything. Without secrets, those are taken that are kept here.
+    /// Reads a swap's folder; `None` if it died before it did anything. Secrets that are not given are taken from where they
+    /// are kept here.
     pub(super) fn open(
         dir: &ServiceDir,
         swap: &SwapId,
-        secrets: Option<&Secrets>,
+        given: &Secrets,
     ) -> Result<Option<(Self, Journal)>, Failure> {
         let folder = dir.swap(swap);
         if !Journal::has_begun(&folder) {
@@ -36,7 +36,9 @@ impl Left {
         let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
         let spec: SwapSpec =
             serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
-        let secrets = secrets.cloned().unwrap_or_else(|| SystemHost::kept_secrets(&spec));
+        let mut secrets = SystemHost::kept_secrets(&spec);
+        let given = given.0.iter().filter(|(_, value)| !value.is_empty());
+        secrets.0.extend(given.map(|(name, value)| (name.clone(), value.clone())));
         let asked = Asked { spec, secrets };
         let host = SystemHost::new(&asked);
         Ok(Some((Self { swap: swap.clone(), host, asked, plan }, journal)))

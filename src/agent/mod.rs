@@ -4,6 +4,7 @@ mod abort;
 mod aftermath;
 mod answer;
 mod doctor;
+mod ending;
 mod follow;
 mod install;
 mod left;

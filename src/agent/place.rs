@@ -4,6 +4,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::model::failure::Failure;
+use crate::model::wire::Asked;
+use crate::service_dir::ServiceDir;
 
 /// Where state is kept when the agent is root (FHS: variable state of a program).
 const ROOT_STATE: &str = "/var/lib/model-swap";
@@ -24,4 +26,10 @@ pub(super) fn state_dir(chosen: Option<&Path>) -> Result<PathBuf, Failure> {
             Failure::new("neither HOME nor XDG_STATE_HOME is set on the server")
                 .hint("set state_dir")
         })
+}
+
+/// The folders of the service that is asked about; they are made where they are not there.
+pub(super) fn service_dir(asked: &Asked) -> Result<ServiceDir, Failure> {
+    let state_dir = state_dir(asked.spec.state_dir.as_deref())?;
+    Ok(ServiceDir::open(&state_dir, &asked.spec.service)?)
 }

@@ -1,38 +1,28 @@
-//! Brings a swap to its end that nobody works on any more: its agent died, or it is stuck and a person has mended why.
+//! The commands that bring a swap to its end which nobody works on any more: `repair`, and `abort` where nobody is there to be
+//! asked.
 
 use jiff::Timestamp;
 
 use super::abort::nothing_to_abort;
+use super::aftermath::RETRY;
 use super::answer::Answers;
-use super::left::Left;
-use super::run::remember;
+use super::ending::{Wanted, bring_to_end, left_open, needs};
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
-use crate::executor::{self, Direction, stuck_swaps};
-use crate::host::{Host, SystemHost, process};
+use crate::executor::unfinished_swaps;
+use crate::host::{SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
-use crate::model::event::{Closing, EventKind};
-use crate::model::failure::{Failure, Hint};
+use crate::model::event::EventKind;
+use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
-use crate::model::outcome::Outcome;
 use crate::model::state::{Holder, Requester};
-use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Secrets, Wait};
+use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Wait};
 use crate::service_dir::ServiceDir;
-use crate::swap::recovery;
 
 /// [`Holder::command`] of whoever repairs.
 const REPAIR: &str = "repair";
-
-/// What is wanted of a swap that nobody works on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// Its end, unless it is stuck: then nothing is tried again by itself.
-    End,
-    /// Its end, and the undo that it is stuck at once more.
-    Repair,
-}
 
 /// Has a detached agent repair, and tells what it finds and does. `line` is the request as it came.
 pub(super) async fn hand_over_repair(
@@ -43,13 +33,12 @@ pub(super) async fn hand_over_repair(
     while let Some(swap) = hand_over(dir, line, answers).await.map_err(Refusal::environment)? {
         follow_repair(dir, &swap, answers).await;
         let is_at_its_end = !needs(dir, &swap, Wanted::Repair);
-        // Another one may be stuck as well. Its agent begins with the lease, which the one before has until it ends.
+        // Another one may be stuck as well. Its agent begins with the lease, which the one before gives back when it is done.
         if !is_at_its_end || to_repair(dir).is_none() {
             break;
         }
-        if let Some(agent) = follow::at_work(&dir.swap(&swap)) {
-            // One that cannot be watched is gone.
-            let _ = process::exited(agent).await;
+        while Lease::holder(&dir.root()).is_some_and(|holder| holder.command == REPAIR) {
+            tokio::time::sleep(RETRY).await;
         }
     }
     Ok(())
@@ -71,7 +60,7 @@ async fn follow_repair(dir: &ServiceDir, swap: &SwapId, answers: &mut Answers) {
 /// last stands on what was done before.
 pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Result<(), Refusal> {
     let RepairRequest { asked, requester } = wanted;
-    let dir = service_dir(asked)?;
+    let dir = place::service_dir(asked).map_err(Refusal::environment)?;
     // Where no swap ever was, there is nobody's id to hold the lease by.
     let Some(newest) = begun(&dir).next() else {
         return nothing_to_repair(&dir, asked, answers).await;
@@ -91,7 +80,9 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     let swap = to_repair(&dir);
     if let Some(died) = lease.died.clone().filter(|died| Some(&died.swap) != swap.as_ref()) {
         // Its swap has its outcome, and perhaps nobody was told.
-        recover(&dir, &died.swap, &asked.secrets).await.map_err(Refusal::environment)?;
+        bring_to_end(&dir, &died.swap, (&asked.secrets, Wanted::End), || {})
+            .await
+            .map_err(Refusal::environment)?;
         let own = own(&died.swap);
         lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))?;
     }
@@ -115,21 +106,27 @@ fn begun(dir: &ServiceDir) -> impl Iterator<Item = SwapId> {
     dir.swaps().into_iter().filter(|swap| Journal::has_begun(&dir.swap(swap)))
 }
 
-/// What a repair takes up: the newest swap that has begun, unless that is at its end; else the newest that is stuck.
+/// What a repair takes up: the newest swap that has begun, unless that is at its end; else the newest that is not.
 fn to_repair(dir: &ServiceDir) -> Option<SwapId> {
     let newest = begun(dir).next().filter(|swap| needs(dir, swap, Wanted::Repair));
-    newest.or_else(|| stuck_swaps(dir).into_iter().next().map(|(swap, _)| swap))
+    newest.or_else(|| unfinished_swaps(dir).into_iter().next().map(|unfinished| unfinished.swap))
 }
 
 /// The detached agent's part of an abort where nobody is there to be asked: what died is brought to its end.
 pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Result<(), Refusal> {
     let AbortRequest { asked, requester, .. } = wanted;
-    let dir = service_dir(asked)?;
-    let lease = Lease::take_from_the_dead(&dir.root())
-        .map_err(|error| Refusal::environment(error.to_failure()))?;
+    let dir = place::service_dir(asked).map_err(Refusal::environment)?;
+    let own = |swap: &SwapId| holder(swap.clone(), "abort", requester);
+    let taken = match left_open(&dir) {
+        Some(swap) => Lease::take(&dir.root(), &own(&swap)).map(Some),
+        None => Lease::take_from_the_dead(&dir.root()),
+    };
+    let lease = taken.map_err(|error| Refusal::environment(error.to_failure()))?;
     let unfinished = lease.and_then(|lease| {
-        let swap = lease.died.as_ref()?.swap.clone();
-        needs(&dir, &swap, Wanted::End).then_some((lease, swap))
+        let died = lease.died.as_ref().map(|died| died.swap.clone());
+        let swap =
+            died.filter(|swap| needs(&dir, swap, Wanted::End)).or_else(|| left_open(&dir))?;
+        Some((lease, swap))
     });
     let Some((mut lease, swap)) = unfinished else {
         let nothing = nothing_to_abort(&dir, wanted).await.map_err(Refusal::environment)?;
@@ -142,68 +139,11 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
     };
-    bring_to_end(&dir, &swap, (&asked.secrets, Wanted::End), accepted)
-        .await
-        .map_err(Refusal::environment)?;
-    let own = holder(swap, "abort", requester);
-    lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))
-}
-
-/// Brings the swap of an agent that died to its end, before another command begins.
-pub(super) async fn recover(
-    dir: &ServiceDir,
-    swap: &SwapId,
-    secrets: &Secrets,
-) -> Result<(), Failure> {
-    bring_to_end(dir, swap, (secrets, Wanted::End), || {}).await
-}
-
-async fn bring_to_end(
-    dir: &ServiceDir,
-    swap: &SwapId,
-    (secrets, wanted): (&Secrets, Wanted),
-    accepted: impl FnOnce(),
-) -> Result<(), Failure> {
-    let Some((left, mut journal)) = Left::open(dir, swap, Some(secrets))? else { return Ok(()) };
-    let mut cx = left.context(dir)?;
-    // Whoever follows the swap looks at this process from now on.
-    follow::take_over(&dir.swap(swap))?;
-    if is_open(journal.status().outcome, wanted) {
-        cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
+    if let Err(failure) = bring_to_end(&dir, &swap, (&asked.secrets, Wanted::End), accepted).await {
+        lease.leave_to_the_next();
+        return Err(Refusal::environment(failure));
     }
-    accepted();
-    let ended = match (executor::direction(&cx, &journal).await, wanted) {
-        (Direction::Forward, _) => {
-            cx.replicas = executor::replicas_left(&cx, &journal)?;
-            executor::finish(&cx, &mut journal).await.map(Some)
-        }
-        (Direction::Back, Wanted::End) => executor::recover(&cx, &mut journal).await,
-        (Direction::Back, Wanted::Repair) => executor::repair(&cx, &mut journal).await,
-    };
-    if let Some(conclusion) = ended.map_err(Failure::from)? {
-        if conclusion.failure.is_some() {
-            remember(dir, swap, conclusion.outcome, &cx.plan, cx.host.now());
-        }
-        if dir.load()?.retained.is_none_or(|retained| retained.swap != *swap) {
-            cx.tell(EventKind::Closed(Closing::Nothing));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a swap has begun and is not at its end. What cannot be read is for its recovery to tell.
-fn needs(dir: &ServiceDir, swap: &SwapId, wanted: Wanted) -> bool {
-    let folder = dir.swap(swap);
-    Journal::has_begun(&folder)
-        && Journal::look(&folder).map_or(true, |status| is_open(status.outcome, wanted))
-}
-
-fn is_open(outcome: Option<Outcome>, wanted: Wanted) -> bool {
-    match outcome {
-        None => true,
-        Some(Outcome::Stuck) => wanted == Wanted::Repair,
-        Some(_) => false,
-    }
+    lease.recovered(&own(&swap)).map_err(|error| Refusal::environment(error.to_failure()))
 }
 
 async fn nothing_to_repair(
@@ -216,12 +156,6 @@ async fn nothing_to_repair(
     let reason = format!("no swap of service {} needs repair", dir.service());
     answers.send(&unchanged(&host, &world, dir, asked, reason).await);
     Ok(())
-}
-
-fn service_dir(asked: &Asked) -> Result<ServiceDir, Refusal> {
-    let state_dir =
-        place::state_dir(asked.spec.state_dir.as_deref()).map_err(Refusal::environment)?;
-    ServiceDir::open(&state_dir, &asked.spec.service).map_err(Refusal::environment)
 }
 
 fn holder(swap: SwapId, command: &str, requester: &Requester) -> Holder {

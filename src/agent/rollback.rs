@@ -17,12 +17,9 @@ use crate::model::replica::{Keeper, Revision};
 use crate::model::spec::SwapSpec;
 use crate::model::state::{HistoryReport, Past, WayBack};
 use crate::model::wire::{Asked, Refusal, RollbackRequest};
-use crate::service_dir::{INCUMBENT, ServiceDir};
+use crate::service_dir::{INCUMBENT, SPEC, ServiceDir};
 use crate::swap::history::{Course, History, Told, Wanted};
 use crate::swap::planner::{self, Again, Decision};
-
-/// The file in a swap's folder that holds its specification: for its recovery, and to start its revision again.
-pub(super) const SPEC: &str = "spec.json";
 
 /// What the history tells, newest last.
 pub(super) fn report(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> HistoryReport {

@@ -8,10 +8,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::abort::never_begun;
 use super::answer::Answers;
-use super::rollback::{self, SPEC};
+use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::{
-    aftermath, barred, confirm_route, follow, parse, place, prune, recover, sampling, stuck,
-    unchanged, uninstall,
+    aftermath, barred, confirm_route, follow, parse, place, prune, recover, rollback, sampling,
+    stuck, unchanged, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -30,7 +30,7 @@ use crate::model::record::RecordKind;
 use crate::model::replica::Systemd;
 use crate::model::state::{Holder, Past, Requester, brought_by};
 use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest};
-use crate::service_dir::{self, ServiceDir};
+use crate::service_dir::{self, SPEC, ServiceDir};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
 
@@ -50,31 +50,33 @@ pub async fn run() {
     let mut answers = Answers::on_stdout();
     let mut line = String::new();
     let read = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
-    let work = match read
+    let request = read
         .map_err(|error| Refusal::input(Failure::from_error(&error)))
-        .and_then(|_| parse(&line))
-    {
-        Ok(Request { command: Command::Abort(wanted), .. }) => {
-            drop(line);
-            return refused(recover::abort(&wanted, &mut answers).await, &mut answers);
-        }
-        Ok(Request { command: Command::Repair(wanted), .. }) => {
-            drop(line);
-            return refused(recover::repair(&wanted, &mut answers).await, &mut answers);
-        }
-        Ok(Request { command: Command::Uninstall(wanted), .. }) => {
-            drop(line);
-            if let Err(refusal) = uninstall::uninstall(&wanted, &mut answers).await {
-                answers.send(&Frame::Refused(refusal));
-            }
-            return;
-        }
-        Ok(request) => work(request),
+        .and_then(|_| parse(&line));
+    drop(line);
+    let request = match request {
+        Ok(request) => request,
         Err(refusal) => return answers.send(&Frame::Refused(refusal)),
     };
-    drop(line);
-    let Some(work) = work else { return };
-    refused(act(work, &mut answers).await, &mut answers);
+    let dir = request.command.asked().and_then(|asked| place::service_dir(asked).ok());
+    let ended = match request.command.clone() {
+        Command::Abort(wanted) => recover::abort(&wanted, &mut answers).await,
+        Command::Repair(wanted) => recover::repair(&wanted, &mut answers).await,
+        Command::Uninstall(wanted) => {
+            return refused(uninstall::uninstall(&wanted, &mut answers).await, &mut answers);
+        }
+        _ => match work(request) {
+            Some(work) => act(work, &mut answers).await,
+            None => return,
+        },
+    };
+    refused(ended, &mut answers);
+    answers.close();
+    if let Some(dir) = dir
+        && let Err(failure) = aftermath::go_on_alone(&dir).await
+    {
+        super::log(&failure);
+    }
 }
 
 fn refused(ended: Result<(), Refusal>, answers: &mut Answers) {
@@ -115,9 +117,7 @@ fn work(request: Request) -> Option<Work> {
 }
 
 async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
-    let spec = &work.asked.spec;
-    let state_dir = place::state_dir(spec.state_dir.as_deref()).map_err(Refusal::environment)?;
-    let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
+    let dir = place::service_dir(&work.asked).map_err(Refusal::environment)?;
     let attaches =
         |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, Timestamp::now()));
     let taken = tokio::select! {
@@ -136,13 +136,14 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     if let Some(died) = &lease.died {
-        recover::recover(&dir, &died.swap, &work.asked.secrets)
+        bring_to_end(&dir, &died.swap, (&work.asked.secrets, Wanted::End), || {})
             .await
             .map_err(Refusal::environment)?;
         lease
             .recovered(&holder(&work, Timestamp::now()))
             .map_err(|error| Refusal::environment(error.to_failure()))?;
     }
+    bring_all_to_end(&dir, &work.asked.secrets).await.map_err(Refusal::environment)?;
     if dir.swap(&work.swap).exists() {
         // Asked again by a runner that had lost the first answer: it has run already.
         answers.send(&Frame::Accepted { swap: work.swap.clone() });
@@ -176,7 +177,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
                 outline::confirm(&work.asked.spec, &plan, approved).map_err(Refusal::input)?;
             }
             if host.systemd() == Systemd::Usable {
-                arm(&dir, &state_dir).await.map_err(Refusal::environment)?;
+                arm(&dir).await.map_err(Refusal::environment)?;
             }
             let mut begun =
                 open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
@@ -189,10 +190,10 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
 }
 
 /// From now on systemd brings an agent back that goes on with this service.
-async fn arm(dir: &ServiceDir, state_dir: &Path) -> Result<(), Failure> {
+async fn arm(dir: &ServiceDir) -> Result<(), Failure> {
     // The agent that it kept last may be about to remove the unit.
     let _lock = dir.lock_host().await?;
-    AgentUnit::of(dir.service()).arm(state_dir).await
+    AgentUnit::of(dir.service()).arm(dir.state_dir()).await
 }
 
 /// Takes the lease; waits for another command's for as long as was asked for, and says so.

@@ -11,7 +11,7 @@ use super::answer::Answers;
 use super::follow::AGENT;
 use super::{aftermath, confirm_route, observe_at_rest, place, prune, stuck};
 use crate::event_log::EventLog;
-use crate::executor::{self, Context, World};
+use crate::executor::{self, Context, Unfinished, World, unfinished_swaps};
 use crate::host::agent_unit::AgentUnit;
 use crate::host::runtime::ENVIRONMENTS;
 use crate::host::{Host, SystemHost, process};
@@ -33,8 +33,7 @@ pub(super) async fn uninstall(
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
     let spec = &wanted.asked.spec;
-    let state_dir = place::state_dir(spec.state_dir.as_deref()).map_err(Refusal::environment)?;
-    let dir = ServiceDir::open(&state_dir, &spec.service).map_err(Refusal::environment)?;
+    let dir = place::service_dir(&wanted.asked).map_err(Refusal::environment)?;
     let lease = aftermath::take_lease(&dir, holder(wanted), |_| false)
         .await
         .map_err(|error| Refusal::environment(error.to_failure()))?;
@@ -48,6 +47,12 @@ pub(super) async fn uninstall(
         ));
     }
     stuck::refuse_while_stuck(&dir, &wanted.asked).await?;
+    if let Some(Unfinished { swap, found, .. }) = unfinished_swaps(&dir).into_iter().next() {
+        let failure = Failure::new(format!("swap {swap} is not at its end: {found}"));
+        return Err(Refusal::environment(
+            failure.hint("bring it to its end first: model-swap repair"),
+        ));
+    }
     let host = SystemHost::new(&wanted.asked);
     let world = observe_at_rest(&host, &dir, &wanted.asked).await.map_err(Refusal::environment)?;
     retire_what_is_warm((&host, &dir), wanted, &world).await?;
@@ -98,7 +103,7 @@ async fn retire_what_is_warm(
     let plan = planner::plan_clearing(spec, &world.seen, retained).map_err(Refusal::environment)?;
     let made = || -> Result<_, Failure> {
         let folder = dir.make_swap(&wanted.swap)?;
-        service_dir::write_json(&folder.join(super::rollback::SPEC), spec)?;
+        service_dir::write_json(&folder.join(service_dir::SPEC), spec)?;
         let journal = Journal::create(&folder, &wanted.swap, &plan, host.now())?;
         let events =
             EventLog::open(&folder, &wanted.swap).map_err(|error| Failure::from_error(&error))?;

@@ -9,7 +9,7 @@ mod steps;
 use context::Cutover;
 pub use context::{Context, started};
 pub use direction::{Direction, direction, replicas_left};
-pub use observe::{World, look, observe, stuck_swaps};
+pub use observe::{Unfinished, World, look, observe, unfinished_swaps};
 pub use route::{Presence, presence, prove_route, traffic_now};
 
 use crate::abort;

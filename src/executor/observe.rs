@@ -135,7 +135,12 @@ impl World {
             nginx_port: self.seen.nginx_port,
             slots,
             step: holder.as_ref().and_then(|holder| step_of(dir, &holder.swap)),
-            unfinished: if holder.is_none() { unfinished(dir) } else { None },
+            unfinished: if holder.is_none() {
+                let newest = unfinished_swaps(dir).into_iter().next();
+                newest.map(|unfinished| (unfinished.swap, unfinished.found))
+            } else {
+                None
+            },
             holder,
             serving_swap: state.serving_swap.clone(),
             rollback_until: state
@@ -157,27 +162,32 @@ fn step_of(dir: &ServiceDir, swap: &SwapId) -> Option<String> {
     Some(format!("{}: {}", planned.step, planned.does))
 }
 
-/// The swap that a command is needed for that brings it to its end: the newest that has begun, or else one that is stuck.
-fn unfinished(dir: &ServiceDir) -> Option<(SwapId, String)> {
-    let newest = dir.swaps().into_iter().find(|swap| Journal::has_begun(&dir.swap(swap)))?;
-    let is_open = |recovery| recovery != Recovery::Finished;
-    found(dir, newest, is_open).or_else(|| stuck_swaps(dir).into_iter().next())
+/// A swap that is not at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The swap.
+    pub swap: SwapId,
+    /// What its journal calls for.
+    pub recovery: Recovery,
+    /// What is found of it, one line for people.
+    pub found: String,
 }
 
-/// The swaps that are stuck, newest first, and what is found of each. One whose journal is not understood is not known to
-/// be one of them.
-pub fn stuck_swaps(dir: &ServiceDir) -> Vec<(SwapId, String)> {
-    let is_stuck = |recovery| recovery == Recovery::Stuck;
-    dir.swaps().into_iter().filter_map(|swap| found(dir, swap, is_stuck)).collect()
+impl Unfinished {
+    /// Whether a person has to mend something first.
+    pub fn is_stuck(&self) -> bool {
+        self.recovery == Recovery::Stuck
+    }
 }
 
-/// A swap and what is found of it, if its journal calls for such an end.
-fn found(
-    dir: &ServiceDir,
-    swap: SwapId,
-    calls_for: impl Fn(Recovery) -> bool,
-) -> Option<(SwapId, String)> {
-    let folder = dir.swap(&swap);
-    let (status, plan) = (Journal::look(&folder).ok()?, Journal::plan(&folder)?);
-    calls_for(recovery::decide(&status)).then(|| (swap, recovery::found(&status, &plan)))
+/// The swaps that are not at their end, newest first. Where nobody holds the lease, nobody works on them. One whose journal is
+/// not understood is not known to be one of them.
+pub fn unfinished_swaps(dir: &ServiceDir) -> Vec<Unfinished> {
+    let unfinished = |swap: SwapId| {
+        let folder = dir.swap(&swap);
+        let (status, plan) = (Journal::look(&folder).ok()?, Journal::plan(&folder)?);
+        let (recovery, found) = (recovery::decide(&status), recovery::found(&status, &plan));
+        (recovery != Recovery::Finished).then_some(Unfinished { swap, recovery, found })
+    };
+    dir.swaps().into_iter().filter_map(unfinished).collect()
 }

@@ -27,6 +27,17 @@ pub struct ServiceState {
 }
 
 impl ServiceState {
+    /// Takes every process out of it: those of another boot are gone, whoever has their pids now.
+    pub fn forget_processes(&mut self) {
+        if let Some(serving) = &mut self.serving {
+            serving.main = ProcessId::GONE;
+        }
+        if let Some(retained) = &mut self.retained {
+            retained.replica.main = ProcessId::GONE;
+            retained.old_workers.clear();
+        }
+    }
+
     /// Adds a swap to the history and forgets the oldest beyond [`HISTORY`]. One that was stuck has one entry all the same.
     pub fn remember(&mut self, past: Past) {
         self.history.retain(|other| other.swap != past.swap);

@@ -34,14 +34,28 @@ pub fn decide(status: &Status) -> Recovery {
 /// Whether traffic may be at the candidate, and the swap is neither promoted nor given up: then it can be finished as well
 /// as unwound.
 pub fn is_past_cutover(status: &Status, plan: &Plan) -> bool {
-    let cutover = plan.steps.iter().position(|p| matches!(p.step, Step::CutOver { .. }));
     let goes_forward = status.steps.iter().all(|step| {
         matches!(step, StepStatus::Pending | StepStatus::Started | StepStatus::Succeeded)
     });
     status.outcome.is_none()
         && !status.promoted()
         && goes_forward
-        && cutover.is_some_and(|index| status.steps[index] != StepStatus::Pending)
+        && cutover(status, plan) != StepStatus::Pending
+}
+
+/// Whether nginx may send requests to the candidate of a swap that is not at its end.
+pub fn may_be_moved(status: &Status, plan: &Plan) -> bool {
+    let is_at_its_end = match decide(status) {
+        Recovery::Finished | Recovery::Conclude => true,
+        Recovery::Unwind | Recovery::Stuck => false,
+    };
+    !is_at_its_end && !matches!(cutover(status, plan), StepStatus::Pending | StepStatus::Undone)
+}
+
+/// Where the cutover of a plan stands.
+fn cutover(status: &Status, plan: &Plan) -> StepStatus {
+    let index = plan.steps.iter().position(|p| matches!(p.step, Step::CutOver { .. }));
+    index.map_or(StepStatus::Pending, |index| status.steps[index])
 }
 
 /// What is found of a swap that nobody works on, and what it needs, one line for people.
@@ -77,7 +91,7 @@ pub fn found(status: &Status, plan: &Plan) -> String {
 mod tests {
     use super::*;
     use crate::model::failure::Failure;
-    use crate::model::record::{Done, RecordKind, Undo};
+    use crate::model::record::{Done, RecordKind, Traffic, Undo};
     use crate::swap::planner::tests::two_slot_plan;
     use crate::swap::transition::apply;
 
@@ -115,6 +129,29 @@ mod tests {
         assert!(may(RecordKind::Started { step: 3, undo: Undo::Nothing }));
         assert!(may(RecordKind::Succeeded { step: 3, done: Done::Nothing }));
         assert!(!may(RecordKind::UndoStarted { step: 3 }));
+    }
+
+    #[test]
+    fn from_a_cutover_that_was_begun_until_it_is_undone_traffic_may_be_moved() {
+        let plan = two_slot_plan();
+        let mut status = Status::of_plan(&plan);
+        let mut may = |kind: RecordKind| {
+            status = apply(&status, &kind).unwrap();
+            may_be_moved(&status, &plan)
+        };
+        let (undo, failure) = (Undo::Nothing, Failure::new("x"));
+        for step in 0..3 {
+            assert!(!may(RecordKind::Started { step, undo: undo.clone() }));
+            assert!(!may(RecordKind::Succeeded { step, done: Done::Nothing }));
+        }
+        assert!(may(RecordKind::Started { step: 3, undo }));
+        assert!(may(RecordKind::Failed { step: 3, failure: failure.clone() }));
+        assert!(may(RecordKind::UndoStarted { step: 3 }));
+        assert!(may(RecordKind::UndoFailed { step: 3, failure }));
+        assert!(may(RecordKind::Concluded { outcome: Outcome::Stuck }));
+        assert!(may(RecordKind::UndoStarted { step: 3 }));
+        let traffic = Traffic::Returned;
+        assert!(!may(RecordKind::UndoFinished { step: 3, traffic }));
     }
 
     #[test]

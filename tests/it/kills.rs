@@ -67,7 +67,7 @@ impl Facts {
 }
 
 /// The journal of the newest swap: its whole lines, and whether half of one follows.
-fn journal(world: &World) -> Result<(Vec<String>, bool)> {
+pub(crate) fn journal(world: &World) -> Result<(Vec<String>, bool)> {
     let swaps = world.server.state_dir().join(NAME).join("swaps");
     let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
     folders.sort();
@@ -78,6 +78,16 @@ fn journal(world: &World) -> Result<(Vec<String>, bool)> {
         lines.pop();
     }
     Ok((lines, torn))
+}
+
+/// Returns once the newest swap's journal has its last record: nobody works on it any more.
+pub(crate) async fn closed(world: &World) -> Result<()> {
+    until("a closed journal", || {
+        let (records, _) = journal(world)?;
+        let is_closed = |last: &String| last.contains(r#""record":"closed""#);
+        Ok(records.last().is_some_and(is_closed).then_some(()))
+    })
+    .await
 }
 
 /// The agent of a world, once it is frozen, and how many records its journal has then.
@@ -162,6 +172,9 @@ async fn comes_to_nothing(aims: Vec<Aim>) -> Result<()> {
         );
         assert_eq!(world.serves().await?, OLD, "{what}\n{run}");
         assert_eq!(Facts::of(&world)?, before, "{what}\n{run}");
+        if outcome != "unchanged" {
+            closed(&world).await?;
+        }
         assert_settled(&world, &what).await?;
     }
     load.stop().await.assert_clean();
@@ -189,10 +202,11 @@ async fn is_the_world_after(aim: Aim) -> Result<()> {
     assert_eq!(world.serves().await?, NEW, "{what}");
     // Its agent may have written the outcome down and died before it could tell.
     assert_eq!(world.told().matches(r#""event":"concluded""#).count(), 1, "{what}");
-    assert_settled(&world, &what).await?;
-    // What its agent could not retire any more, the next one does.
-    world.run("swap", "Qwen/Third", &[("wait", "retired")]).await?.ended(0, "promoted");
+    // What its agent could not retire any more, the one does that has found it.
+    closed(&world).await.with_context(|| what.clone())?;
     assert!(!world.old_runs()?, "{what}");
+    assert_settled(&world, &what).await?;
+    world.run("swap", "Qwen/Third", &[("wait", "retired")]).await?.ended(0, "promoted");
     assert_eq!(world.serves().await?, "Qwen/Third", "{what}");
     load.stop().await.assert_clean();
     Ok(())

@@ -23,6 +23,7 @@ mod hostile;
 mod inert;
 mod init;
 mod kills;
+mod left;
 mod nginx;
 mod on_itself;
 mod output;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::size;
+use crate::executor::{Unfinished, unfinished_swaps};
 use crate::host::disk::{self, Folder};
 use crate::host::nginx::UpstreamView;
 use crate::host::process::user_name;
@@ -12,6 +13,7 @@ use crate::model::checkup::Finding;
 use crate::model::failure::Failure;
 use crate::model::spec::SwapSpec;
 use crate::service_dir::ServiceDir;
+use crate::swap::recovery::{MEND_FIRST, Recovery};
 
 /// Less room than this for journals, logs and binaries, and a swap is about to fail in the middle.
 const LEAST_STATE: u64 = 64 << 20;
@@ -102,7 +104,18 @@ fn unfinished(dir: &ServiceDir) -> Finding {
             format!("{} {} was left by an agent that is gone", holder.command, holder.swap),
             "the next swap, rollback or abort brings it to its end first",
         ),
-        None => Finding::ok(LEFT, "none"),
+        None => match unfinished_swaps(dir).into_iter().next() {
+            Some(Unfinished { swap, found, recovery: Recovery::Stuck }) => {
+                let failure = Failure::new(format!("swap {swap} is stuck: {found}"));
+                Finding::fail(LEFT, failure.hint(MEND_FIRST))
+            }
+            Some(Unfinished { swap, found, .. }) => Finding::warn(
+                LEFT,
+                format!("swap {swap} is not at its end: {found}"),
+                "the next swap, rollback, abort or repair brings it there first",
+            ),
+            None => Finding::ok(LEFT, "none"),
+        },
     }
 }
 

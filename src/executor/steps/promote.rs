@@ -6,7 +6,7 @@ use super::{Acted, Undone};
 use crate::executor::context::{Context, old_workers};
 use crate::host::Host;
 use crate::model::failure::Failure;
-use crate::model::ids::SlotName;
+use crate::model::ids::{ProcessId, SlotName};
 use crate::model::outcome::Outcome;
 use crate::model::plan::Strategy;
 use crate::model::record::{Record, Retained, Undo};
@@ -92,7 +92,19 @@ pub(super) fn undo<H: Host>(cx: &Context<'_, H>, before: &ServiceState) -> Resul
     if let Some(slot) = newcomer(cx, before) {
         cx.dir.release(cx.slot(slot))?;
     }
-    cx.dir.save(before)?;
+    let now = cx.dir.load()?;
+    let is_ours = |past: &Past| {
+        past.swap == cx.swap && matches!(past.outcome, Outcome::Promoted | Outcome::RolledBack)
+    };
+    // Where it was never saved, what is there may be newer than what was before.
+    if now.history.iter().any(is_ours) {
+        let mut before = before.clone();
+        // Of another boot: whoever has these pids now is somebody else.
+        if now.serving.is_some_and(|serving| serving.main == ProcessId::GONE) {
+            before.forget_processes();
+        }
+        cx.dir.save(&before)?;
+    }
     Ok(Undone::Quietly("the record of what serves is as before".to_owned()))
 }
 

@@ -23,6 +23,12 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
 }
 
 pub(super) fn undo<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Undone, Failure> {
+    let state = cx.dir.load()?;
+    let mut kept = state.serving.iter().chain(state.retained.iter().map(|kept| &kept.replica));
+    // A later swap's, where this one was left behind.
+    if kept.any(|replica| &replica.slot == slot && replica.swap.as_ref() != Some(&cx.swap)) {
+        return Ok(Undone::Quietly(format!("slot {slot} stays reserved for what is there by now")));
+    }
     cx.dir.release(cx.slot(slot))?;
     Ok(Undone::Quietly(format!("slot {slot} is released")))
 }

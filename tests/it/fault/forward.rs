@@ -4,6 +4,7 @@
 use model_swap::executor::Direction;
 use model_swap::journal::Journal;
 use model_swap::model::event::Conclusion;
+use model_swap::model::ids::ProcessId;
 use model_swap::model::outcome::Outcome;
 use model_swap::model::plan::Strategy;
 use model_swap::model::record::RecordKind;
@@ -258,4 +259,27 @@ async fn where_neither_model_answers_the_lines_are_as_before() {
         assert_eq!((scene.facts().loaded, scene.facts().lines), (before.loaded, before.lines));
     }
     assert!(undone >= 5, "only {undone} deaths left anything to undo");
+}
+
+/// What a reboot has forgotten stays forgotten: whoever has those pids now is somebody else.
+#[tokio::test(start_paused = true)]
+async fn what_an_undone_promotion_brings_back_knows_no_process_of_another_boot() {
+    let mut undone = 0;
+    for (death, last) in deaths(Kind::Rollback).await.iter().enumerate() {
+        let what = format!("{last:?} number {death}");
+        let (scene, attempt) = Scene::of(Kind::Rollback).await;
+        scene.dir.forget_last_boot("the last one").unwrap();
+        let fault = Fault { call: death, wrong: Wrong::Dies };
+        assert!(scene.execute(&attempt, &[fault]).await.is_none(), "{what}: it lived on");
+        scene.dir.forget_last_boot("this one").unwrap();
+        let conclusion = scene.recover(&attempt, &[]).await.unwrap();
+        if conclusion.is_none_or(|conclusion| conclusion.failure.is_none()) {
+            continue;
+        }
+        undone += 1;
+        let state = scene.facts().state;
+        let replicas = [state.serving.unwrap(), state.retained.unwrap().replica];
+        assert_eq!(replicas.map(|replica| replica.main), [ProcessId::GONE; 2], "{what}");
+    }
+    assert!(undone >= 10, "only {undone} deaths left anything to undo");
 }

@@ -1,0 +1,123 @@
+//! Brings a swap to its end that nobody works on any more: the same, whoever finds it, a command or the agent that systemd
+//! keeps.
+
+use super::follow;
+use super::left::Left;
+use super::run::remember;
+use crate::executor::{self, Context, Direction, unfinished_swaps};
+use crate::host::{Host, SystemHost, process};
+use crate::journal::Journal;
+use crate::model::event::{Closing, EventKind};
+use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
+use crate::model::record::RecordKind;
+use crate::model::wire::Secrets;
+use crate::service_dir::ServiceDir;
+use crate::swap::recovery;
+
+/// What is wanted of a swap that nobody works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Its end, unless it is stuck: then nothing is tried again by itself.
+    End,
+    /// Its end, and the undo that it is stuck at once more.
+    Repair,
+}
+
+/// Brings a swap to its end; `accepted` is called once that is about to begin. What it leaves warm is for
+/// [`aftermath::go_on`](super::aftermath::go_on).
+///
+/// # Errors
+/// If the swap's folder cannot be read or written, or nginx cannot be seen that may send requests to the candidate. Then the
+/// swap is where it was, or half-way, and may be brought to its end later.
+pub(super) async fn bring_to_end(
+    dir: &ServiceDir,
+    swap: &SwapId,
+    (given, wanted): (&Secrets, Wanted),
+    accepted: impl FnOnce(),
+) -> Result<(), Failure> {
+    dir.forget_last_boot(&process::boot())?;
+    let Some((left, mut journal)) = Left::open(dir, swap, given)? else { return Ok(()) };
+    let mut cx = left.context(dir)?;
+    // Whoever follows the swap looks at this process from now on.
+    follow::take_over(&dir.swap(swap))?;
+    if is_open(journal.status().outcome, wanted) {
+        if recovery::may_be_moved(journal.status(), &cx.plan) {
+            seen(cx.host).await?;
+        }
+        cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
+    }
+    accepted();
+    match (executor::direction(&cx, &journal).await, wanted) {
+        (Direction::Forward, _) => {
+            cx.replicas = executor::replicas_left(&cx, &journal)?;
+            executor::finish(&cx, &mut journal).await.map(drop)
+        }
+        (Direction::Back, Wanted::End) => executor::recover(&cx, &mut journal).await.map(drop),
+        (Direction::Back, Wanted::Repair) => executor::repair(&cx, &mut journal).await.map(drop),
+    }
+    .map_err(Failure::from)?;
+    close(&cx, &mut journal)
+}
+
+/// Without nginx nothing can be moved or proven, and what is tried would end stuck. After a boot it may come up late.
+async fn seen(host: &SystemHost) -> Result<(), Failure> {
+    let unseen = |failure: Failure| {
+        failure.hint(
+        "a swap may have sent requests to the new model, and its agent is gone: it is brought to its end once nginx can be seen",
+    )
+    };
+    host.upstream().await.map(drop).map_err(unseen)
+}
+
+/// Writes down that it is over, and tells so. Its agent may have died when it had the outcome, and before it could.
+fn close(cx: &Context<'_, SystemHost>, journal: &mut Journal) -> Result<(), Failure> {
+    let Some(outcome) = journal.status().outcome else { return Ok(()) };
+    let state = cx.dir.load()?;
+    let is_told = state.history.iter().any(|past| past.swap == cx.swap && past.outcome == outcome);
+    if !journal.status().promoted() && !is_told {
+        remember(cx.dir, &cx.swap, outcome, &cx.plan, cx.host.now());
+    }
+    let keeps_something = state.retained.is_some_and(|retained| retained.swap == cx.swap);
+    if !keeps_something && !journal.status().closed {
+        journal.append(RecordKind::Closed, cx.host.now())?;
+        cx.tell(EventKind::Closed(Closing::Nothing));
+    }
+    Ok(())
+}
+
+/// The newest swap that is not at its end, unless that is stuck: an older one is undone after it. For the holder of the lease,
+/// nobody works on it.
+pub(super) fn left_open(dir: &ServiceDir) -> Option<SwapId> {
+    let newest = unfinished_swaps(dir).into_iter().next();
+    newest.filter(|unfinished| !unfinished.is_stuck()).map(|unfinished| unfinished.swap)
+}
+
+/// Brings every swap to its end that can be, newest first, for the holder of the lease.
+///
+/// # Errors
+/// As [`bring_to_end`].
+pub(super) async fn bring_all_to_end(dir: &ServiceDir, given: &Secrets) -> Result<(), Failure> {
+    let mut before = None;
+    while let Some(swap) = left_open(dir).filter(|swap| before.as_ref() != Some(swap)) {
+        bring_to_end(dir, &swap, (given, Wanted::End), || {}).await?;
+        before = Some(swap);
+    }
+    Ok(())
+}
+
+/// Whether a swap has begun and is not at its end. What cannot be read is for its recovery to tell.
+pub(super) fn needs(dir: &ServiceDir, swap: &SwapId, wanted: Wanted) -> bool {
+    let folder = dir.swap(swap);
+    Journal::has_begun(&folder)
+        && Journal::look(&folder).map_or(true, |status| is_open(status.outcome, wanted))
+}
+
+fn is_open(outcome: Option<Outcome>, wanted: Wanted) -> bool {
+    match outcome {
+        None => true,
+        Some(Outcome::Stuck) => wanted == Wanted::Repair,
+        Some(_) => false,
+    }
+}

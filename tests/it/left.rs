@@ -1,0 +1,116 @@
+//! What an agent that is gone has left, whoever finds it brings to its end: under what it is safe to, and with all that
+//! comes after.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use testbed::server::{Aim, listeners};
+
+use crate::commands::Terminal;
+use crate::kills::{CUT_OVER, Facts, READY, closed, journal, world};
+use crate::step::{Step, send, until};
+use crate::support::{NAME, NEW, OLD, World};
+
+/// The records of a swap whose new model dies while it loads: three steps begun, two of them done, three undone.
+const FAILED: usize = 14;
+
+/// A swap whose agent dies there.
+async fn dead(world: &World, record: usize) -> Result<()> {
+    world.server.strike(Some(Aim::After(record)))?;
+    let run = Step::run(world.action("swap", NEW, &[])?).await?;
+    world.server.strike(None)?;
+    run.refused(3, &["is gone"]);
+    Ok(())
+}
+
+/// Calls this server's nginx.
+fn nginx(world: &World, more: &[&str]) -> Result<()> {
+    let (program, args) = world.server.nginx_command().split_first().context("no command")?;
+    ensure!(Command::new(program).args(args).args(more).status()?.success());
+    Ok(())
+}
+
+/// The folder of the only swap.
+fn only_swap(world: &World) -> Result<PathBuf> {
+    let mut swaps = fs::read_dir(world.server.state_dir().join(NAME).join("swaps"))?;
+    Ok(swaps.next().context("no swap")??.path())
+}
+
+#[tokio::test]
+async fn a_swap_waits_for_nginx_before_it_is_brought_to_its_end() -> Result<()> {
+    let world = world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    dead(&world, CUT_OVER).await?;
+    let master = world.server.nginx_master()?;
+    nginx(&world, &["-s", "stop"])?;
+    until("nginx has ended", || Ok((!crate::support::alive(master)).then_some(()))).await?;
+    let records = journal(&world)?;
+    let said = ["nginx.pid", "it is brought to its end once nginx can be seen"];
+    for command in ["swap", "repair", "abort"] {
+        Step::run(world.action(command, NEW, &[])?).await?.refused(3, &said);
+        assert_eq!(journal(&world)?, records, "{command}");
+    }
+    nginx(&world, &[])?;
+    world.until_serves(NEW).await?;
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "aborted");
+    assert_eq!(Facts::of(&world)?, before);
+    Ok(())
+}
+
+/// Else the job that a failure starts would take a healthy model away.
+#[tokio::test]
+async fn a_swap_that_failed_is_in_the_history_even_if_its_agent_died_before_it_was() -> Result<()> {
+    let mut world = world().await?;
+    world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    world.settings.flags = "--stub-load-time 600s --stub-die-after 10ms".to_owned();
+    world.server.strike(Some(Aim::After(FAILED)))?;
+    let run = Step::run(world.action("swap", "Qwen/Third", &[])?).await?;
+    world.server.strike(None)?;
+    let (records, _) = journal(&world)?;
+    assert!(records.last().is_some_and(|last| last.contains(r#""concluded""#)), "{records:#?}");
+    run.refused(3, &["is gone"]);
+    world.settings.flags = String::new();
+    let run = Step::run(world.action("rollback", NEW, &[])?).await?;
+    run.ended(0, "unchanged").answered(&["the last swap, s-", ", ended failed"]);
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_swap_that_was_left_behind_another_one_is_brought_to_its_end() -> Result<()> {
+    let world = world().await?;
+    dead(&world, READY).await?;
+    let (_, b) = world.server.slot_ports();
+    let [candidate] = listeners(b)?[..] else { panic!("no new model") };
+    send("-KILL", candidate)?;
+    until("nobody in slot b", || Ok(listeners(b)?.is_empty().then_some(()))).await?;
+    // As where the lease was lost that says whose agent died.
+    let older = only_swap(&world)?;
+    let aside = world.server.state_dir().join("aside");
+    fs::rename(&older, &aside)?;
+    world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    closed(&world).await?;
+    fs::rename(&aside, &older)?;
+    let before = Facts::of(&world)?;
+
+    let id = older.file_name().context("a name")?.to_string_lossy().into_owned();
+    let found = format!("{id} is not at its end: its agent ended between two steps; to undo: ");
+    world.run("status", NEW, &[]).await?.answered(&[&found]);
+    let said = Step::run(world.action("doctor", NEW, &[])?).await?;
+    assert!(said.stdout.contains(&found), "{said}");
+    let terminal = Terminal::at(&world)?;
+    let output = terminal.run("uninstall --retire-now --ssh-key key --known-hosts hosts").await?;
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert_eq!(Facts::of(&world)?, before);
+
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    assert_eq!(run.output("swap-id"), id, "{run}");
+    assert_eq!(Facts::of(&world)?, before, "what serves lost what is reserved for it\n{run}");
+    assert_eq!(world.serves().await?, NEW);
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+    assert_ne!(world.serves().await?, OLD);
+    Ok(())
+}
