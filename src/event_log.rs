@@ -29,6 +29,8 @@ pub struct EventLog {
     file: File,
     swap: SwapId,
     seq: u64,
+    /// What the disk has not taken yet: the end of a line that was cut short, and what was told since.
+    untold: Vec<u8>,
     /// Whether it tells how the swap ended.
     pub concluded: bool,
 }
@@ -62,18 +64,30 @@ impl EventLog {
             // A line that a dead writer left half-written is ended, so that the next one stands alone.
             file.write_all(b"\n").map_err(wrong("append to"))?;
         }
-        Ok(Self { file, swap: swap.clone(), seq, concluded })
+        Ok(Self { file, swap: swap.clone(), seq, untold: Vec::new(), concluded })
     }
 
-    /// Appends an event. The swap does not notice a log that cannot be written: the story is not the deed.
+    /// Appends an event. The swap does not notice a log that cannot be written: the story is not the deed. What a full disk
+    /// did not take is written with the next event.
     pub fn tell(&mut self, kind: EventKind, at: Timestamp) {
         self.seq += 1;
         self.concluded = concludes(&kind).unwrap_or(self.concluded);
         let event = Event { v: WIRE_VERSION, swap: self.swap.clone(), seq: self.seq, at, kind };
-        if let Ok(mut line) = serde_json::to_vec(&event) {
-            line.push(b'\n');
-            // One write a line: a follower never sees half of it.
-            let _ = self.file.write_all(&line);
+        if let Ok(line) = serde_json::to_vec(&event) {
+            self.untold.extend(line);
+            self.untold.push(b'\n');
+            write_what_fits(&mut self.file, &mut self.untold);
+        }
+    }
+}
+
+/// Writes as much as is taken, and keeps the rest. One write a line, where all of it is: a follower never sees half of it.
+fn write_what_fits(file: &mut impl Write, untold: &mut Vec<u8>) {
+    while !untold.is_empty() {
+        match file.write(untold) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+            Ok(written) => drop(untold.drain(..written)),
         }
     }
 }
@@ -154,5 +168,28 @@ mod tests {
         let next = reader.read().unwrap();
         assert_eq!(next.iter().map(|event| event.seq).collect::<Vec<_>>(), [2]);
         assert_eq!(next[0].kind, warning("two"));
+    }
+
+    #[test]
+    fn what_a_full_disk_did_not_take_is_told_with_the_next_event() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = EventLog::open(folder.path(), &"s-1".parse().unwrap()).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut log.file, full);
+        log.tell(warning("one"), Timestamp::UNIX_EPOCH);
+        log.file = file;
+        let mut reader = EventReader::new(folder.path());
+        assert_eq!(reader.read().unwrap(), []);
+        log.tell(warning("two"), Timestamp::UNIX_EPOCH);
+        let told: Vec<_> = reader.read().unwrap().into_iter().map(|event| event.kind).collect();
+        assert_eq!(told, [warning("one"), warning("two")]);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_is_gone_on_with_where_it_stopped() {
+        let mut room = [0_u8; 5];
+        let mut untold = b"a line\n".to_vec();
+        write_what_fits(&mut room.as_mut_slice(), &mut untold);
+        assert_eq!((room.as_slice(), untold.as_slice()), (b"a lin".as_slice(), b"e\n".as_slice()));
     }
 }

@@ -38,6 +38,12 @@ pub enum JournalError {
         /// Why.
         source: io::Error,
     },
+    /// An earlier record did not reach the disk, and may be there in part: another one would follow half a line.
+    #[error("journal {} could not be written before, and is not written on", path.display())]
+    Broken {
+        /// The journal.
+        path: PathBuf,
+    },
     /// A line that is not the torn last one makes no sense.
     #[error("line {line} of journal {} is no record", path.display())]
     Line {
@@ -61,7 +67,7 @@ pub enum JournalError {
 impl Hint for JournalError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Io { path, .. } => {
+            Self::Io { path, .. } | Self::Broken { path } => {
                 vec![format!(
                     "check free space and rights of {}",
                     path.parent().unwrap_or(path).display()
@@ -82,9 +88,15 @@ pub struct Journal {
     file: File,
     records: Vec<Record>,
     status: Status,
+    /// Whether a record could not be written. Only opening it anew tells what of that is on the disk.
+    is_broken: bool,
 }
 
 impl Journal {
+    fn new(path: PathBuf, file: File, records: Vec<Record>, status: Status) -> Self {
+        Self { path, file, records, status, is_broken: false }
+    }
+
     /// Creates the journal of a new swap in its folder; its first record is the plan.
     ///
     /// # Errors
@@ -100,7 +112,7 @@ impl Journal {
         let file =
             OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
         let status = Status::of_plan(plan);
-        let mut journal = Self { path: path.clone(), file, records: Vec::new(), status };
+        let mut journal = Self::new(path.clone(), file, Vec::new(), status);
         let kind = RecordKind::Planned { swap: swap.clone(), plan: Box::new(plan.clone()) };
         journal.write(Record { v: JOURNAL_VERSION, at, kind })?;
         // The folder's entry must outlive a power loss as well as the content.
@@ -165,13 +177,13 @@ impl Journal {
         let (records, status, whole) = read(&path)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
         file.set_len(whole as u64).map_err(io)?;
-        Ok(Self { path: path.clone(), file, records, status })
+        Ok(Self::new(path.clone(), file, records, status))
     }
 
     /// Appends a record and waits until it is on the disk. Only then may the act follow.
     ///
     /// # Errors
-    /// If the record may not follow or the disk refuses; then nothing may be done.
+    /// If the record may not follow or the disk refuses, now or before; then nothing may be done.
     pub fn append(&mut self, kind: RecordKind, at: Timestamp) -> Result<(), JournalError> {
         let next = transition::apply(&self.status, &kind)
             .map_err(|source| JournalError::Illegal { path: self.path.clone(), source })?;
@@ -191,10 +203,15 @@ impl Journal {
     }
 
     fn write(&mut self, record: Record) -> Result<(), JournalError> {
+        if self.is_broken {
+            return Err(JournalError::Broken { path: self.path.clone() });
+        }
         let io = |source| JournalError::Io { act: "append to", path: self.path.clone(), source };
         let mut line = serde_json::to_vec(&record).map_err(|error| io(error.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(io)?;
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        self.is_broken = written.is_err();
+        written.map_err(io)?;
         self.records.push(record);
         Ok(())
     }
@@ -271,6 +288,19 @@ mod tests {
         let mut journal = Journal::open(folder.path()).unwrap();
         journal.append(RecordKind::Succeeded { step: 0, done: Done::Nothing }, at()).unwrap();
         assert_eq!(Journal::open(folder.path()).unwrap().records().len(), 3);
+    }
+
+    #[test]
+    fn nothing_follows_a_record_that_could_not_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = begun(folder.path());
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut journal.file, full);
+        let done = || RecordKind::Succeeded { step: 0, done: Done::Nothing };
+        assert!(matches!(journal.append(done(), at()), Err(JournalError::Io { .. })));
+        journal.file = file;
+        assert!(matches!(journal.append(done(), at()), Err(JournalError::Broken { .. })));
+        assert_eq!(Journal::open(folder.path()).unwrap().records().len(), 2);
     }
 
     #[test]

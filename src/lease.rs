@@ -99,6 +99,7 @@ impl Lease {
     fn lock(folder: &Path) -> Result<Self, LeaseError> {
         let path = folder.join(FILE);
         let io = |source| LeaseError::Io { path: path.clone(), source };
+        let is_new = !path.exists();
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -113,6 +114,10 @@ impl Lease {
                 return Err(LeaseError::Held { holder: read(&path).map(Box::new) });
             }
             Err(errno) => return Err(io(errno.into())),
+        }
+        if is_new {
+            // A power loss must not take away who was at work with the file's own entry.
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         }
         let died = read(&path);
         Ok(Self { path, file, died })

@@ -414,7 +414,13 @@ fn refuse_foreign(path: PathBuf) -> Result<(), StateError> {
 }
 
 fn make_private(folder: &Path) -> Result<(), StateError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| StateError::Io {
+    let made: Vec<_> = folder.ancestors().take_while(|path| !path.exists()).collect();
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    // What lies in a folder outlives a power loss no better than the folder's own entry.
+    let parents = made.iter().filter_map(|path| path.parent());
+    let synced = created
+        .and_then(|()| parents.map(fs::File::open).try_for_each(|parent| parent?.sync_all()));
+    synced.map_err(|source| StateError::Io {
         act: "make the folder",
         path: folder.to_owned(),
         source,

@@ -70,7 +70,7 @@ impl Listing {
             return vec![Failure::new(format!("the command {name} is about no service"))];
         };
         let mut found = Vec::new();
-        if !self.commands_asked.iter().any(|allowed| allowed == name) {
+        if !self.allows(command) {
             found.push(format!(
                 "the command {name} is not allowed (allowed: {})",
                 self.commands_asked.join(", ")
@@ -79,6 +79,15 @@ impl Listing {
         self.object_to_server(&asked.spec, &mut found);
         self.object_to_revision(&asked.spec, &asked.secrets, &mut found);
         found.into_iter().map(Failure::new).collect()
+    }
+
+    /// Whoever may begin a swap may see it through and give it up: a lost link or a cancelled job would leave it alone else.
+    fn allows(&self, command: &Command) -> bool {
+        let names = |name: &str| self.commands_asked.iter().any(|allowed| allowed == name);
+        let begins = || names("swap") || names("rollback");
+        let is_about_its_own =
+            matches!(command, Command::Follow { .. } | Command::Abort(_) | Command::Confirm(_));
+        names(command.name()) || (is_about_its_own && begins())
     }
 
     /// What concerns the server itself must be as root has it.
@@ -195,14 +204,14 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     })
 }
 
-/// What has to be allowed by name: it takes away the way back.
-const BY_NAME_ONLY: &str = "uninstall";
+/// The commands that a listing allows unless it says otherwise. The others have to be allowed by name: they show what a
+/// model was asked (`logs`) and how the server is made (`doctor`), or want a person who has mended something (`repair`) or
+/// takes the way back away (`uninstall`).
+const USUAL: [&str; 5] = ["plan", "swap", "rollback", "status", "abort"];
 
-/// The commands that a listing allows unless it says otherwise: all but [`BY_NAME_ONLY`].
 fn names(node: &Node<'_>) -> Option<Vec<String>> {
-    let usual = Command::NAMES.iter().filter(|name| **name != BY_NAME_ONLY);
     if node.value().is_none() {
-        return Some(usual.map(ToString::to_string).collect());
+        return Some(USUAL.map(str::to_owned).to_vec());
     }
     let elements =
         node.elements("a list of commands, like [plan, swap, rollback, abort, repair, status]")?;
@@ -272,7 +281,9 @@ fn or_none(value: Option<&str>) -> &str {
 mod tests {
     use super::*;
     use crate::model::state::Requester;
-    use crate::model::wire::{Asked, KeptWarm, UninstallRequest};
+    use crate::model::wire::{
+        AbortRequest, Asked, ConfirmRequest, KeptWarm, UninstallRequest, Wait,
+    };
 
     const TEXT: &str = r#"
 models: [ "Qwen/*" ]
@@ -397,6 +408,34 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
     }
 
     #[test]
+    fn whoever_may_swap_or_roll_back_may_follow_confirm_and_abort() {
+        let follow = Command::Follow {
+            asked: asked("", ""),
+            swap: "s-1".parse().unwrap(),
+            since: 0,
+            wait: Wait::Promoted,
+        };
+        let abort = Command::Abort(AbortRequest {
+            asked: asked("", ""),
+            of: None,
+            since: 0,
+            requester: Requester::default(),
+        });
+        let confirm = Command::Confirm(ConfirmRequest {
+            asked: asked("", ""),
+            swap: "s-1".parse().unwrap(),
+            nonce: String::new(),
+        });
+        for (allowed, may) in [("[swap]", true), ("[rollback]", true), ("[plan]", false)] {
+            let listing = Listing::load(&format!("{TEXT}allow: {allowed}\n"), "chat.yaml").unwrap();
+            for command in [&follow, &abort, &confirm] {
+                let found = listing.objections(command);
+                assert_eq!(found.is_empty(), may, "{allowed}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
     fn giving_the_server_back_is_allowed_by_name_only() {
         let wanted = Command::Uninstall(UninstallRequest {
             asked: asked("", ""),
@@ -407,8 +446,8 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         let objections = |more: &str| {
             Listing::load(&format!("{TEXT}{more}"), "chat.yaml").unwrap().objections(&wanted)
         };
-        let expected = "the command uninstall is not allowed (allowed: plan, swap, rollback, abort, \
-                        repair, status, logs, doctor)";
+        let expected = "the command uninstall is not allowed (allowed: plan, swap, rollback, status, \
+                        abort)";
         assert_eq!(objections("")[0].message, expected);
         assert_eq!(objections("allow: [uninstall]\n"), []);
     }
