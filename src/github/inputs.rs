@@ -9,11 +9,17 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::model::failure::Hint;
 use crate::model::ids::{InvalidName, ServiceName, SwapId};
 use crate::model::plan::PlanDigest;
 use crate::model::secret::Secret;
 use crate::model::wire::{KeptWarm, Wait, When};
+
+mod problem;
+mod reader;
+
+pub use problem::InputProblem;
+use problem::listed;
+use reader::{Reader, unknown_names};
 
 /// An input as `action.yml` declares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,12 +55,6 @@ pub const INPUTS: [Declared; 19] = [
 
 /// Path of the configuration when none is given.
 pub const DEFAULT_CONFIG: &str = "model-swap.yaml";
-
-/// `with: entrypoint` and `with: args` are the runner's own and reach the container like inputs.
-const OF_THE_RUNNER: [&str; 2] = ["entrypoint", "args"];
-
-/// How alike two words must be (Jaro-Winkler, 0 to 1) for one to be offered for the other.
-const ALIKE: f64 = 0.8;
 
 /// What a user asks for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,20 +180,6 @@ pub enum CommandName {
     Doctor,
     /// Remove everything of the service but what serves; from a terminal only.
     Uninstall,
-}
-
-/// An input that cannot be used. Never holds a secret's value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", self.text())]
-pub struct InputProblem {
-    /// The input's name.
-    pub input: String,
-    /// Its value, unless it is a secret or the name itself is wrong.
-    pub value: Option<String>,
-    /// What is accepted, in words.
-    pub accepted: String,
-    /// What was probably meant.
-    pub meant: Option<&'static str>,
 }
 
 impl CommandName {
@@ -327,166 +313,6 @@ impl Inputs {
             });
         }
         problems
-    }
-}
-
-impl InputProblem {
-    fn text(&self) -> String {
-        let Self { input, value, accepted, .. } = self;
-        match value {
-            Some(value) => format!("input {input} is {value:?}: {accepted}"),
-            None => format!("input {input}: {accepted}"),
-        }
-    }
-}
-
-impl Hint for InputProblem {
-    fn hints(&self) -> Vec<String> {
-        self.meant.iter().map(|meant| format!("did you mean `{meant}`?")).collect()
-    }
-}
-
-/// One pass over the inputs that collects what is wrong with them.
-struct Reader<'a> {
-    env: &'a BTreeMap<String, String>,
-    problems: Vec<InputProblem>,
-}
-
-impl<'a> Reader<'a> {
-    /// As given; `None` if blank.
-    fn raw(&self, name: &str) -> Option<&'a str> {
-        let value = self.env.get(&format!("INPUT_{}", name.to_uppercase()))?;
-        (!value.trim().is_empty()).then_some(value.as_str())
-    }
-
-    /// Without the blanks and newlines around it, which YAML's block texts bring.
-    fn text(&self, name: &str) -> Option<String> {
-        self.raw(name).map(|value| value.trim().to_owned())
-    }
-
-    fn choice<T: Copy>(&mut self, name: &str, choices: &[(&'static str, T)]) -> Option<T> {
-        let value = self.text(name)?;
-        let found = choices.iter().find(|(word, _)| *word == value).map(|(_, choice)| *choice);
-        if found.is_none() {
-            let words: Vec<&'static str> = choices.iter().map(|(word, _)| *word).collect();
-            self.problems.push(InputProblem {
-                input: name.to_owned(),
-                meant: closest(&value, words.iter().copied()),
-                value: Some(value),
-                accepted: format!("accepted are {}", listed(&words)),
-            });
-        }
-        found
-    }
-
-    /// False if not given.
-    fn yes(&mut self, name: &str) -> bool {
-        self.choice(name, &[("false", false), ("true", true)]).unwrap_or(false)
-    }
-
-    /// GitHub knows a workflow by the name of its file, without the folder, or by its number.
-    fn workflow(&mut self, name: &str) -> Option<String> {
-        let value = self.text(name)?;
-        let stem = value.strip_suffix(".yml").or_else(|| value.strip_suffix(".yaml"));
-        let plain = |text: &str| {
-            !text.is_empty()
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        };
-        if stem.is_some_and(plain) || value.bytes().all(|b| b.is_ascii_digit()) {
-            return Some(value);
-        }
-        self.problems.push(InputProblem {
-            input: name.to_owned(),
-            value: Some(value),
-            accepted: "accepted is the name of a file in .github/workflows, without the folder, \
-                       like on-failure.yml"
-                .to_owned(),
-            meant: None,
-        });
-        None
-    }
-
-    fn name<T: FromStr<Err = InvalidName>>(&mut self, name: &str) -> Option<T> {
-        let value = self.text(name)?;
-        match value.parse() {
-            Ok(parsed) => Some(parsed),
-            Err(InvalidName { accepted, .. }) => {
-                self.problems.push(InputProblem {
-                    input: name.to_owned(),
-                    value: Some(value),
-                    accepted: format!("accepted is {accepted}"),
-                    meant: None,
-                });
-                None
-            }
-        }
-    }
-
-    /// None if not given.
-    fn duration(&mut self, name: &str) -> Duration {
-        let Some(value) = self.text(name) else { return Duration::ZERO };
-        humantime::parse_duration(&value).unwrap_or_else(|_| {
-            self.problems.push(InputProblem {
-                input: name.to_owned(),
-                value: Some(value),
-                accepted: "accepted is a duration with its unit, like 90s or 15m".to_owned(),
-                meant: None,
-            });
-            Duration::ZERO
-        })
-    }
-
-    /// A token travels in a header, where nothing but visible ASCII may stand.
-    fn token(&mut self, name: &str) -> Option<Secret> {
-        let value = self.text(name)?;
-        if value.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Some(Secret::new(value));
-        }
-        self.problems.push(InputProblem {
-            input: name.to_owned(),
-            value: None,
-            accepted: "it holds a blank or a character that no token has".to_owned(),
-            meant: None,
-        });
-        None
-    }
-}
-
-fn unknown_names(env: &BTreeMap<String, String>) -> Vec<InputProblem> {
-    let names = || INPUTS.iter().map(|input| input.name);
-    env.keys()
-        .filter_map(|key| key.strip_prefix("INPUT_"))
-        .map(str::to_lowercase)
-        .filter(|name| {
-            !names().any(|known| known == name) && !OF_THE_RUNNER.contains(&name.as_str())
-        })
-        .map(|name| InputProblem {
-            meant: closest(&name, names()),
-            accepted: format!(
-                "there is no such input; there are {}",
-                listed(&names().collect::<Vec<_>>())
-            ),
-            value: None,
-            input: name,
-        })
-        .collect()
-}
-
-fn closest(word: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    let word = word.to_lowercase();
-    known
-        .map(|candidate| (strsim::jaro_winkler(&word, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .max_by(|(one, _), (other, _)| one.total_cmp(other))
-        .map(|(_, candidate)| candidate)
-}
-
-/// `a, b and c`.
-fn listed(words: &[&str]) -> String {
-    match words {
-        [] => String::new(),
-        [only] => (*only).to_owned(),
-        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::failure::Hint;
 
 fn read(pairs: &[(&str, &str)]) -> Result<Inputs, Vec<InputProblem>> {
     let env = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();

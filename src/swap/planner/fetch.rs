@@ -1,6 +1,7 @@
 //! What is brought to the server before anything is reserved.
 
-use super::{Observed, bound};
+use super::Observed;
+use super::steps::bound;
 use crate::config::command;
 use crate::model::plan::PlannedStep;
 use crate::model::spec::SwapSpec;

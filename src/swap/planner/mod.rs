@@ -3,28 +3,29 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::config::command;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 use crate::model::record::Retained;
-use crate::model::replica::{
-    Found, Keeper, Replica, Revision, Systemd, Unit, container_of_slot, is_own_container,
-};
-use crate::model::spec::{OnTimeout, Runtime, Slot, SwapSpec, VerifySpec};
+use crate::model::replica::{Found, Keeper, Replica, Revision, Systemd, Unit, container_of_slot};
+use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::state::ServiceState;
-use crate::model::step::Step;
 use crate::model::wire::When;
 
-use super::redact::redact;
 use super::revision;
 
 mod fetch;
+mod obstacles;
 mod rollback;
+mod steps;
 
 use fetch::fetch;
 pub(super) use fetch::fetched;
+pub use obstacles::cutting_nginx;
+use obstacles::obstacles;
 pub use rollback::{Again, free_slot, plan_cold_rollback, plan_warm_rollback, warm_replica};
+use steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start, verify};
+pub(super) use steps::{bound, drained, verified};
 
 /// What the server looks like before anything is done.
 #[derive(Debug, Clone)]
@@ -229,96 +230,6 @@ pub fn plan_clearing(
     Ok(plan)
 }
 
-/// Every reason against a swap, but for what nginx would cut.
-fn obstacles(spec: &SwapSpec, seen: &Observed, from: &SlotName, to: &SlotName) -> Vec<Failure> {
-    let mut failures = Vec::new();
-    failures.extend(seen.program.clone().err());
-    failures.extend(unsupervised(spec, seen));
-    let port = spec.slots[to].port;
-    let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
-    if let Some(found) = found.filter(|found| recorded(to, found, &seen.state).is_none()) {
-        failures.push(
-            Failure::new(format!(
-                "port {port} of slot {to} is taken by process {} ({}), which is not recorded as a replica of this service",
-                found.main,
-                found.argv.join(" ")
-            ))
-            .hint(format!("stop it, or give slot {to} another port")),
-        );
-    }
-    for slot in [from, to] {
-        let found = seen.slots.get(slot).and_then(|o| o.found.as_ref());
-        if let Some(kept) = found.and_then(|found| kept_by(slot, found, seen.systemd)) {
-            failures.push(kept);
-        }
-    }
-    failures
-}
-
-/// Why replicas cannot be supervised as the specification wants it.
-fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
-    let why = match (spec.replica.runtime, seen.systemd) {
-        (Runtime::Auto | Runtime::Process | Runtime::Docker, _)
-        | (Runtime::Systemd, Systemd::Usable) => return None,
-        (Runtime::Systemd, Systemd::Absent) => "systemd is not PID 1 of this server",
-        (Runtime::Systemd, Systemd::Denied) => {
-            "only root may write units, and the agent is not root"
-        }
-    };
-    let failure = Failure::new(format!("replica.runtime is systemd, and {why}"));
-    let failure = match seen.systemd {
-        Systemd::Denied => failure.hint(
-            "let the user of `host` become root without a password (NOPASSWD in sudoers), and leave state_dir out",
-        ),
-        Systemd::Absent | Systemd::Usable => failure,
-    };
-    Some(failure.hint("or write `runtime: auto`: replicas are plain processes then, and no boot starts them again"))
-}
-
-/// A keeper that only its own means can stop, which this version does not use.
-fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> {
-    let keeper = match (&found.keeper, systemd) {
-        (Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Docker(_), _)
-        | (Keeper::Unit(_), Systemd::Usable) => return None,
-        (keeper @ (Keeper::Unit(_) | Keeper::Container(_)), _) => keeper,
-    };
-    let (why, hint) = match keeper {
-        Keeper::Unit(_) => (
-            "which only root may stop, and the agent is not root",
-            "let the user of `host` become root without a password (NOPASSWD in sudoers)",
-        ),
-        _ => (
-            "which this version cannot stop",
-            "start the model as a plain process, outside of it, before the first swap",
-        ),
-    };
-    Some(
-        Failure::new(format!(
-            "the replica in slot {slot} (process {}) belongs to {keeper}, {why}",
-            found.main
-        ))
-        .hint(hint),
-    )
-}
-
-/// A `worker_shutdown_timeout` below the drain timeout cuts streams.
-pub fn cutting_nginx(spec: &SwapSpec, timeout: Option<Duration>) -> Option<Failure> {
-    let limit = timeout.filter(|limit| !limit.is_zero())?;
-    let drain = spec.drain.timeout;
-    (limit < drain).then(|| {
-        Failure::new(format!(
-            "nginx's worker_shutdown_timeout is {}, below the drain timeout of {}: old workers would cut streams",
-            humantime::format_duration(limit),
-            humantime::format_duration(drain)
-        ))
-        .hint(format!(
-            "remove worker_shutdown_timeout, raise it to {0} or more, or lower drain.timeout to {1}",
-            humantime::format_duration(drain),
-            humantime::format_duration(limit)
-        ))
-    })
-}
-
 fn notes(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Vec<String> {
     let mut notes = Vec::new();
     let serving = seen.slots.get(from).cloned().unwrap_or_default();
@@ -386,106 +297,6 @@ fn new_keeper(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Keeper {
             Keeper::Unit(Unit::of_slot(&spec.service, slot))
         }
     }
-}
-
-fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
-    let Slot { port, gpus } = &spec.slots[slot];
-    let gpus = if gpus.is_empty() {
-        "no GPU".to_owned()
-    } else {
-        format!("GPU {}", command::gpu_list(gpus))
-    };
-    PlannedStep {
-        step: Step::ReserveSlot { slot: slot.clone() },
-        does: format!("claim port {port} and {gpus}"),
-    }
-}
-
-fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
-    let Slot { port, gpus } = &spec.slots[slot];
-    command::render(&spec.replica.command, &spec.model, *port, gpus)
-}
-
-fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> PlannedStep {
-    let argv = redact(argv).join(" ");
-    let does = match keeper {
-        Keeper::Unit(unit) if unit.is_own() => format!("start {argv} as unit {}", unit.name),
-        Keeper::Docker(name) if is_own_container(name) => {
-            format!("start {argv} in container {name}")
-        }
-        Keeper::Unit(_) | Keeper::Container(_) | Keeper::Docker(_) => {
-            format!("start {keeper} again: {argv}")
-        }
-        Keeper::Nobody | Keeper::Wrapper { .. } => format!("start {argv}"),
-    };
-    PlannedStep { step: Step::StartReplica { slot: slot.clone() }, does }
-}
-
-fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
-    let does = format!(
-        "wait until port {} is ready, at most {}",
-        spec.slots[slot].port,
-        bound(spec.ready.timeout)
-    );
-    PlannedStep { step: Step::AwaitReady { slot: slot.clone() }, does }
-}
-
-fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> PlannedStep {
-    let does = format!(
-        "point upstream {} at port {} and prove that new requests go there",
-        spec.nginx.upstream, spec.slots[to].port
-    );
-    PlannedStep { step: Step::CutOver { from: from.clone(), to: to.clone() }, does }
-}
-
-/// The gate of a swap before `promote`. Going back waits for nobody: a rollback has none.
-fn verify(spec: &SwapSpec, slot: &SlotName) -> Option<PlannedStep> {
-    let does = verified(spec.verify.as_ref()?);
-    Some(PlannedStep { step: Step::Verify { slot: slot.clone() }, does })
-}
-
-/// What is waited for, and what if it does not come.
-pub(super) fn verified(verify: &VerifySpec) -> String {
-    format!(
-        "wait until the step has met {} at {}, at most {}, then roll back",
-        verify.expect_model,
-        verify.url,
-        bound(verify.within)
-    )
-}
-
-fn promote(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
-    let does = format!("record slot {slot} as what serves {}", spec.service);
-    PlannedStep { step: Step::Promote { slot: slot.clone() }, does }
-}
-
-/// A bound as people read it.
-pub(super) fn bound(limit: Duration) -> String {
-    humantime::format_duration(limit).to_string()
-}
-
-/// How long a drain may take, and what then.
-pub(super) fn drained(spec: &SwapSpec) -> String {
-    let then = match spec.drain.on_timeout {
-        OnTimeout::Keep => "then keep it until it is drained",
-        OnTimeout::Fail => "then give up and keep it",
-        OnTimeout::Cut => "then cut what is left",
-    };
-    format!("at most {}, {then}", bound(spec.drain.timeout))
-}
-
-fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
-    let does = format!(
-        "wait until port {} has nothing in flight, {}",
-        spec.slots[slot].port,
-        drained(spec)
-    );
-    PlannedStep { step: Step::Drain { slot: slot.clone() }, does }
-}
-
-fn retire(replica: &Replica) -> PlannedStep {
-    let does = format!("stop {} (process {}) for good", replica.revision, replica.main);
-    PlannedStep { step: Step::Retire { slot: replica.slot.clone() }, does }
 }
 
 #[cfg(test)]

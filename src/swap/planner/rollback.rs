@@ -1,9 +1,9 @@
 //! Plans of the way back: by the replica that is still warm, or by starting a revision of the past again.
 
+use super::steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start};
 use super::{
-    Decision, Observed, await_ready, cut_over, cutting_nginx, drain, fetch, is_still, make_room,
-    new_keeper, notes, obstacles, other_slot, promote, replica_in, reserve, retire, serving_slot,
-    side, side_of, spec_argv, start,
+    Decision, Observed, cutting_nginx, fetch, is_still, make_room, new_keeper, notes, obstacles,
+    other_slot, replica_in, serving_slot, side, side_of,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;

@@ -8,6 +8,7 @@ use super::*;
 use crate::config::{self, Overrides};
 use crate::model::ids::ProcessId;
 use crate::model::record::Retained;
+use crate::model::step::Step;
 
 const MINIMAL: &str = "
 service: chat

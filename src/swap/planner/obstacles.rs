@@ -1,0 +1,104 @@
+//! What stands against a swap.
+
+use std::time::Duration;
+
+use super::{Observed, recorded};
+use crate::model::failure::Failure;
+use crate::model::ids::SlotName;
+use crate::model::replica::{Found, Keeper, Systemd};
+use crate::model::spec::{Runtime, SwapSpec};
+
+/// Every reason against a swap, but for what nginx would cut.
+pub(super) fn obstacles(
+    spec: &SwapSpec,
+    seen: &Observed,
+    from: &SlotName,
+    to: &SlotName,
+) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    failures.extend(seen.program.clone().err());
+    failures.extend(unsupervised(spec, seen));
+    let port = spec.slots[to].port;
+    let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
+    if let Some(found) = found.filter(|found| recorded(to, found, &seen.state).is_none()) {
+        failures.push(
+            Failure::new(format!(
+                "port {port} of slot {to} is taken by process {} ({}), which is not recorded as a replica of this service",
+                found.main,
+                found.argv.join(" ")
+            ))
+            .hint(format!("stop it, or give slot {to} another port")),
+        );
+    }
+    for slot in [from, to] {
+        let found = seen.slots.get(slot).and_then(|o| o.found.as_ref());
+        if let Some(kept) = found.and_then(|found| kept_by(slot, found, seen.systemd)) {
+            failures.push(kept);
+        }
+    }
+    failures
+}
+
+/// Why replicas cannot be supervised as the specification wants it.
+fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
+    let why = match (spec.replica.runtime, seen.systemd) {
+        (Runtime::Auto | Runtime::Process | Runtime::Docker, _)
+        | (Runtime::Systemd, Systemd::Usable) => return None,
+        (Runtime::Systemd, Systemd::Absent) => "systemd is not PID 1 of this server",
+        (Runtime::Systemd, Systemd::Denied) => {
+            "only root may write units, and the agent is not root"
+        }
+    };
+    let failure = Failure::new(format!("replica.runtime is systemd, and {why}"));
+    let failure = match seen.systemd {
+        Systemd::Denied => failure.hint(
+            "let the user of `host` become root without a password (NOPASSWD in sudoers), and leave state_dir out",
+        ),
+        Systemd::Absent | Systemd::Usable => failure,
+    };
+    Some(failure.hint("or write `runtime: auto`: replicas are plain processes then, and no boot starts them again"))
+}
+
+/// A keeper that only its own means can stop, which this version does not use.
+fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> {
+    let keeper = match (&found.keeper, systemd) {
+        (Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Docker(_), _)
+        | (Keeper::Unit(_), Systemd::Usable) => return None,
+        (keeper @ (Keeper::Unit(_) | Keeper::Container(_)), _) => keeper,
+    };
+    let (why, hint) = match keeper {
+        Keeper::Unit(_) => (
+            "which only root may stop, and the agent is not root",
+            "let the user of `host` become root without a password (NOPASSWD in sudoers)",
+        ),
+        _ => (
+            "which this version cannot stop",
+            "start the model as a plain process, outside of it, before the first swap",
+        ),
+    };
+    Some(
+        Failure::new(format!(
+            "the replica in slot {slot} (process {}) belongs to {keeper}, {why}",
+            found.main
+        ))
+        .hint(hint),
+    )
+}
+
+/// A `worker_shutdown_timeout` below the drain timeout cuts streams.
+pub fn cutting_nginx(spec: &SwapSpec, timeout: Option<Duration>) -> Option<Failure> {
+    let limit = timeout.filter(|limit| !limit.is_zero())?;
+    let drain = spec.drain.timeout;
+    (limit < drain).then(|| {
+        Failure::new(format!(
+            "nginx's worker_shutdown_timeout is {}, below the drain timeout of {}: old workers would cut streams",
+            humantime::format_duration(limit),
+            humantime::format_duration(drain)
+        ))
+        .hint(format!(
+            "remove worker_shutdown_timeout, raise it to {0} or more, or lower drain.timeout to {1}",
+            humantime::format_duration(drain),
+            humantime::format_duration(limit)
+        ))
+    })
+}

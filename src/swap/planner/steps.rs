@@ -1,0 +1,111 @@
+//! Steps of a plan, each with what it does in words.
+
+use std::time::Duration;
+
+use crate::config::command;
+use crate::model::ids::SlotName;
+use crate::model::plan::PlannedStep;
+use crate::model::replica::{Keeper, Replica, is_own_container};
+use crate::model::spec::{OnTimeout, Slot, SwapSpec, VerifySpec};
+use crate::model::step::Step;
+use crate::swap::redact::redact;
+
+pub(super) fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let Slot { port, gpus } = &spec.slots[slot];
+    let gpus = if gpus.is_empty() {
+        "no GPU".to_owned()
+    } else {
+        format!("GPU {}", command::gpu_list(gpus))
+    };
+    PlannedStep {
+        step: Step::ReserveSlot { slot: slot.clone() },
+        does: format!("claim port {port} and {gpus}"),
+    }
+}
+
+pub(super) fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
+    let Slot { port, gpus } = &spec.slots[slot];
+    command::render(&spec.replica.command, &spec.model, *port, gpus)
+}
+
+pub(super) fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> PlannedStep {
+    let argv = redact(argv).join(" ");
+    let does = match keeper {
+        Keeper::Unit(unit) if unit.is_own() => format!("start {argv} as unit {}", unit.name),
+        Keeper::Docker(name) if is_own_container(name) => {
+            format!("start {argv} in container {name}")
+        }
+        Keeper::Unit(_) | Keeper::Container(_) | Keeper::Docker(_) => {
+            format!("start {keeper} again: {argv}")
+        }
+        Keeper::Nobody | Keeper::Wrapper { .. } => format!("start {argv}"),
+    };
+    PlannedStep { step: Step::StartReplica { slot: slot.clone() }, does }
+}
+
+pub(super) fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let does = format!(
+        "wait until port {} is ready, at most {}",
+        spec.slots[slot].port,
+        bound(spec.ready.timeout)
+    );
+    PlannedStep { step: Step::AwaitReady { slot: slot.clone() }, does }
+}
+
+pub(super) fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> PlannedStep {
+    let does = format!(
+        "point upstream {} at port {} and prove that new requests go there",
+        spec.nginx.upstream, spec.slots[to].port
+    );
+    PlannedStep { step: Step::CutOver { from: from.clone(), to: to.clone() }, does }
+}
+
+/// The gate of a swap before `promote`. Going back waits for nobody: a rollback has none.
+pub(super) fn verify(spec: &SwapSpec, slot: &SlotName) -> Option<PlannedStep> {
+    let does = verified(spec.verify.as_ref()?);
+    Some(PlannedStep { step: Step::Verify { slot: slot.clone() }, does })
+}
+
+/// What is waited for, and what if it does not come.
+pub(in crate::swap) fn verified(verify: &VerifySpec) -> String {
+    format!(
+        "wait until the step has met {} at {}, at most {}, then roll back",
+        verify.expect_model,
+        verify.url,
+        bound(verify.within)
+    )
+}
+
+pub(super) fn promote(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let does = format!("record slot {slot} as what serves {}", spec.service);
+    PlannedStep { step: Step::Promote { slot: slot.clone() }, does }
+}
+
+/// A bound as people read it.
+pub(in crate::swap) fn bound(limit: Duration) -> String {
+    humantime::format_duration(limit).to_string()
+}
+
+/// How long a drain may take, and what then.
+pub(in crate::swap) fn drained(spec: &SwapSpec) -> String {
+    let then = match spec.drain.on_timeout {
+        OnTimeout::Keep => "then keep it until it is drained",
+        OnTimeout::Fail => "then give up and keep it",
+        OnTimeout::Cut => "then cut what is left",
+    };
+    format!("at most {}, {then}", bound(spec.drain.timeout))
+}
+
+pub(super) fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
+    let does = format!(
+        "wait until port {} has nothing in flight, {}",
+        spec.slots[slot].port,
+        drained(spec)
+    );
+    PlannedStep { step: Step::Drain { slot: slot.clone() }, does }
+}
+
+pub(super) fn retire(replica: &Replica) -> PlannedStep {
+    let does = format!("stop {} (process {}) for good", replica.revision, replica.main);
+    PlannedStep { step: Step::Retire { slot: replica.slot.clone() }, does }
+}
