@@ -23,7 +23,7 @@ const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 200.0;
 
 /// How wide a single point is drawn.
-const SPECK: f64 = 6.0;
+const SPECK: f64 = 12.0;
 
 /// How many colours `report.css` has for lines.
 const COLOURS: usize = 4;
@@ -104,14 +104,15 @@ pub(super) fn chart(
     )
 }
 
-/// A round number that no value is above.
+/// A round number that no value is above: 1, 2, 4, 5 or 8 of a power of ten, a thousandth at least.
 fn above(most: f64) -> f64 {
-    let mut step = 1.0;
-    while step * 10.0 < most {
-        step *= 10.0;
+    if most == 0.0 {
+        return 1.0;
     }
-    let steps = [1.0, 2.0, 4.0, 5.0, 8.0, 10.0];
-    steps.into_iter().map(|factor| factor * step).find(|top| *top >= most).unwrap_or(10.0 * step)
+    let mut tops = (-3..=15)
+        .map(|power| 10_f64.powi(power))
+        .flat_map(|step| [1.0, 2.0, 4.0, 5.0, 8.0].map(|factor| factor * step));
+    tops.find(|top| *top >= most).unwrap_or(most)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a swap lasts fewer than 2^53 milliseconds")]
@@ -119,12 +120,15 @@ pub(super) fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { (part.min(whole)) as f64 / whole as f64 }
 }
 
-/// As many digits as a reader needs.
+/// As many digits as a reader needs: of what is small, thousandths.
 fn number(value: f64) -> String {
     if value.fract() == 0.0 || value >= 100.0 {
         format!("{value:.0}")
-    } else {
+    } else if value >= 1.0 {
         format!("{value:.1}")
+    } else {
+        let text = format!("{value:.3}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
 }
 
@@ -134,10 +138,31 @@ mod tests {
 
     #[test]
     fn the_top_of_a_chart_is_round_and_above_every_value() {
-        for (most, top) in
-            [(0.0, 1.0), (1.0, 1.0), (3.0, 4.0), (12.0, 20.0), (99.0, 100.0), (81_000.0, 100_000.0)]
-        {
+        for (most, top) in [
+            (0.0, 1.0),
+            (1.0, 1.0),
+            (3.0, 4.0),
+            (12.0, 20.0),
+            (99.0, 100.0),
+            (81_000.0, 100_000.0),
+            (0.223, 0.4),
+            (0.0004, 0.001),
+        ] {
             assert!((above(most) - top).abs() < 1e-9, "{most}: {}", above(most));
+        }
+    }
+
+    #[test]
+    fn what_is_small_is_not_shown_as_nothing() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.012, "0.012"),
+            (0.2, "0.2"),
+            (0.9996, "1"),
+            (1.25, "1.2"),
+            (250.4, "250"),
+        ] {
+            assert_eq!(number(value), text);
         }
     }
 

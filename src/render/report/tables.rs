@@ -18,7 +18,7 @@ pub(super) fn gates(story: &Story<'_>) -> String {
         return String::new();
     }
     format!(
-        "<section><h2>Gates</h2><table><thead><tr><th></th><th>gate</th><th>measured</th></tr></thead>\
+        "<section><h2>Gates</h2><table class=\"gates\"><thead><tr><th></th><th>gate</th><th>measured</th></tr></thead>\
          <tbody>{rows}</tbody></table></section>\n"
     )
 }

@@ -120,3 +120,50 @@ fn a_story_without_a_plan_is_none_and_one_that_broke_off_says_so() {
     );
     assert!(broken.contains("<li class=\"running\">"), "{broken}");
 }
+
+/// Relative luminance of `#rrggbb` (WCAG 2.2).
+fn luminance(colour: &str) -> f64 {
+    let parts = [1, 3, 5].map(|at| u8::from_str_radix(&colour[at..at + 2], 16).unwrap());
+    let [red, green, blue] = parts.map(|part| {
+        let part = f64::from(part) / 255.0;
+        if part <= 0.040_45 { part / 12.92 } else { ((part + 0.055) / 1.055).powf(2.4) }
+    });
+    0.2126 * red + 0.7152 * green + 0.0722 * blue
+}
+
+/// WCAG 2.2 asks for 4.5 to 1 where a text is read, and for 3 to 1 where a line is told from its ground.
+#[test]
+fn texts_and_lines_stand_out_by_day_and_by_night() {
+    let mut schemes = 0;
+    for scheme in STYLE.split(":root {").skip(1) {
+        let (scheme, _) = scheme.split_once('}').unwrap();
+        let colour = |name: &str| {
+            let (_, rest) = scheme.split_once(&format!("--{name}: ")).unwrap();
+            luminance(rest.split(';').next().unwrap().trim())
+        };
+        let contrast = |one: &str, other: &str| {
+            let (one, other) = (colour(one), colour(other));
+            (one.max(other) + 0.05) / (one.min(other) + 0.05)
+        };
+        let grounds = ["page", "card"];
+        let texts = ["text", "quiet", "fair", "bad"].map(|text| (text, 4.5));
+        // Of the badge, whose letters have the page's colour.
+        let badge = [("good", 4.5)];
+        let lines = ["c0", "c1", "c2", "c3"].map(|line| (line, 3.0));
+        for (name, least) in texts.into_iter().chain(badge).chain(lines) {
+            for ground in grounds {
+                let found = contrast(name, ground);
+                assert!(found >= least, "{name} on {ground}: {found:.2}, of {least}");
+            }
+        }
+        schemes += 1;
+    }
+    assert_eq!(schemes, 2);
+}
+
+/// A name that is cut within a word is hard to read, as on a phone.
+#[test]
+fn a_gate_is_named_on_one_line() {
+    let page = page(&swap()).unwrap();
+    assert!(page.contains("<table class=\"gates\">") && page.contains(".gates td:nth-child(2) {"));
+}
