@@ -28,8 +28,21 @@ pub struct DurableError {
 /// # Errors
 /// If the file does not exist, its folder is not writable, or its owner cannot be kept.
 pub fn replace(file: &Path, content: &[u8]) -> Result<(), DurableError> {
-    let before = std::fs::symlink_metadata(file).map_err(failed("read", file))?;
-    swap_in(file, content, before.mode() & 0o7777, Some(&before))
+    into_place(replacement(file, content)?, file)
+}
+
+/// As [`replace`], where the file still has the bytes `before`; false if somebody has written others. Between that look and the
+/// new bytes is a rename and nothing else.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_if(file: &Path, before: &[u8], content: &[u8]) -> Result<bool, DurableError> {
+    let fresh = replacement(file, content)?;
+    if std::fs::read(file).map_err(failed("read", file))? != before {
+        return Ok(false);
+    }
+    into_place(fresh, file)?;
+    Ok(true)
 }
 
 /// Creates a file, or replaces one, with this mode and the caller as owner.
@@ -37,7 +50,7 @@ pub fn replace(file: &Path, content: &[u8]) -> Result<(), DurableError> {
 /// # Errors
 /// If its folder does not exist or is not writable.
 pub fn write(file: &Path, content: &[u8], mode: u32) -> Result<(), DurableError> {
-    swap_in(file, content, mode, None)
+    into_place(beside(file, content, mode, None)?, file)
 }
 
 /// Files in a folder that somebody was about to put in another's place, and perhaps died over.
@@ -48,12 +61,19 @@ pub fn unfinished(folder: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| is_ours(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
-fn swap_in(
+/// What is to take the place of an existing file.
+fn replacement(file: &Path, content: &[u8]) -> Result<NamedTempFile, DurableError> {
+    let before = std::fs::symlink_metadata(file).map_err(failed("read", file))?;
+    beside(file, content, before.mode() & 0o7777, Some(&before))
+}
+
+/// A file that is whole on the disk, in the folder of the one whose place it is to take.
+fn beside(
     file: &Path,
     content: &[u8],
     mode: u32,
     owner: Option<&Metadata>,
-) -> Result<(), DurableError> {
+) -> Result<NamedTempFile, DurableError> {
     let folder = file.parent().unwrap_or(Path::new("/"));
     let mut fresh =
         NamedTempFile::with_prefix_in(PREFIX, folder).map_err(failed("write beside", file))?;
@@ -66,6 +86,11 @@ fn swap_in(
         .set_permissions(Permissions::from_mode(mode))
         .map_err(failed("set the mode of", file))?;
     fresh.as_file().sync_all().map_err(failed("write", file))?;
+    Ok(fresh)
+}
+
+fn into_place(fresh: NamedTempFile, file: &Path) -> Result<(), DurableError> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
     fresh.persist(file).map_err(|error| failed("rename over", file)(error.error))?;
     // The rename itself is durable only once the folder is.
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("make durable", file))
@@ -118,6 +143,18 @@ mod tests {
         );
         assert_ne!(after.ino(), before.ino(), "written in place: a reader could see half of it");
         assert_eq!(names(folder.path()), ["a.conf"]);
+    }
+
+    #[test]
+    fn what_somebody_else_has_written_meanwhile_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("llm.conf");
+        std::fs::write(&file, "theirs").unwrap();
+        assert!(!replace_if(&file, b"before", b"ours").unwrap());
+        assert_eq!(std::fs::read(&file).unwrap(), b"theirs");
+        assert!(replace_if(&file, b"theirs", b"ours").unwrap());
+        assert_eq!(std::fs::read(&file).unwrap(), b"ours");
+        assert_eq!(names(folder.path()), ["llm.conf"], "something was left behind");
     }
 
     #[test]

@@ -25,6 +25,17 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks whether it is over, which nothing announces.
 const UPGRADE_POLL: Duration = Duration::from_millis(200);
 
+/// How often the lines are written anew because somebody else wrote at that very moment.
+const WRITES: usize = 5;
+
+/// What was written, and what it replaced.
+struct Written {
+    current: Vec<u8>,
+    /// When that was written.
+    moment: SystemTime,
+    wanted: Vec<u8>,
+}
+
 /// nginx has loaded what is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reloaded {
@@ -92,16 +103,14 @@ impl Nginx {
         to: &[String],
     ) -> Result<Reloaded, NginxError> {
         let current = read(file)?;
-        let written = modified(file)?;
-        let wanted = replace_servers(&current, &self.spec.upstream, from, to)?;
-        if wanted == current {
+        if replace_servers(&current, &self.spec.upstream, from, to)? == current {
             return self.reload().await;
         }
         // A second master would load the lines on its own, and nobody would wait for its workers.
         if let Ok(dump) = call::test_and_dump(&self.spec.command).await {
             self.alone(&dump).await?;
         }
-        durable::replace(file, &wanted).map_err(NginxError::Write)?;
+        let Written { current, moment, wanted } = self.write_lines(file, from, to)?;
         let why = match self.reload().await {
             Ok(reloaded) => return Ok(reloaded),
             Err(why) => why,
@@ -115,7 +124,7 @@ impl Nginx {
             | NginxError::Process { .. }
             | NginxError::TwoMasters { .. } => Ok(()),
             // Surely never loaded: with its old time the file says that it is older than the workers.
-            _ => set_modified(file, written),
+            _ => set_modified(file, moment),
         });
         match put_back {
             Ok(()) => Err(why),
@@ -123,6 +132,24 @@ impl Nginx {
                 Err(NginxError::NotPutBack { why: Box::new(why), source: Box::new(source) })
             }
         }
+    }
+
+    /// Writes the lines into the file as it is by now: somebody else may have written into it since anybody looked.
+    fn write_lines(
+        &self,
+        file: &Path,
+        from: &[String],
+        to: &[String],
+    ) -> Result<Written, NginxError> {
+        for _ in 0..WRITES {
+            let (current, moment) = (read(file)?, modified(file)?);
+            let wanted = replace_servers(&current, &self.spec.upstream, from, to)?;
+            if durable::replace_if(file, &current, &wanted).map_err(NginxError::Write)? {
+                return Ok(Written { current, moment, wanted });
+            }
+        }
+        let source = std::io::Error::other("somebody else changes it again and again");
+        Err(NginxError::Unreadable { file: file.to_owned(), source })
     }
 
     /// Tests what is on disk and makes the master load it.
@@ -187,11 +214,11 @@ fn is_final(line: &str) -> bool {
 
 /// Puts the old bytes back, unless somebody wrote others meanwhile.
 fn put_back(file: &Path, written: &[u8], before: &[u8]) -> Result<(), NginxError> {
-    if read(file)? != written {
-        let source = std::io::Error::other("somebody else changed it meanwhile");
-        return Err(NginxError::Unreadable { file: file.to_owned(), source });
+    if durable::replace_if(file, written, before).map_err(NginxError::Write)? {
+        return Ok(());
     }
-    durable::replace(file, before).map_err(NginxError::Write)
+    let source = std::io::Error::other("somebody else changed it meanwhile");
+    Err(NginxError::Unreadable { file: file.to_owned(), source })
 }
 
 fn modified(file: &Path) -> Result<SystemTime, NginxError> {

@@ -141,6 +141,33 @@ async fn lines_that_somebody_edited_are_left_alone() {
     assert_eq!(scratch.upstream_file(), edited.into_bytes());
 }
 
+/// Somebody saves another text while nginx tests what was there a moment ago.
+async fn saved_meanwhile(text: impl FnOnce(String) -> String) -> (Result<(), NginxError>, String) {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let image = scratch.nginx().image(&scratch.nginx().view().await.unwrap(), b.port).unwrap();
+    std::fs::write(scratch.path("theirs"), text(Scratch::upstream(a.port))).unwrap();
+    let [editor, theirs, file] = ["editor", "theirs", "conf.d/llm.conf"]
+        .map(|name| scratch.path(name).display().to_string());
+    let script = format!("#!/bin/sh\nmv {theirs} {file} 2>/dev/null\nexec \"$@\"\n");
+    std::fs::write(&editor, script).unwrap();
+    let mut spec = scratch.spec();
+    spec.command.splice(0..0, ["sh".to_owned(), editor]);
+    let loaded = crate::host::nginx::Nginx::new(spec).load(&image).await;
+    let text = String::from_utf8(scratch.upstream_file()).unwrap();
+    (loaded.map(drop), text.replace(&a.port.to_string(), "A").replace(&b.port.to_string(), "B"))
+}
+
+#[tokio::test]
+async fn what_somebody_saves_in_the_midst_of_a_change_is_kept_or_refused() {
+    let (loaded, text) = saved_meanwhile(|text| format!("# by hand\n{text}")).await;
+    assert!(loaded.is_ok(), "{loaded:?}");
+    assert!(text.starts_with("# by hand\n") && text.contains("127.0.0.1:B weight=2;"), "{text}");
+    let (loaded, text) = saved_meanwhile(|text| text.replace("weight=2", "weight=3")).await;
+    assert!(matches!(loaded, Err(NginxError::Conf(ConfError::Edited { .. }))), "{loaded:?}");
+    assert!(text.contains("127.0.0.1:A weight=3;"), "{text}");
+}
+
 #[tokio::test]
 async fn a_pid_file_that_names_no_running_nginx_is_told() {
     let a = Backend::named("A");
