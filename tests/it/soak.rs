@@ -6,8 +6,9 @@ use tokio::task::JoinSet;
 
 use crate::support::binary;
 
-/// A full disk, a link that is cut, an agent, a runner and a candidate that are killed, half a record.
-const SEEDS: [u64; 4] = [5007, 5013, 5018, 5026];
+/// A line of nginx's file that a person changes in the midst of a cutover, torn records, a killed agent and runner, a file that nginx
+/// cannot load and a swap that is stuck because of it, nginx stopped and started, a new model that dies once it serves.
+const SEEDS: [u64; 6] = [2014, 2020, 2032, 2034, 2040, 2047];
 
 #[tokio::test]
 async fn whatever_strikes_when_the_server_lives_well() -> Result<()> {

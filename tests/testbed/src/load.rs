@@ -20,7 +20,7 @@ mod oracle;
 mod tally;
 
 pub use fault::{Fault, Mishap};
-pub use tally::{Incident, Kind, Tally};
+pub use tally::{Excuse, Incident, Kind, Tally};
 
 use clients::Client;
 
@@ -149,6 +149,11 @@ impl Load {
     /// The counts so far.
     pub fn tally(&self) -> Tally {
         self.course.tally.borrow().clone()
+    }
+
+    /// When it began: what the times of its incidents count from.
+    pub fn began(&self) -> Instant {
+        self.course.began
     }
 
     /// Streams that have begun to come and have not ended.

@@ -57,7 +57,7 @@ pub struct ServerSpec {
     /// User and group id that the whole of nginx runs as; only root can choose another than its own. Whatever a
     /// configuration test run by root finds good, such a master may be unable to load.
     pub nginx_uid: Option<u32>,
-    /// Whether the agents of this server can be struck by [`GpuServer::strike`].
+    /// Whether the agents of this server can be struck by [`GpuServer::strike`] and [`GpuServer::set_clock`].
     pub faults: bool,
     /// Variables of every ssh session, without blanks.
     pub session_env: Vec<(String, String)>,
@@ -227,6 +227,31 @@ impl GpuServer {
     /// If there is no readable pid file.
     pub fn nginx_workers(&self) -> anyhow::Result<Vec<u32>> {
         Ok(processes::children(self.nginx_master()?))
+    }
+
+    /// Stops nginx at once, with whatever it was doing.
+    ///
+    /// # Errors
+    /// If it does not run, or does not end.
+    pub fn stop_nginx(&self) -> anyhow::Result<()> {
+        nginx::stop(self)
+    }
+
+    /// Starts nginx again on the files that are there.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_nginx(&self) -> anyhow::Result<()> {
+        nginx::start_again(self)
+    }
+
+    /// Sets the clock of whatever is started on this server over ssh, so many seconds from the true time. Times since the boot go
+    /// on as they do where the clock of a machine is set.
+    ///
+    /// # Errors
+    /// If the order cannot be written.
+    pub fn set_clock(&self, seconds: i64) -> anyhow::Result<()> {
+        faults::set_clock(self.scratch(), seconds)
     }
 
     /// Strikes the next agents of this server; `None` lets them live.

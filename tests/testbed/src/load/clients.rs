@@ -40,13 +40,14 @@ impl Client {
         let mut stopping = self.course.stopping.subscribe();
         while !*stopping.borrow() && self.course.began.elapsed() < self.course.spec.lasts_at_most {
             "-".clone_into(&mut self.name);
+            let began = self.course.began.elapsed();
             let pause = match self.request().await {
                 Ok(fingerprint) => {
                     self.course.tally.send_modify(|tally| tally.count_ok(self.kind, fingerprint));
                     self.course.spec.pause
                 }
                 Err(mishap) => {
-                    self.lose(mishap);
+                    self.lose(mishap, began);
                     AFTER_A_FAULT
                 }
             };
@@ -58,10 +59,10 @@ impl Client {
         }
     }
 
-    fn lose(&mut self, mishap: Mishap) {
+    fn lose(&mut self, mishap: Mishap, began: Duration) {
         let connection = std::mem::take(&mut self.name);
-        let incident =
-            Incident { kind: self.kind, mishap, at: self.course.began.elapsed(), connection };
+        let at = self.course.began.elapsed();
+        let incident = Incident { kind: self.kind, mishap, began, at, connection };
         self.course.tally.send_modify(|tally| tally.count_lost(incident));
     }
 

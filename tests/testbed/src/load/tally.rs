@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::fault::{Fault, Mishap};
 
-/// How many incidents are kept in words; the counts have them all.
-const INCIDENTS_KEPT: usize = 20;
+/// How many incidents a table shows; the counts have them all.
+const INCIDENTS_SHOWN: usize = 20;
 
 /// The kinds of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,10 +52,30 @@ pub struct Incident {
     pub kind: Kind,
     /// What happened to it.
     pub mishap: Mishap,
+    /// When it began, since the start of the load.
+    pub began: Duration,
     /// When its client noticed, since the start of the load.
     pub at: Duration,
     /// The client's address and which request on that connection; `-` if there was none.
     pub connection: String,
+}
+
+/// A time in which requests had to be lost, told by whoever broke what they needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Excuse {
+    /// When it broke, since the start of the load.
+    pub from: Duration,
+    /// When it was whole again.
+    pub until: Duration,
+}
+
+impl Excuse {
+    /// Whether the request was under way then, and lost as where a server has failed: not garbled, and not cut by one that is well.
+    pub fn covers(&self, incident: &Incident) -> bool {
+        let was_there = incident.began <= self.until && incident.at >= self.from;
+        let failed = [Fault::Refused, Fault::ServerError, Fault::ResetFresh, Fault::Truncated];
+        was_there && failed.contains(&incident.mishap.fault)
+    }
 }
 
 impl fmt::Display for Incident {
@@ -127,9 +147,17 @@ impl Tally {
         &self.answered_by
     }
 
-    /// The first few lost requests.
+    /// All lost requests.
     pub fn incidents(&self) -> &[Incident] {
         &self.incidents
+    }
+
+    /// Lost requests that nothing excuses; the races of reused connections need no excuse.
+    pub fn inexcusable<'a>(&'a self, excuses: &'a [Excuse]) -> impl Iterator<Item = &'a Incident> {
+        self.incidents
+            .iter()
+            .filter(|incident| incident.mishap.fault != Fault::ReuseRace)
+            .filter(|incident| !excuses.iter().any(|excuse| excuse.covers(incident)))
     }
 
     /// Does nothing if no request was lost.
@@ -150,9 +178,7 @@ impl Tally {
 
     pub(super) fn count_lost(&mut self, incident: Incident) {
         *self.lost.entry((incident.kind, incident.mishap.fault)).or_default() += 1;
-        if self.incidents.len() < INCIDENTS_KEPT {
-            self.incidents.push(incident);
-        }
+        self.incidents.push(incident);
     }
 
     pub(super) fn takes_off(&mut self, kind: Kind) {
@@ -180,7 +206,8 @@ impl fmt::Display for Tally {
         for (fingerprint, count) in &self.answered_by {
             writeln!(f, "{count} answered by {fingerprint}")?;
         }
-        self.incidents.iter().try_for_each(|incident| writeln!(f, "{incident}"))
+        let mut shown = self.incidents.iter().take(INCIDENTS_SHOWN);
+        shown.try_for_each(|incident| writeln!(f, "{incident}"))
     }
 }
 
@@ -193,6 +220,7 @@ mod tests {
         Incident {
             kind: Kind::Keepalive,
             mishap,
+            began: Duration::from_millis(1200),
             at: Duration::from_millis(1500),
             connection: "c#2".to_owned(),
         }
@@ -214,6 +242,23 @@ mod tests {
         let mut tally = Tally::default();
         tally.count_lost(incident(Fault::ResetFresh));
         tally.assert_clean();
+    }
+
+    #[test]
+    fn what_was_under_way_while_a_server_was_gone_is_excused_and_nothing_else() {
+        let covers = |fault, from: u64, until: u64| {
+            let [from, until] = [from, until].map(Duration::from_millis);
+            Excuse { from, until }.covers(&incident(fault))
+        };
+        for fault in [Fault::Refused, Fault::ServerError, Fault::ResetFresh, Fault::Truncated] {
+            assert!(covers(fault, 1400, 1400), "{fault}: in the midst of it");
+            assert!(covers(fault, 0, 1200) && covers(fault, 1500, 2000), "{fault}: at its ends");
+            assert!(!covers(fault, 0, 1199), "{fault}: all was well when it began");
+            assert!(!covers(fault, 1501, 2000), "{fault}: it was lost before");
+        }
+        for fault in [Fault::Malformed, Fault::Aborted, Fault::NoDone, Fault::OtherStatus] {
+            assert!(!covers(fault, 0, 2000), "{fault}");
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
-/* Stands before libc in the agents of a throwaway server, and strikes one at an exact write: see faults.rs.
+/* Stands before libc in the agents of a throwaway server, strikes one at an exact write, and sets its clock: see faults.rs.
    $FAULTS is the server's folder; the file `aim` in it says where, and is read at every write that counts. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static int ends_with(const char *text, const char *end) {
@@ -40,6 +42,33 @@ static unsigned aimed(const char *what) {
     int read = fscanf(aim, "%15s %u", word, &number);
     fclose(aim);
     return read == 2 && strcmp(word, what) == 0 ? number : 0;
+}
+
+/* How far the clock is off, in seconds: the text of the file `clock`. */
+static long clock_off(void) {
+    char path[4096], text[32];
+    const char *folder = getenv("FAULTS");
+    if (folder == NULL)
+        return 0;
+    snprintf(path, sizeof path, "%s/clock", folder);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t length = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[length < 0 ? 0 : length] = 0;
+    return strtol(text, NULL, 10);
+}
+
+int clock_gettime(clockid_t which, struct timespec *time) {
+    int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int answer = real(which, time);
+    if (answer == 0 && which == CLOCK_REALTIME) {
+        int before = errno;
+        time->tv_sec += clock_off();
+        errno = before;
+    }
+    return answer;
 }
 
 static unsigned records, writes;

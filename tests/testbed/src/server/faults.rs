@@ -1,4 +1,4 @@
-//! Faults at an exact write of an agent: a library that sshd's sessions load before all others, made from `faults.c`.
+//! Faults at an exact write of an agent, and its clock: a library that sshd's sessions load before all others, made from `faults.c`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,13 @@ pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         Some(Aim::Full(write)) => format!("full {write}"),
     };
     Ok(fs::write(file(scratch), text)?)
+}
+
+/// Every process reads it whenever it asks for the time: it is never there by half.
+pub(super) fn set_clock(scratch: &Path, seconds: i64) -> anyhow::Result<()> {
+    let (clock, next) = (scratch.join("clock"), scratch.join("clock.next"));
+    fs::write(&next, seconds.to_string())?;
+    Ok(fs::rename(next, clock)?)
 }
 
 fn file(scratch: &Path) -> PathBuf {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::processes::{children, until};
+use super::processes::{children, parent_of, until};
 use super::{GpuServer, ServerSpec, programs};
 
 /// As many as a small server has; with one alone, a reload would never leave two of one generation to drain.
@@ -26,9 +26,7 @@ pub(super) fn start(server: &GpuServer, spec: &ServerSpec) -> anyhow::Result<()>
     let scratch = server.scratch();
     fs::write(scratch.join("nginx.conf"), main_text(scratch, spec))?;
     fs::write(upstream_path(scratch), (spec.upstream_file)(server.ports()))?;
-    let (program, args) = server.nginx_command().split_first().context("nginx has no command")?;
-    let mut daemon = Command::new(program);
-    daemon.args(args).process_group(0);
+    let mut daemon = daemon(server)?;
     if let Some(uid) = spec.nginx_uid {
         daemon.uid(uid).gid(uid);
         fs::set_permissions(scratch, fs::Permissions::from_mode(0o711))?;
@@ -36,7 +34,30 @@ pub(super) fn start(server: &GpuServer, spec: &ServerSpec) -> anyhow::Result<()>
             chown(scratch.join(folder), Some(uid), Some(uid))?;
         }
     }
-    programs::check(&mut daemon)?;
+    run(&mut daemon, scratch)
+}
+
+/// Starts it on the configuration that is there; returns when its workers are there.
+pub(super) fn start_again(server: &GpuServer) -> anyhow::Result<()> {
+    run(&mut daemon(server)?, server.scratch())
+}
+
+/// Has the master end at once, and all workers with it; returns when it is gone.
+pub(super) fn stop(server: &GpuServer) -> anyhow::Result<()> {
+    let master = master(server.scratch())?;
+    programs::check(daemon(server)?.args(["-s", "stop"]))?;
+    until("nginx ends", || Ok(parent_of(master).is_none()))
+}
+
+fn daemon(server: &GpuServer) -> anyhow::Result<Command> {
+    let (program, args) = server.nginx_command().split_first().context("nginx has no command")?;
+    let mut daemon = Command::new(program);
+    daemon.args(args).process_group(0);
+    Ok(daemon)
+}
+
+fn run(daemon: &mut Command, scratch: &Path) -> anyhow::Result<()> {
+    programs::check(daemon)?;
     // The daemon writes its pid file only after its parent, which we waited for, has ended.
     until("nginx has its workers", || {
         Ok(master(scratch).is_ok_and(|master| children(master).len() == WORKERS))

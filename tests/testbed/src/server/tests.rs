@@ -110,6 +110,41 @@ fn nginx_answers_from_the_slot_and_reloads() {
 }
 
 #[test]
+fn nginx_is_gone_when_it_is_stopped_and_comes_back_on_the_same_files() {
+    let server = GpuServer::start(ServerSpec::default()).unwrap();
+    let before = server.nginx_master().unwrap();
+    server.stop_nginx().unwrap();
+    assert!(TcpStream::connect(server.nginx_addr()).is_err());
+    server.start_nginx().unwrap();
+    assert_ne!(server.nginx_master().unwrap(), before);
+    let replica = answer_once(server.ports().a, "the model");
+    assert!(get(server.nginx_addr()).ends_with("the model"));
+    replica.join().unwrap();
+    server.stop().unwrap();
+}
+
+#[test]
+fn a_clock_that_is_set_is_wrong_on_the_server_alone() {
+    const HOUR: i64 = 3600;
+    let spec = ServerSpec { faults: true, ..ServerSpec::default() };
+    let server = GpuServer::start(spec).unwrap();
+    let clock = || -> i64 {
+        let said = ssh(&server, server.known_hosts(), "date +%s").output().unwrap();
+        String::from_utf8(said.stdout).unwrap().trim().parse().unwrap()
+    };
+    let true_time = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        i64::try_from(since.unwrap().as_secs()).unwrap()
+    };
+    for set in [0, -24 * HOUR, 24 * HOUR] {
+        server.set_clock(set).unwrap();
+        let off = clock() - true_time();
+        assert!((off - set).abs() < HOUR, "set to {set}, {off}");
+    }
+    server.stop().unwrap();
+}
+
+#[test]
 fn a_spec_reaches_the_configuration() {
     let spec = ServerSpec {
         main_lines: "worker_shutdown_timeout 1s;".into(),

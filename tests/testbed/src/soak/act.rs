@@ -1,26 +1,33 @@
 //! One command, and the fault that strikes it.
 
 use std::fmt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::fault::{Fault, Moment};
-use super::{LOOK_AGAIN, OLD, Scene, story};
+use super::fault::{End, Fault, Moment, Struck};
+use super::runner::Runner;
+use super::story::Story;
+use super::strike::Traces;
+use super::{LOOK_AGAIN, OLD, Scene, edit, story};
 use crate::PATIENCE;
+use crate::server::free_port;
 use crate::service::{self, Settings};
+
+/// Of a binary under way, what one event counts for; it is much longer than all events together.
+const PIECE: u64 = 2_000_000;
 
 /// One disturbed command.
 pub(super) struct Act {
+    number: usize,
     command: &'static str,
-    model: String,
-    fault: Fault,
-    moment: Moment,
-    settings: Settings,
+    pub(super) model: String,
+    pub(super) fault: Fault,
+    pub(super) moment: Moment,
+    /// Decides between the variants of a fault.
+    pub(super) twist: usize,
+    pub(super) settings: Settings,
 }
 
 impl fmt::Display for Act {
@@ -34,189 +41,156 @@ impl fmt::Display for Act {
 }
 
 impl Act {
-    pub(super) fn roll(dice: &mut Rng, number: usize) -> Self {
+    pub(super) fn roll(dice: &mut Rng, number: usize, scene: &Scene<'_>) -> Result<Self> {
         // At first there is nothing that a rollback could undo.
         let command = if number > 1 && dice.usize(..3) == 0 { "rollback" } else { "swap" };
-        let fault = loop {
-            let fault = Fault::roll(dice);
-            if command == "swap" || !fault.needs_candidate() {
-                break fault;
-            }
-        };
-        let loading = format!("--stub-load-time {}ms", dice.u64(..400));
-        let flags = if fault.needs_candidate() { fault.flags().to_owned() } else { loading };
+        let fault = Fault::roll(dice, number, command);
+        let flags = fault.flags(dice);
         let retain = if dice.bool() { "0s" } else { "10m" };
+        let is_verified = dice.usize(..4) == 0;
+        let url = format!("http://{}/v1/models", scene.server.nginx_addr());
+        let verify = match fault {
+            Fault::Unconfirmed => {
+                format!("{{ url: \"http://127.0.0.1:{}/v1/models\", within: 1s }}", free_port()?)
+            }
+            Fault::WordLost => format!("{{ url: {url:?}, within: 3s }}"),
+            _ if is_verified => format!("{{ url: {url:?}, within: 20s }}"),
+            _ => "{}".to_owned(),
+        };
+        let ready = if fault == Fault::NeverHealthy { "1s" } else { "2m" };
         let settings = Settings {
             flags,
             retain: retain.to_owned(),
-            ready: if fault == Fault::NeverHealthy { "1s" } else { "2m" }.to_owned(),
+            ready: ready.to_owned(),
+            verify,
             ..Settings::default()
         };
-        Self {
-            command,
-            model: format!("Qwen/R{number}"),
-            fault,
-            moment: Moment::roll(dice),
-            settings,
-        }
+        let model = format!("Qwen/R{number}");
+        let (moment, twist) = (Moment::roll(dice), dice.usize(..300));
+        Ok(Self { number, command, model, fault, moment, twist, settings })
+    }
+
+    /// What it is about, for counts.
+    pub(super) fn kind(&self) -> String {
+        format!("{:?}", self.fault)
     }
 
     /// Plays it to the end of all that it set in motion, and looks at what is there then. Says how it ended.
-    pub(super) async fn play(&self, scene: &Scene<'_>) -> Result<String> {
-        let before = story::read(&scene.server)?.len();
+    pub(super) async fn play(&self, scene: &mut Scene<'_>) -> Result<String> {
+        let before = scene.stories()?.len();
         let aim = self.fault.aim(self.moment);
         if aim.is_some() {
             scene.server.strike(aim)?;
         }
-        let mut runner = Runner::start(scene, self)?;
-        let struck = self.strike(scene, &mut runner, before).await?;
+        let serves_at = edit::port(&scene.server.nginx_config())?;
+        let action = scene.action(self.command, &self.model, &self.settings)?;
+        let mut runner = Runner::start(action, serves_at)?;
+        let mut traces = if self.reached(scene, &mut runner, before).await? {
+            tokio::time::sleep(self.moment.later).await;
+            Some(self.strike(scene, &mut runner).await?)
+        } else {
+            None
+        };
         let code = runner.ended().await?;
         if aim.is_some() {
             scene.server.strike(None)?;
         }
-        // What is aimed at a write strikes by itself, if the agent comes so far.
-        let struck = struck && (aim.is_none() || code != Some(0));
         let stories = scene.settle(&self.settings).await?;
+        // What is aimed at a write strikes by itself, if the agent comes so far.
+        let came = traces.as_ref().is_some_and(|traces| traces.came(self.fault));
+        let is_struck = if aim.is_some() { code != Some(0) } else { came };
+        let struck = if is_struck { Struck::InTime } else { Struck::TooLate };
+        let told = self.judge(&stories[before..], code, struck)?;
+        if let Some(traces) = &mut traces {
+            self.clear_up(scene, traces).await.with_context(|| told.clone())?;
+        }
+        scene.holds().await.with_context(|| told.clone())?;
+        Ok(told)
+    }
 
-        let outcome = match stories.get(before..) {
-            Some([]) | None => "nothing begun".to_owned(),
-            Some(new) => new
-                .iter()
-                .map(|story| story.outcome.clone().unwrap_or_default())
-                .collect::<Vec<_>>()
-                .join(" and "),
-        };
+    /// How it ended, if it ended as its fault lets it.
+    fn judge(&self, new: &[Story], code: Option<i32>, struck: Struck) -> Result<String> {
+        let outcomes: Vec<_> =
+            new.iter().map(|story| story.outcome.clone().unwrap_or_default()).collect();
+        let aim = if self.command == "swap" { "promoted" } else { "rolled-back" };
         let ended = code.map_or("killed".to_owned(), |code| format!("exit {code}"));
-        ensure!(!outcome.contains("stuck"), "stuck ({ended})");
-        ensure!(
-            matches!(code, None | Some(0 | 3..=6)),
-            "{ended} is the exit of a bug, of bad input or of a swap that is stuck: {outcome}"
-        );
-        ensure!(
-            self.fault != Fault::Nothing || code == Some(0),
-            "{ended} without a fault: {outcome}"
-        );
-        let expected = story::serves(&stories, OLD);
-        service::until_serves(scene.server.nginx_addr(), expected)
-            .await
-            .with_context(|| format!("{ended}, {outcome}: {expected} should serve"))?;
-        Ok(format!("{outcome} ({ended}{})", if struck { "" } else { ", too late to strike" }))
-    }
-
-    /// Waits for the moment and strikes; false if everything was over before it came.
-    async fn strike(&self, scene: &Scene<'_>, runner: &mut Runner, before: usize) -> Result<bool> {
-        if !self.reached(scene, runner, before).await? {
-            return Ok(false);
-        }
-        tokio::time::sleep(self.moment.later).await;
-        match self.fault {
-            Fault::AgentKilled => {
-                for pid in scene.agents() {
-                    signal(pid, Signal::KILL);
-                }
-            }
-            Fault::RunnerKilled => runner.kill(),
-            Fault::LinkCut => scene.relay.cut(),
-            Fault::LinkSilent => scene.relay.swallow(),
-            Fault::Cancelled => signal(runner.child.id(), Signal::INT),
-            Fault::Aborted => {
-                scene.action("abort", OLD, &self.settings)?.spawn()?.finish().await?;
-            }
-            Fault::Rivalled => {
-                let settings = Settings { flags: String::new(), ..self.settings.clone() };
-                scene.action("swap", "Qwen/Rival", &settings)?.spawn()?.finish().await?;
-            }
-            Fault::NginxReloaded => signal(scene.server.nginx_master()?, Signal::HUP),
-            Fault::CandidateKilled => {
-                let line = format!("stub-engine serve {}", self.model);
-                let all = scene.server.leftovers().into_iter().filter(|left| left.contains(&line));
-                for pid in all.filter_map(|left| left.split_once(':')?.0.parse().ok()) {
-                    signal(pid, Signal::KILL);
-                }
-            }
-            Fault::Nothing
-            | Fault::RecordTorn
-            | Fault::DiskFull
-            | Fault::CandidateDies
-            | Fault::WrongModel
-            | Fault::NeverHealthy => {}
-        }
-        Ok(true)
-    }
-
-    async fn reached(&self, scene: &Scene<'_>, runner: &mut Runner, before: usize) -> Result<bool> {
-        // It never comes further than loading.
-        let events = match self.fault {
-            Fault::CandidateKilled => 6,
-            _ => self.moment.events,
+        let late = match struck {
+            Struck::InTime => "",
+            Struck::TooLate => ", too late to strike",
         };
+        let outcome =
+            if outcomes.is_empty() { "nothing begun".to_owned() } else { outcomes.join(" and ") };
+        let told = format!("{outcome} ({ended}{late})");
+        let verified = self.command == "swap" && self.settings.verify != "{}";
+        let blame = self.fault.blame(&End { code, outcomes, aim, struck, verified });
+        ensure!(blame.is_none(), "{told}: {}", blame.unwrap_or_default());
+        Ok(told)
+    }
+
+    /// Whoever is responsible for the fault mends what is left of it; what is stuck is repaired then, and a service without a model
+    /// gets one.
+    async fn clear_up(&self, scene: &mut Scene<'_>, traces: &mut Traces) -> Result<()> {
+        traces.clear(scene)?;
+        let stories = scene.stories()?;
+        if stories.iter().any(Story::is_stuck) {
+            traces.start_again(scene).await?;
+            scene.undisturbed("repair", OLD).await?;
+        }
+        let stories = scene.stories()?;
+        let expected = story::serves(&stories, OLD);
+        if traces.has_ended(expected) {
+            // Whoever can go back does; of a first model there is no way back.
+            if self.twist.is_multiple_of(2) && expected == self.model {
+                scene.undisturbed("rollback", OLD).await?;
+            } else {
+                scene.undisturbed("swap", &format!("Qwen/Again{}", self.number)).await?;
+            }
+        }
+        traces.excuse(scene).await
+    }
+
+    async fn reached(
+        &self,
+        scene: &mut Scene<'_>,
+        runner: &mut Runner,
+        before: usize,
+    ) -> Result<bool> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let stories = story::read(&scene.server)?;
-            let told = stories.get(before..).unwrap_or_default().iter().map(|new| new.events).max();
-            if told.unwrap_or(0) >= events {
+            let stories = scene.stories()?;
+            if self.is_due(scene, stories.get(before..).unwrap_or_default()) {
                 return Ok(true);
             }
-            if runner.child.try_wait()?.is_some() {
+            if runner.is_over()? {
                 return Ok(false);
             }
-            ensure!(Instant::now() < deadline, "neither an end nor event {events}: {stories:?}");
+            ensure!(Instant::now() < deadline, "neither an end nor {}: {stories:?}", self.moment);
             tokio::time::sleep(LOOK_AGAIN / 10).await;
         }
     }
-}
 
-/// The runner's side of a command: a process group that dies as one.
-struct Runner {
-    child: Child,
-    /// Its folder, which holds the configuration.
-    _action: crate::action::Action,
-}
-
-impl Runner {
-    fn start(scene: &Scene<'_>, act: &Act) -> Result<Self> {
-        let action = scene.action(act.command, &act.model, &act.settings)?;
-        let mut command = action.command();
-        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Self { child: command.spawn()?, _action: action })
-    }
-
-    fn kill(&self) {
-        if let Some(group) = pid(self.child.id()) {
-            // It may have ended by itself meanwhile.
-            let _gone = kill_process_group(group, Signal::KILL);
-        }
-    }
-
-    /// Its exit code, once it has ended; `None` if a signal ended it.
-    async fn ended(&mut self) -> Result<Option<i32>> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status.code());
-            }
-            ensure!(Instant::now() < deadline, "the runner does not end");
-            tokio::time::sleep(LOOK_AGAIN).await;
+    /// Whether its moment has come.
+    fn is_due(&self, scene: &Scene<'_>, new: &[Story]) -> bool {
+        let events = new.iter().map(|story| story.events).max().unwrap_or(0);
+        match self.fault {
+            Fault::WordLost => new.iter().any(|story| story.awaits_word),
+            Fault::PushCut => scene.brought() > PIECE * self.moment.events as u64,
+            // Before that there is none.
+            Fault::CandidateKilled => events >= self.moment.events.max(6),
+            // Later it is the candidate's.
+            Fault::PortStolen => events >= self.moment.events % 6,
+            _ => events >= self.moment.events,
         }
     }
 }
 
-impl Drop for Runner {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.kill();
-            let _gone = self.child.wait();
-        }
-    }
-}
-
-fn signal(process: u32, signal: Signal) {
-    if let Some(process) = pid(process) {
-        // It may have ended by itself meanwhile.
-        let _gone = kill_process(process, signal);
-    }
-}
-
-fn pid(process: u32) -> Option<Pid> {
-    i32::try_from(process).ok().and_then(Pid::from_raw)
+/// Waits until a model answers, from nginx and from its own port, and nowhere else than where nginx's file has it.
+pub(super) async fn answers(scene: &Scene<'_>, model: &str) -> Result<()> {
+    let nginx = scene.server.nginx_addr();
+    service::until_serves(nginx, model).await?;
+    let port = edit::port(&scene.server.nginx_config())?;
+    let there = service::serves(([127, 0, 0, 1], port).into()).await;
+    let there = there.with_context(|| format!("port {port}, which nginx's file names"))?;
+    ensure!(there == model, "{there} is at port {port}, which nginx's file names, not {model}");
+    Ok(())
 }

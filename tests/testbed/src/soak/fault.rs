@@ -8,7 +8,7 @@ use fastrand::Rng;
 use crate::server::Aim;
 
 /// What strikes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
     /// Nothing.
     Nothing,
@@ -24,15 +24,37 @@ pub(super) enum Fault {
     LinkCut,
     /// Nothing that is sent on a connection arrives any more, and nobody is told.
     LinkSilent,
-    /// SIGINT, as GitHub sends it to a job that is cancelled.
+    /// The agent's binary is on its way to the server when the link is cut.
+    PushCut,
+    /// SIGINT, then SIGTERM, then SIGKILL, as GitHub sends them to a job that is cancelled.
     Cancelled,
     /// `abort`, by another job.
     Aborted,
     /// Another job swaps to a third model.
     Rivalled,
+    /// Customers cannot be met, so that nobody confirms the swap.
+    Unconfirmed,
+    /// The server awaits the runner's word of having met the new model: that way breaks, or the runner dies.
+    WordLost,
     /// Somebody else makes nginx load its configuration again.
     NginxReloaded,
-    /// SIGKILL of the candidate while it loads.
+    /// Somebody else does so all the time until the command has ended.
+    NginxReloadedOften,
+    /// nginx is stopped, and started again a little later.
+    NginxStopped,
+    /// A person writes a comment into nginx's file.
+    FileCommented,
+    /// A person changes the upstream's own line, and perhaps has nginx load it.
+    LineEdited,
+    /// A person leaves nginx's file as nginx cannot load it.
+    FileSpoiled,
+    /// Somebody else takes the port of the free slot.
+    PortStolen,
+    /// The server's clock is set: minutes ahead, or days back.
+    ClockSet,
+    /// SIGKILL of what serves when the command begins.
+    IncumbentKilled,
+    /// SIGKILL of the candidate, while it loads or at any time after.
     CandidateKilled,
     /// The candidate ends by itself while it loads.
     CandidateDies,
@@ -43,7 +65,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 26] = [
         Self::Nothing,
         Self::AgentKilled,
         Self::RunnerKilled,
@@ -51,26 +73,75 @@ impl Fault {
         Self::DiskFull,
         Self::LinkCut,
         Self::LinkSilent,
+        Self::PushCut,
         Self::Cancelled,
         Self::Aborted,
         Self::Rivalled,
+        Self::Unconfirmed,
+        Self::WordLost,
         Self::NginxReloaded,
+        Self::NginxReloadedOften,
+        Self::NginxStopped,
+        Self::FileCommented,
+        Self::LineEdited,
+        Self::FileSpoiled,
+        Self::PortStolen,
+        Self::ClockSet,
+        Self::IncumbentKilled,
         Self::CandidateKilled,
         Self::CandidateDies,
         Self::WrongModel,
         Self::NeverHealthy,
     ];
 
-    /// One for a swap.
-    pub(super) fn roll(dice: &mut Rng) -> Self {
-        Self::ALL[dice.usize(..Self::ALL.len())]
+    /// One for a command that is the so many-th of its server, from 1.
+    pub(super) fn roll(dice: &mut Rng, number: usize, command: &str) -> Self {
+        loop {
+            let fault = Self::ALL[dice.usize(..Self::ALL.len())];
+            let is_possible = match fault {
+                // Later the binary is there.
+                Self::PushCut => number == 1,
+                _ => command == "swap" || !fault.needs_swap(),
+            };
+            if is_possible {
+                return fault;
+            }
+        }
     }
 
-    /// Whether it is a fault of a candidate that is started, which a warm rollback has not.
-    pub(super) fn needs_candidate(self) -> bool {
+    /// Whether it is about a candidate that is started, or about the word that confirms it: a warm rollback has neither.
+    fn needs_swap(self) -> bool {
+        matches!(self, Self::CandidateKilled | Self::Unconfirmed | Self::WordLost)
+            || self.is_of_candidate()
+    }
+
+    /// Whether it is how the candidate is from the beginning.
+    fn is_of_candidate(self) -> bool {
+        matches!(self, Self::CandidateDies | Self::WrongModel | Self::NeverHealthy)
+    }
+
+    /// Whether it costs the command nothing.
+    fn is_harmless(self) -> bool {
         matches!(
             self,
-            Self::CandidateKilled | Self::CandidateDies | Self::WrongModel | Self::NeverHealthy
+            Self::Nothing
+                | Self::NginxReloaded
+                | Self::NginxReloadedOften
+                | Self::FileCommented
+                | Self::ClockSet
+        )
+    }
+
+    /// Whether it is about the runner and its ways alone, so that the server goes on by itself.
+    fn is_of_runner(self) -> bool {
+        matches!(self, Self::RunnerKilled | Self::LinkCut | Self::LinkSilent)
+    }
+
+    /// Whether a swap that meets it may be stuck until a person has mended it.
+    pub(super) fn may_stick(self) -> bool {
+        matches!(
+            self,
+            Self::LineEdited | Self::FileSpoiled | Self::NginxStopped | Self::IncumbentKilled
         )
     }
 
@@ -85,15 +156,71 @@ impl Fault {
     }
 
     /// More flags for the engine.
-    pub(super) fn flags(self) -> &'static str {
+    pub(super) fn flags(self, dice: &mut Rng) -> String {
         match self {
-            Self::CandidateKilled => "--stub-load-time 60s",
-            Self::CandidateDies => "--stub-load-time 60s --stub-die-after 200ms",
-            Self::WrongModel => "--stub-report-model Qwen/Other",
-            Self::NeverHealthy => "--stub-health-status 503",
-            _ => "",
+            Self::CandidateDies => "--stub-load-time 60s --stub-die-after 200ms".to_owned(),
+            Self::WrongModel => "--stub-report-model Qwen/Other".to_owned(),
+            Self::NeverHealthy => "--stub-health-status 503".to_owned(),
+            _ => format!("--stub-load-time {}ms", dice.u64(..400)),
         }
     }
+
+    /// What is wrong with how a command ended that met it, if something is.
+    pub(super) fn blame(self, end: &End) -> Option<&'static str> {
+        let End { code, outcomes, struck, verified, .. } = end;
+        let is_done = outcomes.iter().all(|outcome| outcome == end.aim);
+        // Where no swap has begun yet, a rollback is refused.
+        let is_idle = end.aim == "rolled-back" && outcomes.is_empty();
+        let only = |outcome: &str| matches!(&outcomes[..], [one] if one == outcome);
+        if outcomes.iter().any(|outcome| outcome == "stuck") && !self.may_stick() {
+            return Some("it is stuck");
+        }
+        match code {
+            None | Some(0 | 3..=6) => {}
+            Some(7) if self.may_stick() => {}
+            _ => return Some("the exit of a bug, of bad input or of a swap that is stuck"),
+        }
+        match self {
+            fault if fault.is_harmless() && *code != Some(0) && !is_idle => {
+                Some("it was to succeed")
+            }
+            fault if fault.is_of_candidate() && !(*code == Some(4) && only("failed")) => {
+                Some("it was to fail before the cutover")
+            }
+            Self::Unconfirmed if !(*code == Some(5) && only("rolled-back")) => {
+                Some("it was to be rolled back")
+            }
+            Self::PushCut
+                if *struck == Struck::InTime && !(*code == Some(3) && outcomes.is_empty()) =>
+            {
+                Some("nothing was to begin")
+            }
+            fault if fault.is_of_runner() && !verified && !is_done => {
+                Some("the server was to go on without the runner")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether a fault struck before all was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Struck {
+    InTime,
+    TooLate,
+}
+
+/// How a command ended.
+pub(super) struct End<'a> {
+    /// Exit code of its runner; `None`: a signal ended it.
+    pub(super) code: Option<i32>,
+    /// Of each swap that began meanwhile.
+    pub(super) outcomes: Vec<String>,
+    /// The outcome that was asked for.
+    pub(super) aim: &'a str,
+    pub(super) struck: Struck,
+    /// Whether the swap waits for the runner's word.
+    pub(super) verified: bool,
 }
 
 /// When it strikes: after so many events of the swap, and a little later.

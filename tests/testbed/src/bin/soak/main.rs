@@ -1,5 +1,6 @@
 //! `make soak`: lives of servers with faults at random moments, each from a seed.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +38,9 @@ async fn soak(options: Options) -> Result<()> {
     };
     let mut seeds = first..first + options.lives;
     let mut lives = JoinSet::new();
-    let (mut requests, mut acts, mut wrong) = (0, 0, Vec::new());
+    let (mut requests, mut excused, mut wrong) = (0, 0, Vec::new());
+    let mut struck: BTreeMap<String, usize> = BTreeMap::new();
+    let mut acts = 0;
     loop {
         while lives.len() < options.lanes.max(1)
             && let Some(seed) = seeds.next()
@@ -49,15 +52,19 @@ async fn soak(options: Options) -> Result<()> {
         let life: Life = life??;
         writeln!(std::io::stdout(), "{life}")?;
         requests += life.requests;
+        excused += life.excused;
         acts += life.acts.len();
+        life.struck.into_iter().for_each(|kind| *struck.entry(kind).or_default() += 1);
         wrong.extend((!life.problems.is_empty()).then_some(life.seed));
     }
     writeln!(
         std::io::stdout(),
-        "{} lives, {acts} disturbed commands, {requests} requests; {} went wrong: {wrong:?}",
-        options.lives,
-        wrong.len()
+        "{} lives, {acts} disturbed commands, {requests} requests, of which {excused} were lost while what they needed was gone",
+        options.lives
     )?;
+    let kinds: Vec<_> = struck.iter().map(|(kind, times)| format!("{kind} {times}")).collect();
+    writeln!(std::io::stdout(), "struck in time: {}", kinds.join(", "))?;
+    writeln!(std::io::stdout(), "{} went wrong: {wrong:?}", wrong.len())?;
     ensure!(wrong.is_empty(), "live one of them again with: make soak N=1 SEED={}", wrong[0]);
     Ok(())
 }
