@@ -221,7 +221,7 @@ impl ServiceDir {
     /// The swaps that left a folder, newest first by this host's clock: ids are made by runners with clocks of their own.
     pub fn swaps(&self) -> Vec<SwapId> {
         let entries = fs::read_dir(self.root().join("swaps")).into_iter().flatten().flatten();
-        // Whoever takes a swap up writes into its folder. What was asked for is there first, and nobody writes that again.
+        // Whoever takes a swap up writes into its folder, and logs come and go there. What was asked for is there first, and nobody writes that again.
         let dated = entries.filter_map(|entry| {
             let asked = fs::metadata(entry.path().join(SPEC)).or_else(|_| entry.metadata());
             let made = asked.ok()?.modified().ok()?;
@@ -451,6 +451,8 @@ mod tests {
         }
         // Whoever takes one up says so in its folder.
         write_json(&dir.swap(&ids[0]).join("agent.json"), &1).unwrap();
+        // The log of a container is kept once it is gone.
+        fs::write(dir.replica_log(&ids[1]), "x").unwrap();
         let newest: Vec<_> = dir.swaps().into_iter().rev().collect();
         assert_eq!(newest, ids);
     }

@@ -41,8 +41,9 @@ pub(super) const UNITS: &str = "/etc/systemd/system";
 /// Hex digits of a SHA-256.
 const DIGEST: usize = 64;
 
-/// Removes what is past its limit. What the disk refuses is left for the next time.
-pub(super) fn prune(dir: &ServiceDir) {
+/// Removes what is past its limit, half-made files beside nginx's file included. What the disk refuses is left for the next
+/// time.
+pub(super) fn prune(dir: &ServiceDir, nginx: &Path) {
     // In this order, so that no swap falls between: one that begins is at work before it has a folder, and one that ends
     // is in the history before its lease is free.
     let swaps = dir.swaps();
@@ -83,13 +84,20 @@ pub(super) fn prune(dir: &ServiceDir) {
     }
     prune_orders(&dir.aborts(), &kept);
     prune_orders(&dir.confirmations(), &kept);
-    let folders = [dir.state_dir().to_owned(), dir.root(), dir.aborts(), dir.confirmations()];
-    prune_strays(folders.iter().flat_map(|folder| durable::unfinished(folder)));
+    prune_strays(written_to(dir, &kept, nginx).flat_map(|folder| durable::unfinished(&folder)));
     prune_strays(runtime::stray_environments());
     begin_anew(&dir.root().join("agent.log"));
     if let Some((folder, own)) = binaries() {
         prune_binaries(&folder, &own, &named_by_units(Path::new(UNITS)));
     }
+}
+
+/// Every folder in which files are put in the place of others.
+fn written_to(dir: &ServiceDir, swaps: &[SwapId], nginx: &Path) -> impl Iterator<Item = PathBuf> {
+    let shared = [dir.state_dir().to_owned(), dir.claims(), UNITS.into()];
+    let own = [dir.root(), dir.aborts(), dir.confirmations()];
+    let real = nginx.canonicalize().ok().and_then(|file| Some(file.parent()?.to_owned()));
+    shared.into_iter().chain(own).chain(swaps.iter().map(|swap| dir.swap(swap))).chain(real)
 }
 
 /// Whether somebody works on a swap, or would have to.

@@ -183,7 +183,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
                 open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             begun.0.again = again;
             work_on(begun, &work, lease, answers).await;
-            prune::prune(&dir);
+            prune::prune(&dir, &work.asked.spec.nginx.config);
             Ok(())
         }
     }

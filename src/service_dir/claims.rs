@@ -78,7 +78,8 @@ impl ServiceDir {
         Ok(())
     }
 
-    pub(super) fn claims(&self) -> PathBuf {
+    /// The folder of all claims.
+    pub fn claims(&self) -> PathBuf {
         self.state_dir.join(CLAIMS)
     }
 

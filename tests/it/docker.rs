@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use testbed::docker::said;
@@ -12,7 +13,7 @@ use testbed::service::{Site, until_serves};
 use crate::commands::Terminal;
 use crate::doctor::{NVIDIA_SMI, mark};
 use crate::init::init;
-use crate::step::Step;
+use crate::step::{Step, until};
 use crate::support::docked::{COMPOSED, Docked};
 use crate::support::scene::{Kept, Scene};
 use crate::support::{NAME, NEW, OLD, World, alive};
@@ -54,6 +55,9 @@ async fn a_container_follows_a_process_and_its_values_and_ports_are_nobody_elses
     docked.world.run("swap", "Qwen/Newer", &retired).await?.ended(0, "promoted");
     assert_eq!(docked.names()?, ["model-swap-chat.a"]);
     assert!(kept_log(&docked.world, first.output("swap-id"))?.contains(NEW));
+    // Although that was written last.
+    let logs = docked.world.run("logs", NEW, &[]).await?;
+    logs.answered(&["Starting to load model Qwen/Newer"]);
     load.stop().await.assert_clean();
     Ok(())
 }
@@ -75,6 +79,60 @@ async fn an_engine_that_starts_again_starts_what_nginx_points_at() -> Result<()>
     assert_eq!(docked.old().await?, Kept::Stopped);
     assert_eq!(docked.ours().await?, [('a', Kept::Boots)]);
     Ok(())
+}
+
+/// Of containers that are gone, the last ten logs are left, and no container.
+#[tokio::test]
+async fn of_containers_that_are_gone_the_last_logs_stay() -> Result<()> {
+    let mut docked = Docked::start().await?;
+    docked.world.settings.retain = "0s".to_owned();
+    let swap = async |docked: &Docked, model: &str| -> Result<String> {
+        let run = docked.world.run("swap", model, &[("wait", "retired")]).await?;
+        let id = run.ended(0, "promoted").output("swap-id").to_owned();
+        let at_work =
+            || docked.world.server.leftovers().iter().any(|line| line.contains("agent run"));
+        until("its agent clears up and ends", || Ok((!at_work()).then_some(()))).await?;
+        Ok(id)
+    };
+    let first = swap(&docked, NEW).await?;
+    let second = swap(&docked, "Qwen/Newer").await?;
+    assert!(kept_log(&docked.world, &first)?.contains(NEW));
+    let told = stories_between(&docked.world, &first, &second)?;
+
+    let third = swap(&docked, "Qwen/Newest").await?;
+    let swaps = [&[first], told.as_slice(), &[second, third]].concat();
+    let with_log: Vec<_> = swaps.iter().filter(|id| kept_log(&docked.world, id).is_ok()).collect();
+    // Neither the oldest two, nor the one whose container runs: Docker has its log.
+    assert_eq!(with_log, swaps[2..12].iter().collect::<Vec<_>>());
+    assert_eq!(docked.names()?, [OURS]);
+    Ok(())
+}
+
+/// Ten swaps more, as if each had come between two others, oldest first.
+fn stories_between(world: &World, first: &str, second: &str) -> Result<Vec<String>> {
+    let root = world.server.state_dir().join("chat");
+    let folder = |id: &str| root.join("swaps").join(id);
+    let begun = fs::metadata(folder(first).join("spec.json"))?.modified()?;
+    assert!(begun < fs::metadata(folder(second).join("spec.json"))?.modified()?);
+    let text = fs::read_to_string(root.join("state.json"))?;
+    let mut state: serde_json::Value = serde_json::from_str(&text)?;
+    let history = state["history"].as_array_mut().context("a history")?;
+    let mut told = Vec::new();
+    for number in 0..10_u64 {
+        let id = format!("s-told-{number}");
+        fs::create_dir(folder(&id))?;
+        for file in fs::read_dir(folder(first))?.flatten() {
+            fs::copy(file.path(), folder(&id).join(file.file_name()))?;
+        }
+        let spec = fs::File::open(folder(&id).join("spec.json"))?;
+        spec.set_modified(begun + Duration::from_millis(number + 1))?;
+        let mut past = history[0].clone();
+        past["swap"] = id.as_str().into();
+        history.insert(told.len() + 1, past);
+        told.push(id);
+    }
+    fs::write(root.join("state.json"), state.to_string())?;
+    Ok(told)
 }
 
 /// What nginx in a container reads: its own file, and a folder of the server's.

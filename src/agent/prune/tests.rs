@@ -42,8 +42,17 @@ impl Server {
         fs::write(folder.join("journal.ndjson"), lines).unwrap();
         self.next += 1;
         let made = SystemTime::UNIX_EPOCH + Duration::from_secs(self.next);
-        fs::File::open(&folder).unwrap().set_modified(made).unwrap();
+        fs::File::open(folder.join("spec.json")).unwrap().set_modified(made).unwrap();
         swap
+    }
+
+    /// nginx's file, a link as in `sites-enabled`.
+    fn nginx(&self) -> PathBuf {
+        self.dir.state_dir().join("enabled/llm.conf")
+    }
+
+    fn prune(&self) {
+        prune(&self.dir, &self.nginx());
     }
 
     fn holds(&self, swap: &SwapId) -> Vec<&str> {
@@ -98,7 +107,8 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
     };
     server.dir.save(&state).unwrap();
 
-    prune(&server.dir);
+    let order = server.dir.swaps();
+    server.prune();
     assert_eq!(server.holds(&forgotten), [""; 0]);
     for swap in [&unfinished, &stuck, &at_work, &retained, &told[1]] {
         assert_eq!(server.holds(swap), FILES, "{swap}");
@@ -106,8 +116,10 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
     // Of the others only the logs of the oldest are gone.
     let without: Vec<_> = told.iter().filter(|swap| server.holds(swap) == FILES[..4]).collect();
     assert_eq!(without, [&told[0], &told[2]]);
+    let still: Vec<_> = order.into_iter().filter(|swap| *swap != forgotten).collect();
+    assert_eq!(server.dir.swaps(), still, "what was pruned last passes for the newest");
     drop(lease);
-    prune(&server.dir);
+    server.prune();
     assert_eq!(
         server.holds(&at_work),
         [""; 0],
@@ -117,7 +129,16 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
 
 #[test]
 fn what_a_crash_left_half_made_goes_after_an_hour() {
-    let server = Server::new();
+    let mut server = Server::new();
+    let (swap, work) = (server.swap("s-told", Some(Outcome::Promoted)), server.swap("s-at", None));
+    let told = ServiceState { history: vec![past(&swap)], ..ServiceState::default() };
+    server.dir.save(&told).unwrap();
+    let available = server.dir.state_dir().join("available");
+    for folder in [&available, server.nginx().parent().unwrap()] {
+        fs::create_dir(folder).unwrap();
+    }
+    fs::write(available.join("llm.conf"), "").unwrap();
+    std::os::unix::fs::symlink(available.join("llm.conf"), server.nginx()).unwrap();
     let made = |folder: PathBuf, name: &str, age: Duration| {
         let file = folder.join(name);
         fs::write(&file, "x").unwrap();
@@ -130,14 +151,21 @@ fn what_a_crash_left_half_made_goes_after_an_hour() {
         made(dir.root(), ".model-swap-a1", old),
         made(dir.state_dir().to_owned(), ".model-swap-a2", old),
         made(dir.aborts(), ".model-swap-a3", old),
+        made(dir.claims(), ".model-swap-a4", old),
+        made(dir.swap(&swap), ".model-swap-a5", old),
+        made(dir.swap(&work), ".model-swap-a6", old),
+        made(available.clone(), ".model-swap-a7", old),
         made(dir.confirmations(), "s-gone.json", ORDER_AGE + Duration::from_secs(60)),
     ];
     let kept = [
         made(dir.root(), ".model-swap-b1", young),
         made(dir.root(), "boot", old),
+        made(dir.claims(), "port-8001", old),
+        made(dir.swap(&work), ".model-swap-b2", young),
+        made(available, ".llm.conf.swp", old),
         made(dir.confirmations(), "s-soon.json", old),
     ];
-    prune(dir);
+    server.prune();
     assert!(gone.iter().all(|file| !file.exists()), "{gone:?}");
     assert!(kept.iter().all(|file| file.exists()), "{kept:?}");
 }
@@ -163,7 +191,7 @@ fn orders_that_nobody_waits_for_go_and_a_long_log_begins_anew() {
     let log = server.dir.root().join("agent.log");
     fs::File::create(&log).unwrap().set_len(AGENT_LOG + 1).unwrap();
 
-    prune(&server.dir);
+    server.prune();
     assert_eq!([&old, &fresh, &of_kept].map(|file| file.exists()), [false, true, true]);
     assert!(!log.exists() && server.dir.root().join("agent.log.old").exists());
 }
