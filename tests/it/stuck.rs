@@ -10,6 +10,7 @@ use testbed::load::{Kind, Load, LoadSpec};
 use testbed::server::{Aim, listeners};
 
 use crate::commands::Terminal;
+use crate::doctor::mark;
 use crate::kills::{CUT_OVER, Facts, READY, frozen, ordered, world};
 use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, World, engine};
@@ -78,6 +79,10 @@ async fn what_cannot_be_undone_is_said_and_repaired_when_a_person_has_mended_it(
     assert_eq!(world.serves().await?, NEW, "{run}");
     let stuck = ["cut_over a -> b could not be undone; to undo: cut_over a -> b, await_ready b, "];
     world.run("status", NEW, &[]).await?.answered(&stuck);
+    let doctor = Step::run(world.action("doctor", NEW, &[])?).await?;
+    let doctor =
+        doctor.refused(3, &["nothing new begins before it is repaired", "model-swap repair"]);
+    assert_eq!(mark(&doctor, "stuck swap"), "fail", "{doctor}");
     // Nothing has changed yet: stuck it is.
     Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
 

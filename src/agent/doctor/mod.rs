@@ -7,6 +7,7 @@ mod replicas;
 
 use jiff::Timestamp;
 
+use super::stuck::refuse_while_stuck;
 use crate::executor;
 use crate::host::SystemHost;
 use crate::model::checkup::{Checkup, Finding};
@@ -15,10 +16,15 @@ use crate::model::wire::{Asked, When};
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Decision};
 
+const STUCK: &str = "stuck swap";
+
 /// Looks at everything.
 pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
     let host = SystemHost::new(asked);
     let mut findings = places::look(dir);
+    if let Err(stuck) = refuse_while_stuck(dir, asked).await {
+        findings.extend(stuck.failures.into_iter().map(|failure| Finding::fail(STUCK, failure)));
+    }
     let (proxy, upstream) = proxy::look(&host, &asked.spec).await;
     findings.push(places::model(&host, &asked.spec, upstream.as_ref()).await);
     findings.extend(proxy);
