@@ -48,7 +48,7 @@ pub enum Verb {
         #[command(flatten)]
         common: Common,
         /// Port of the server's sshd; without it the user's own ssh configuration applies, or 22.
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
         ssh_port: Option<u16>,
         /// Hosts to jump through, as `[user@]host[:port]`, several with commas.
         #[arg(long, value_parser = jump)]
@@ -87,7 +87,7 @@ pub enum Verb {
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
         /// How long to wait while another command works on the service, like 15m.
-        #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "0s", value_parser = duration)]
         lock_wait: Duration,
     },
     /// Bring the previous model back: at once while it is still warm, else it is started again.
@@ -105,7 +105,7 @@ pub enum Verb {
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
         /// How long to wait while another command works on the service, like 15m.
-        #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = "0s", value_parser = duration)]
         lock_wait: Duration,
     },
     /// Give up the swap that is under way: what served before serves again.
@@ -410,6 +410,11 @@ fn nginx(value: &str) -> Result<Words, String> {
 
 fn jump(value: &str) -> Result<String, String> {
     check_jump(value).map(|()| value.to_owned()).map_err(|error| error.to_string())
+}
+
+fn duration(value: &str) -> Result<Duration, String> {
+    humantime::parse_duration(value)
+        .map_err(|_| format!("{value:?} is no duration with its unit, like 90s or 15m"))
 }
 
 fn wait(value: &str) -> Result<Wait, String> {

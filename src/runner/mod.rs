@@ -282,8 +282,12 @@ fn unreadable(setting: &Setting, path: &Path, error: &std::io::Error) -> Stopped
         here.ancestors().skip(1).map(|folder| folder.join(name)).find(|file| file.is_file());
     let below = path.join(name);
     let hint = match (&setting.run.workspace, above) {
-        (Some(_), _) => "check the repository out first (actions/checkout), and give its path as the input config".to_owned(),
+        _ if error.kind() == std::io::ErrorKind::InvalidData => {
+            format!("{given} must be a text in UTF-8")
+        }
         (None, _) if below.is_file() => format!("{given} is a folder: give the file, --config {}", below.display()),
+        _ if path.is_dir() => format!("{given} is a folder: give the file"),
+        (Some(_), _) => "check the repository out first (actions/checkout), and give its path as the input config".to_owned(),
         (None, Some(file)) => format!("there is one at {0}: --config {0}", file.display()),
         (None, None) => format!(
             "you are in {}: give its path with --config; where there is none yet, `model-swap init --host USER@SERVER` \

@@ -1,5 +1,5 @@
-//! Everything around a swap that can be wrong: each refused with exit code 3, in words that say how to mend it, and nothing
-//! started.
+//! Everything around a swap that can be wrong: each refused with exit code 3, in the words of `environment.txt`, which say how
+//! to mend it, and nothing started.
 
 use std::fs;
 use std::net::TcpListener;
@@ -9,55 +9,96 @@ use jiff::Timestamp;
 use model_swap::host::process;
 use model_swap::lease::Lease;
 use model_swap::model::state::{Holder, Requester};
-use testbed::guest::SLOTS;
+use testbed::guest::{SLOTS, USER};
 use testbed::server::{free_port, listeners};
 
 use crate::doctor::NVIDIA_SMI;
 use crate::ssh::new_key;
 use crate::step::{Step, send, until};
 use crate::support::guest::on_guest;
-use crate::support::{NEW, OLD, Run, World};
+use crate::support::snapshot::{Snapshots, complaints};
+use crate::support::{Action, NEW, OLD, World};
 
-/// Runs a command with a configuration of its own, and asserts that it was refused as the environment's fault.
-async fn refused(
-    world: &World,
-    (command, config): (&str, &str),
-    inputs: &[(&str, &str)],
-    texts: &[&str],
-) -> Result<Run> {
-    let action = world.action(command, NEW, inputs)?.with_config(config)?;
-    let run = Step::run(action).await?.refused(3, texts);
-    assert!(run.stdout.contains("hint: "), "nothing says how to mend it\n{run}");
-    assert!(run.outputs.is_empty(), "{run}");
-    Ok(run)
+const TABLE: &str = include_str!("environment.txt");
+
+/// What is said of a world, and held to the table.
+struct Told<'a> {
+    world: &'a World,
+    rows: Snapshots,
 }
 
-async fn swap(world: &World, config: &str, texts: &[&str]) -> Result<Run> {
-    refused(world, ("swap", config), &[], texts).await
+impl<'a> Told<'a> {
+    fn of(world: &'a World) -> Self {
+        let mut rows = Snapshots::of(TABLE);
+        let server = &world.server;
+        let (a, b) = server.slot_ports();
+        rows.name(server.scratch().display(), "SCRATCH");
+        rows.name(server.ssh_host(), "USER@SERVER");
+        for (port, name) in [(server.ssh_port(), "SSH"), (a, "8001"), (b, "8002")] {
+            rows.name(port, name);
+        }
+        Self { world, rows }
+    }
+
+    /// Runs a command with a configuration of its own, and holds its refusal to a row.
+    async fn by(
+        &mut self,
+        row: &str,
+        (command, config): (&str, &str),
+        inputs: &[(&str, &str)],
+    ) -> Result<()> {
+        let action = self.world.action(command, NEW, inputs)?.with_config(config)?;
+        refused(&mut self.rows, row, action).await
+    }
+
+    async fn swap(&mut self, row: &str, config: &str) -> Result<()> {
+        self.by(row, ("swap", config), &[]).await
+    }
+}
+
+/// Holds a refusal, as the environment's fault, to a row.
+async fn refused(rows: &mut Snapshots, row: &str, action: Action) -> Result<()> {
+    let run = Step::run(action).await?.refused(3, &[]);
+    assert!(run.outputs.is_empty(), "{run}");
+    let said = complaints(&run);
+    assert!(said.contains("    hint: "), "nothing says how to mend it\n{run}");
+    rows.row(row, &said);
+    Ok(())
+}
+
+#[test]
+fn the_table_is_as_long_as_it_was() {
+    assert!(Snapshots::of(TABLE).len() >= 22);
 }
 
 #[tokio::test]
 async fn the_way_to_the_server() -> Result<()> {
     let world = World::start().await?;
     let config = world.config(NEW);
+    let mut told = Told::of(&world);
     let (key, public) = new_key("")?;
-    let given = async |input: (&str, &str), texts: &[&str]| {
-        refused(&world, ("swap", &config), &[input], texts).await
-    };
-    given(("ssh-key", &key), &["the server does not let us in", "authorized_keys"]).await?;
-    let elsewhere = world.server.known_hosts().replace("127.0.0.1", "127.0.0.2");
-    given(("known-hosts", &elsewhere), &["is not among the known hosts", "only then pin it"])
-        .await?;
-    let changed = format!("[127.0.0.1]:{} {public}\n", world.server.ssh_port());
-    given(("known-hosts", &changed), &["is not the known one", "do not pin anything"]).await?;
-    given(
-        ("host", "deploy@no-such-host.invalid"),
-        &["is not known by that name", "check host for a typing error"],
-    )
-    .await?;
-    let closed = free_port()?.to_string();
-    let nobody = config.replace(&world.server.ssh_port().to_string(), &closed);
-    swap(&world, &nobody, &["does not answer ssh on port", "check that sshd listens"]).await?;
+    let port = world.server.ssh_port();
+    // A key is named by its text, and where it is to be compared by its digest.
+    let hosts = world.server.known_hosts().trim().to_owned();
+    let host_key = hosts.split_whitespace().nth(2).context("a key")?;
+    told.rows.name(host_key, "HOSTKEY");
+    told.rows.name(fingerprint(&hosts)?, "FINGERPRINT");
+
+    told.by("a key that does not open", ("swap", &config), &[("ssh-key", &key)]).await?;
+    let elsewhere = hosts.replace("127.0.0.1", "127.0.0.2");
+    told.by("no host key pinned", ("swap", &config), &[("known-hosts", &elsewhere)]).await?;
+    let changed = format!("[127.0.0.1]:{port} {public}\n");
+    told.by("another host key", ("swap", &config), &[("known-hosts", &changed)]).await?;
+    let closed = free_port()?;
+    told.rows.name(closed, "CLOSED");
+    let nobody = config.replace(&port.to_string(), &closed.to_string());
+    told.swap("nobody listens for ssh", &nobody).await?;
+    told.rows.assert();
+
+    // What a resolver answers differs from network to network.
+    let unknown = [("host", "deploy@no-such-host.invalid")];
+    let run = Step::run(world.action("swap", NEW, &unknown)?).await?;
+    run.refused(3, &["is not known by that name", "hint: check host for a typing error"]);
     let state = world.server.state_dir().display().to_string();
     let file = world.server.scratch().join("ssh/login").display().to_string();
     let nowhere = config.replace(&format!("state_dir: {state}"), &format!("state_dir: {file}/x"));
@@ -67,90 +108,114 @@ async fn the_way_to_the_server() -> Result<()> {
     Ok(())
 }
 
+/// As ssh-keygen shows the key of a line of known_hosts.
+fn fingerprint(line: &str) -> Result<String> {
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(&file, format!("{line}\n"))?;
+    let output = std::process::Command::new("ssh-keygen").arg("-lf").arg(file.path()).output()?;
+    let said = String::from_utf8(output.stdout)?;
+    Ok(said.split(' ').nth(1).context("a fingerprint")?.to_owned())
+}
+
 #[tokio::test]
 async fn the_server() -> Result<()> {
     let world = World::start().await?;
     let (a, b) = world.server.slot_ports();
     let config = world.config(NEW);
+    let mut told = Told::of(&world);
     let line = config.lines().find(|line| line.starts_with("  command: ")).context("a command")?;
     let with_command = |command: &str| config.replacen(line, &format!("  command: {command}"), 1);
 
-    swap(
-        &world,
-        &with_command("no-such-engine --port {port}"),
-        &["there is no program", "full path"],
-    )
-    .await?;
+    let unknown = with_command("no-such-engine --port {port}");
+    let unknown = unknown.replacen("env: { ", "env: { PATH: \"/usr/bin:/bin\", ", 1);
+    told.swap("an engine that is not there", &unknown).await?;
     let plain = world.server.nginx_config().display().to_string();
-    swap(
-        &world,
-        &with_command(&format!("{plain} --port {{port}}")),
-        &["is not executable", "chmod +x"],
-    )
-    .await?;
+    let text = with_command(&format!("{plain} --port {{port}}"));
+    told.swap("an engine that is no program", &text).await?;
     let user = config.replace("replica:\n", "replica:\n  user: no-such-user\n");
-    swap(&world, &user, &["there is no user no-such-user", "name a local user"]).await?;
+    told.swap("a user who is not there", &user).await?;
 
     let stranger = TcpListener::bind(("127.0.0.1", b))?;
-    swap(&world, &config, &[&format!("port {b} of slot b is taken by process"), "stop it"]).await?;
+    told.rows.name(std::process::id(), "PID");
+    told.rows.name(std::env::args().collect::<Vec<_>>().join(" "), "ARGV");
+    told.swap("a port that is taken", &config).await?;
     drop(stranger);
 
     world.server.put_program("nvidia-smi", NVIDIA_SMI)?;
     let gpu = config.replace(&format!("{b}, gpus: []"), &format!("{b}, gpus: [7]"));
-    refused(&world, ("doctor", &gpu), &[], &["there is no such GPU", "correct slots.b.gpus"])
-        .await?;
+    told.by("a GPU that is not there", ("doctor", &gpu), &[]).await?;
 
     let state = world.server.state_dir();
     let claim = state.join(format!("claims/port-{b}"));
     fs::write(&claim, r#"{ "service": "code", "slot": "a" }"#)?;
-    refused(&world, ("doctor", &config), &[], &["is reserved by service code", "another port"])
-        .await?;
+    told.by("a port of another service", ("doctor", &config), &[]).await?;
     fs::remove_file(claim)?;
 
     let record = state.join("chat/state.json");
     fs::write(&record, "{")?;
-    swap(&world, &config, &["state.json is damaged", "move "]).await?;
+    told.swap("a damaged state", &config).await?;
     fs::write(&record, r#"{ "v": 99 }"#)?;
-    swap(&world, &config, &["has version 99", "a newer one"]).await?;
+    told.swap("a state of a newer version", &config).await?;
     fs::remove_file(record)?;
 
+    let since = "2026-11-25T10:00:00Z".parse::<Timestamp>()?;
     let holder = Holder {
         swap: "s-1".parse()?,
-        since: Timestamp::now(),
+        since,
         process: process::own(),
         command: "swap".to_owned(),
         requester: Requester { actor: Some("ann".to_owned()), ..Requester::default() },
     };
     let lease = Lease::take(&state.join("chat"), &holder)?;
-    swap(&world, &config, &["ann works on this service: swap s-1", "wait until it ends"]).await?;
+    told.swap("somebody at work", &config).await?;
     drop(lease);
 
+    told.rows.assert();
     assert!(world.old_runs()? && listeners(b)? == [0_u32; 0], "something was started");
     assert_eq!((world.serves().await?.as_str(), listeners(a)?.len()), (OLD, 1));
     Ok(())
 }
 
+/// What only root can make wrong, and what the user may not do.
 #[test]
-fn a_state_folder_without_room() -> Result<()> {
+fn a_server_with_systemd() -> Result<()> {
     const STATE: &str = "/var/lib/model-swap";
     on_guest(async |world| {
         let guest = &world.guest;
+        let mut rows = Snapshots::of(TABLE);
+        rows.name(guest.address(), "SERVER");
+        let swap = || world.action("swap", NEW, &[]);
+        for (row, rule) in [
+            ("a sudo that wants a password", "deploy ALL=(root) ALL"),
+            ("a sudo that allows something else", "deploy ALL=(root) NOPASSWD: /usr/bin/systemctl"),
+            (
+                "a sudo that wants a terminal",
+                "Defaults:deploy requiretty\ndeploy ALL=(root) NOPASSWD: ALL",
+            ),
+        ] {
+            fs::write(guest.file(&format!("/etc/sudoers.d/{USER}"))?, format!("{rule}\n"))?;
+            refused(&mut rows, row, swap()?).await?;
+        }
+        let rule = format!("{USER} ALL=(root) NOPASSWD: ALL\n");
+        fs::write(guest.file(&format!("/etc/sudoers.d/{USER}"))?, rule)?;
+
         guest.run(&["mkdir", "-p", STATE]).await?;
+        guest.run(&["chown", USER, STATE]).await?;
+        refused(&mut rows, "a state folder of somebody else", swap()?).await?;
+        guest.run(&["chown", "root", STATE]).await?;
+
         guest.run(&["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", STATE]).await?;
         let fill = format!("dd if=/dev/zero of={STATE}/fill 2>/dev/null; df {STATE}");
         let full = guest.run(&["sh", "-c", &fill]).await?;
         assert!(full.contains("100%"), "the disk is not full: {full}");
-
-        let run = Step::run(world.action("swap", NEW, &[])?).await?;
-        let room = format!("make room on the disk of {STATE}/");
-        let run = run.refused(3, &["No space left on device", &room, "another disk"]);
-        assert!(run.outputs.is_empty(), "{run}");
+        refused(&mut rows, "a state folder without room", swap()?).await?;
         let doctor = Step::run(world.action("doctor", NEW, &[])?).await?;
         doctor.refused(3, &["room for state", "0 MiB free in", "make room, or set state_dir"]);
-        assert!(world.guest.listeners(SLOTS.1).await?.is_empty(), "something was started");
+        assert!(guest.listeners(SLOTS.1).await?.is_empty(), "something was started");
         world.until_serves(OLD).await?;
+        rows.assert();
 
-        world.guest.run(&["rm", &format!("{STATE}/fill")]).await?;
+        guest.run(&["rm", &format!("{STATE}/fill")]).await?;
         world.run("swap", NEW, &[]).await?.ended(0, "promoted");
         Ok(())
     })
@@ -161,27 +226,38 @@ async fn nginx() -> Result<()> {
     let world = World::start().await?;
     let (a, _) = world.server.slot_ports();
     let config = world.config(NEW);
+    let mut told = Told::of(&world);
     let file = world.server.nginx_config();
     let good = fs::read_to_string(&file)?;
     let stranger = free_port()?;
-    for (text, texts) in [
-        (format!("{good}bogus on;\n"), ["unknown directive \"bogus\"", "run `nginx -t`"]),
-        (good.replace("llm", "lmm"), ["nginx has no upstream `llm`", "did you mean `lmm`?"]),
+    told.rows.name(stranger, "STRANGER");
+    told.rows.name(world.server.nginx_command().join(" "), "NGINX");
+    for (row, text) in [
+        ("an nginx configuration that is broken", format!("{good}bogus on;\n")),
+        ("an upstream that is not there", good.replace("llm", "lmm")),
         (
+            "an upstream that points at no slot",
             good.replace(&format!("127.0.0.1:{a};"), &format!("127.0.0.1:{stranger};")),
-            ["which is no slot's", "give the slot of the running replica the port"],
         ),
     ] {
         fs::write(&file, &text)?;
-        swap(&world, &config, &texts).await?;
+        told.swap(row, &config).await?;
         assert_eq!(fs::read_to_string(&file)?, text, "the file was touched");
         fs::write(&file, &good)?;
     }
+    let words = world.server.nginx_command();
+    let absent = config.replace(&format!("{:?}", words[0]), "\"/opt/edge/nginx\"");
+    told.swap("an nginx that is not here", &absent).await?;
+    told.rows.assert();
+
+    // Which other ones run on this machine, the tests beside this one know.
     let master = world.server.nginx_master()?;
     send("-QUIT", master)?;
     until("nginx ends", || Ok((world.server.nginx_master().is_err()).then_some(()))).await?;
-    swap(&world, &config, &["no running nginx was found", "nginx.pid"]).await?;
-    let doctor = refused(&world, ("doctor", &config), &[], &["no running nginx was found"]).await?;
+    let action = world.action("swap", NEW, &[])?.with_config(&config)?;
+    Step::run(action).await?.refused(3, &["no running nginx was found", "nginx.pid", "hint: "]);
+    let action = world.action("doctor", NEW, &[])?.with_config(&config)?;
+    let doctor = Step::run(action).await?.refused(3, &["no running nginx was found"]);
     assert!(doctor.stdout.contains("the running nginx is not known"), "{doctor}");
     assert!(world.old_runs()?);
     Ok(())

@@ -6,12 +6,12 @@ use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
-use testbed::guest::{GPUS, SLOTS};
+use testbed::guest::{GPUS, GuestSpec, SLOTS};
 use testbed::server::{GpuServer, Ports, ServerSpec, default_upstream_file};
 
 use crate::commands::Terminal;
 use crate::step::Step;
-use crate::support::guest::on_guest;
+use crate::support::guest::{on_guest, on_guest_of};
 use crate::support::{NAME, NEW, OLD, World, engine};
 
 /// The places of what a file lacks.
@@ -22,7 +22,7 @@ fn lacks(text: &str) -> Vec<String> {
 }
 
 /// Exit code and words of a command at a terminal, with more variables.
-async fn says(
+pub(crate) async fn says(
     terminal: &Terminal,
     words: &[&str],
     env: &[(&str, &str)],
@@ -57,7 +57,7 @@ fn marked(world: &World, text: &str) -> String {
     text.replacen("\nreplica:\n", &format!("\nreplica:\n  env: {{ {mark}: {scratch:?} }}\n"), 1)
 }
 
-const ACCESS: [&str; 4] = ["--ssh-key", "key", "--known-hosts", "hosts"];
+pub(crate) const ACCESS: [&str; 4] = ["--ssh-key", "key", "--known-hosts", "hosts"];
 
 #[tokio::test]
 async fn what_init_writes_is_checked_planned_and_swapped_with() -> Result<()> {
@@ -218,7 +218,14 @@ async fn a_server_that_cannot_be_asked_is_refused_and_nothing_is_written() -> Re
 /// As a step of a workflow, on a server with GPUs whose nginx is found by itself, by a user who becomes root.
 #[test]
 fn on_a_server_with_systemd_the_next_model_is_a_unit_too() -> Result<()> {
-    on_guest(async |world| {
+    // With a /tmp of its own (`PrivateTmp=`), as Fedora has it, nginx has a mount namespace and is in no container.
+    let own_tmp = "/etc/systemd/system/nginx.service.d/tmp.conf";
+    let own_tmp = (own_tmp.to_owned(), 0o644, "[Service]\nPrivateTmp=yes\n".to_owned());
+    let spec = GuestSpec { files: vec![own_tmp], ..GuestSpec::serving(OLD) };
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        let apart = "! [ /proc/1/ns/mnt -ef /proc/$(cat /run/nginx.pid)/ns/mnt ]";
+        world.guest.run(&["sh", "-c", apart]).await?;
         let load = world.load().await?;
         let host = world.guest.ssh_host();
         let inputs = [("config", "first.yaml"), ("host", host.as_str())];
@@ -242,6 +249,47 @@ fn on_a_server_with_systemd_the_next_model_is_a_unit_too() -> Result<()> {
             !text.contains("\n  command: [\"nginx\""),
             "the usual nginx needs no words: {text}"
         );
+        let edited = text.replace(OLD, NEW);
+        let action = |command| anyhow::Ok(world.action(command, NEW, &[])?.with_config(&edited)?);
+        Step::run(action("doctor")?).await?.answered(&["ready to swap"]);
+        Step::run(action("swap")?).await?.ended(0, "promoted");
+        world.until_serves(NEW).await?;
+        load.stop().await.assert_clean();
+        Ok(())
+    })
+}
+
+/// As Podman's: a control group with a container's id in its name, and namespaces of its own. Docker does not know it.
+#[test]
+fn an_nginx_in_a_container_of_another_engine_works_once_it_is_said_how_it_is_called() -> Result<()>
+{
+    on_guest(async |world| {
+        let guest = &world.guest;
+        guest.run(&["systemctl", "disable", "--now", "nginx.service"]).await?;
+        let scope = format!("--unit=libpod-{}.scope", "0123456789abcdef".repeat(4));
+        let nginx = "unshare --mount --pid --fork --mount-proc nginx -g 'daemon off;'";
+        let line =
+            format!("systemd-run --scope --quiet {scope} {nginx} >/dev/null 2>&1 </dev/null &");
+        guest.run(&["sh", "-c", &line]).await?;
+        world.until_serves(OLD).await?;
+        let master = guest.run(&["pgrep", "--full", "nginx: master"]).await?;
+        let master = master.trim();
+
+        let config = world.config(NEW)?;
+        let terminal = Terminal::with(&config, (guest.private_key(), guest.known_hosts()))?;
+        let host = guest.ssh_host();
+        let words = [&["init", "--host", &host, "--config", "-"][..], &ACCESS].concat();
+        let (_, text) = says(&terminal, &words, &[]).await?;
+        let told = format!(
+            "process {master} is in a container that Docker does not know; say with --nginx"
+        );
+        assert!(text.contains(&told), "no {told:?} in {text}");
+
+        let called = format!("nsenter --target {master} --mount --pid nginx");
+        let words = [&words[..], &["--nginx", &called]].concat();
+        let (code, text) = says(&terminal, &words, &[]).await?;
+        assert_eq!((code, lacks(&text)), (Some(0), Vec::new()), "{text}");
+        let load = world.load().await?;
         let edited = text.replace(OLD, NEW);
         let action = |command| anyhow::Ok(world.action(command, NEW, &[])?.with_config(&edited)?);
         Step::run(action("doctor")?).await?.answered(&["ready to swap"]);

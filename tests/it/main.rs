@@ -4,6 +4,7 @@ mod abort;
 mod access;
 mod adoption;
 mod approved;
+mod arguments;
 mod candidate;
 mod cold_rollback;
 mod commands;

@@ -11,7 +11,7 @@ use testbed::guest::GuestSpec;
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::service::NAME;
 
-use crate::step::LOOK_EVERY;
+use crate::step::{LOOK_EVERY, Step};
 use crate::support::guest::{on_guest, on_guest_of, until};
 use crate::support::{NEW, OLD};
 
@@ -85,6 +85,23 @@ fn a_promoted_model_that_dies_is_started_again() -> Result<()> {
         let run = world.run("swap", NEW, &[]).await?.ended(0, "unchanged");
         assert!(run.stdout.contains("already serves from slot b"), "{run}");
         Ok(())
+    })
+}
+
+/// Whoever starts it again while it loads hides nothing: what was to be judged has ended.
+#[test]
+fn a_unit_that_somebody_starts_anew_while_it_loads_is_given_up() -> Result<()> {
+    on_guest(async |world| {
+        world.settings.flags = "--stub-load-time 600s".to_owned();
+        world.settings.ready = "900s".to_owned();
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ await_ready b").await?;
+        world.guest.run(&["systemctl", "restart", OURS]).await?;
+        let run = step.finish().await?.ended(4, "failed");
+        assert!(run.stdout.contains("ended before it was ready"), "{run}");
+        assert_eq!(world.left().await?, Vec::<String>::new(), "{run}");
+        assert!(world.guest.run(&["pgrep", "--full", "serve Qwen/New"]).await.is_err(), "{run}");
+        world.until_serves(OLD).await
     })
 }
 

@@ -278,6 +278,68 @@ f:9:25: replica.secret_env[3]: got \"a-b\", expected the name of an environment 
 }
 
 #[test]
+fn containers() {
+    const IMAGE: &str = "expected an image like vllm/vllm-openai:v0.33.0, or one by its digest";
+    const OPTIONS: &str = "expected a list of options of docker run, like [--ipc=host, --volume=/srv/hf:/root/.cache/huggingface]";
+    const LONG: &str = "write its long name, and its value into the same word: --ipc=host";
+    let replica = |more: &str| changed("replica:\n", &format!("replica:\n{more}\n"));
+    assert_complaints(&[
+        (replica("  runtime: docker"), &format!("f:7:1: replica.image: missing, {IMAGE}")),
+        (
+            replica("  runtime: docker\n  image: '-v x'"),
+            &format!("f:9:3: replica.image: got \"-v x\", {IMAGE}"),
+        ),
+        (
+            replica("  image: vllm:1\n  docker_options: [--ipc=host]"),
+            "\
+f:8:3: replica.image: got \"vllm:1\", expected no image where there is no container | add `runtime: docker`
+f:9:3: replica.docker_options: got [\"--ipc=host\"], expected none where there is no container | add `runtime: docker`",
+        ),
+        (
+            replica("  runtime: docker\n  image: vllm:1\n  docker_options: [-v, --gpus=all, --env=A=1, --rm]"),
+            &format!(
+                "\
+f:10:3: replica.docker_options: got \"-v\", {OPTIONS} | {LONG}
+f:10:3: replica.docker_options: got --gpus, expected other options: the slot's gpus are given to it
+f:10:3: replica.docker_options: got --env, expected other options: use replica.env and replica.secret_env
+f:10:3: replica.docker_options: got --rm, expected other options: it is removed once its output is kept"
+            ),
+        ),
+        (
+            replica("  runtime: docker\n  image: vllm:1\n  docker_options: --ipc=host"),
+            &format!("f:10:3: replica.docker_options: got \"--ipc=host\", {OPTIONS}"),
+        ),
+    ]);
+}
+
+#[test]
+fn weights_and_what_customers_meet() {
+    const URL: &str = "expected an http:// or https:// URL as customers call it, like https://llm.example.com/v1/models";
+    assert_complaints(&[
+        (
+            with("fetch: { timeout: 1h }"),
+            "f:10:1: fetch.command: missing, expected a program and its arguments, like hf download {model} --revision {revision}",
+        ),
+        (
+            with("fetch: { command: 'hf download {modell}', size: 70, folder: hub }"),
+            "\
+f:10:10: fetch.command: got {modell}, expected one of {model}, {revision} | did you mean `{model}`?
+f:10:53: fetch.folder: got \"hub\", expected an absolute path of letters, digits and _./@+,:=-, like /etc/nginx/conf.d/llm.conf
+f:10:43: fetch.size: got 70, expected a size in MB, GB or TB, like 70GB | write `70GB` for gigabytes",
+        ),
+        (with("verify: { expect_model: chat }"), &format!("f:10:1: verify.url: missing, {URL}")),
+        (
+            with("verify: { url: 'https://ann:key@llm.example.com/', within: 0s }"),
+            &format!(
+                "\
+f:10:52: verify.within: got \"0s\", expected a duration from 1s to 30d, like 90s, 20m or 1h30m
+f:10:11: verify.url: got \"https://ann:key@llm.example.com/\", {URL} | name the variable that holds the key as verify.api_key_env"
+            ),
+        ),
+    ]);
+}
+
+#[test]
 fn proxies() {
     const PATH: &str = "expected an absolute path of letters, digits and _./@+,:=-, like /etc/nginx/conf.d/llm.conf";
     const WORDS: &str = "expected a list of words, like [nginx] or [docker, exec, edge, nginx]";

@@ -203,7 +203,11 @@ impl Hint for NginxError {
         let hint = match self {
             Self::Conf(error) => return error.hints(),
             Self::NotPutBack { why, source } => return [why.hints(), source.hints()].concat(),
-            Self::NotFound { .. } => "set nginx.command to the way nginx is called on the server".to_owned(),
+            Self::NotFound { .. } => {
+                "set nginx.command to the way nginx is called on the server, like [docker, exec, edge, nginx] where it is in a \
+                 container"
+                    .to_owned()
+            }
             Self::Rejected { .. } => "run `nginx -t` on the server and mend what it names".to_owned(),
             Self::NotLoaded { .. } => {
                 "the old configuration is still in force; mend what nginx names, then run the swap again".to_owned()
@@ -263,8 +267,11 @@ impl Hint for NginxError {
     }
 }
 
-/// What the first `[emerg]` line says, without the time and the pid before it.
-fn first(lines: &[String]) -> &str {
+/// What the first `[emerg]` line says, without the time before it and the pid after it: `[emerg] 123#123: …`.
+fn first(lines: &[String]) -> String {
+    const EMERG: &str = "[emerg] ";
     let line = lines.first().map_or("", String::as_str);
-    line.find("[emerg]").and_then(|at| line.get(at..)).unwrap_or(line)
+    let Some((_, rest)) = line.split_once(EMERG) else { return line.to_owned() };
+    let said = rest.split_once(": ").filter(|(pid, _)| pid.contains('#')).map_or(rest, |it| it.1);
+    format!("{EMERG}{said}")
 }

@@ -3,6 +3,7 @@
 pub(crate) mod docked;
 pub(crate) mod guest;
 pub(crate) mod scene;
+pub(crate) mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
