@@ -14,6 +14,7 @@ mod outlook;
 mod place;
 mod prune;
 mod recover;
+mod refuge;
 mod resume;
 mod rollback;
 mod run;
@@ -34,7 +35,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::confirmation;
 use crate::executor::{self, World, observe, prove_route};
-use crate::host::{Host, SystemHost, survey};
+use crate::host::logind::Fate;
+use crate::host::{Host, SystemHost, exec, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
@@ -158,9 +160,7 @@ async fn about_service(
         Command::Repair(_) => recover::hand_over_repair(&dir, line, answers).await,
         Command::Swap(SwapRequest { wait, .. })
         | Command::Rollback(RollbackRequest { wait, .. }) => {
-            if let Some(swap) =
-                hand_over(&dir, line, answers).await.map_err(Refusal::environment)?
-            {
+            if let Some(swap) = begin(&dir, line, answers).await.map_err(Refusal::environment)? {
                 follow::follow(&dir, &swap, (0, *wait), answers).await;
             }
             Ok(())
@@ -259,9 +259,31 @@ async fn logs(host: &SystemHost, dir: &ServiceDir, answers: &mut Answers) -> Res
     Ok(())
 }
 
-/// Starts the detached agent, gives it the request and relays its answer. `Some` is the swap to follow.
+/// Has the detached agent bring something to its end, and relays its answer. `Some` is the swap to follow.
 async fn hand_over(
     dir: &ServiceDir,
+    line: &str,
+    answers: &mut Answers,
+) -> Result<Option<SwapId>, Failure> {
+    detach((dir, &refuge::fate().await), line, answers).await
+}
+
+/// Has the detached agent begin something that lasts, and relays its answer.
+async fn begin(
+    dir: &ServiceDir,
+    line: &str,
+    answers: &mut Answers,
+) -> Result<Option<SwapId>, Failure> {
+    let fate = refuge::fate().await;
+    match refuge::barred(&fate) {
+        Some(failure) => Err(failure),
+        None => detach((dir, &fate), line, answers).await,
+    }
+}
+
+/// Starts the detached agent, gives it the request and relays its answer.
+async fn detach(
+    (dir, fate): (&ServiceDir, &Fate),
     line: &str,
     answers: &mut Answers,
 ) -> Result<Option<SwapId>, Failure> {
@@ -272,7 +294,8 @@ async fn hand_over(
         .mode(0o600)
         .open(dir.root().join("agent.log"))
         .map_err(io)?;
-    let mut child = crate::host::exec::detached(&["agent", "run"], Stdio::from(log)).map_err(io)?;
+    let words = refuge::words(fate);
+    let mut child = exec::detached(words, &["agent", "run"], Stdio::from(log)).map_err(io)?;
     if let Some(mut stdin) = child.stdin.take() {
         // The request goes through a pipe: secrets are in no argv and on no disk.
         stdin.write_all(line.as_bytes()).await.map_err(io)?;

@@ -71,13 +71,25 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<Output, ExecError> 
 
 /// Starts this very binary again, detached: it outlives whoever asked for it.
 ///
-/// Its standard input and output are pipes; its folder is `/`, so that it pins no file system.
+/// Its standard input and output are pipes; its folder is `/`, so that it pins no file system. The words of a wrapper, if
+/// there are any, come before its own.
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn detached(arguments: &[&str], stderr: Stdio) -> std::io::Result<Child> {
-    Command::new("/proc/self/exe")
-        .arg0("model-swap")
+pub fn detached(wrapper: &[&str], arguments: &[&str], stderr: Stdio) -> std::io::Result<Child> {
+    let mut command = match wrapper {
+        [] => {
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0("model-swap");
+            command
+        }
+        [program, words @ ..] => {
+            let mut command = Command::new(program);
+            command.args(words).arg(std::env::current_exe()?);
+            command
+        }
+    };
+    command
         .args(arguments)
         .current_dir("/")
         // GitHub's runner ends what carries it when the job is over; on a self-hosted one with `host: local` that is us.

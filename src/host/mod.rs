@@ -20,6 +20,7 @@ pub mod engine;
 pub mod exec;
 pub mod fetch;
 pub mod gpu;
+pub mod logind;
 pub mod nginx;
 pub mod process;
 pub mod runtime;

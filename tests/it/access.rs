@@ -6,19 +6,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use testbed::guest::{ENGINE, Guest, GuestSpec, SLOTS, upstream_file};
-use testbed::load::{Load, LoadSpec};
 use testbed::service::{Site, until_serves};
 
+use crate::commands::Terminal;
+use crate::init::{ACCESS, says};
 use crate::step::{Step, send};
-use crate::support::guest::{GuestWorld, on_guest_of};
-use crate::support::{NAME, NEW, OLD, Run, World, alive};
-
-/// Load of every kind on an nginx, with the oracle.
-async fn load_on(nginx: SocketAddr) -> Result<Load> {
-    let load = Load::start(LoadSpec::mixed(nginx, NAME));
-    load.wait_until(|tally| tally.total() > 20).await?;
-    Ok(load)
-}
+use crate::support::guest::{GuestWorld, USERS_NGINX, load_on, on_guest_of, users_nginx};
+use crate::support::{NEW, OLD, Run, World, alive};
 
 /// Another service of the same server: its own slots and file, on the same nginx.
 struct Neighbour {
@@ -139,6 +133,12 @@ fn a_server_behind_a_bastion_is_reached_and_both_must_be_the_known_ones() -> Res
         };
 
         ask("status", &direct, &both).await?.refused(3, &["does not let us in"]);
+        ask("doctor", &config, &both).await?.answered(&["lets us in", "ready to swap"]);
+        let terminal = Terminal::with(&config, (guest.private_key(), &both))?;
+        let (host, jump) = (guest.ssh_host(), format!("deploy@{}", bastion.address()));
+        let words = ["init", "--host", &host, "--jump", &jump, "--config", "-"];
+        let (code, text) = says(&terminal, &[&words[..], &ACCESS].concat(), &[]).await?;
+        assert!(code == Some(0) && text.contains(&format!("jump: {jump:?}")), "{text}");
         let load = world.load().await?;
         ask("swap", &config, &both).await?.ended(0, "promoted");
         world.until_serves(NEW).await?;
@@ -166,40 +166,21 @@ fn a_server_behind_a_bastion_is_reached_and_both_must_be_the_known_ones() -> Res
 /// nginx, its configuration, the engine and the state are all the user's, and there is no sudo.
 #[test]
 fn a_user_who_owns_everything_needs_no_root() -> Result<()> {
-    const FOLDER: &str = "/home/deploy/nginx";
     on_guest_of(GuestSpec::bare(), async |world| {
         let guest = &world.guest;
         fs::remove_file(guest.file("/usr/bin/sudo")?)?;
-        let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {FOLDER}/{name};"))
-            .join(" ");
-        let main = format!(
-            "worker_processes 2; pid {FOLDER}/pid; error_log {FOLDER}/error.log notice;
-events {{}}
-http {{ access_log off; {temp} include {FOLDER}/llm.conf; }}
-"
-        );
-        guest.ssh(&format!("mkdir {FOLDER}")).await?;
-        fs::write(guest.file(&format!("{FOLDER}/nginx.conf"))?, main)?;
-        let file = format!("{FOLDER}/llm.conf");
-        fs::write(guest.file(&file)?, upstream_file("llm", 8080, SLOTS.0))?;
-        guest.run(&["chown", "-R", "deploy:deploy", FOLDER]).await?;
-        guest.ssh(&format!("/usr/sbin/nginx -c {FOLDER}/nginx.conf")).await?;
+        let (nginx, site) = users_nginx(guest).await?;
         guest.start_by_hand(OLD, SLOTS.0).await?;
-        let nginx = (guest.address(), 8080).into();
         until_serves(nginx, OLD).await?;
-        let words = ["/usr/sbin/nginx", "-c", &format!("{FOLDER}/nginx.conf")];
-        let nginx_command = Some(words.map(str::to_owned).to_vec());
-        let probe = "http://127.0.0.1:8080/v1/models".to_owned();
-        let site = Site { nginx_config: file.into(), nginx_command, probe, ..guest.site() };
         let config = world.settings.config_on(&site, NEW)?;
 
         // Without root as well, init finds what is the user's, and says how this nginx is called. This model was given no GPU.
         let inputs = [("config", "first.yaml"), ("host", &guest.ssh_host())];
         let found = Step::run(world.action("init", NEW, &inputs)?).await?;
         let found = found.answered(&["left to you", "slots.a.gpus"]);
-        assert!(found.summary.contains(&format!("  config: {FOLDER}/llm.conf")), "{found}");
-        assert!(found.summary.contains(&format!("\"-c\", \"{FOLDER}/nginx.conf\"")), "{found}");
+        assert!(found.summary.contains(&format!("  config: {USERS_NGINX}/llm.conf")), "{found}");
+        let called = format!("\"-c\", \"{USERS_NGINX}/nginx.conf\"");
+        assert!(found.summary.contains(&called), "{found}");
 
         let load = load_on(nginx).await?;
         let run = world.action("swap", NEW, &[])?.with_config(&config)?.spawn()?.finish().await?;

@@ -35,6 +35,7 @@ mod rollback;
 mod runner;
 mod schema;
 mod secrets;
+mod session_end;
 mod soak;
 mod spine;
 mod ssh;

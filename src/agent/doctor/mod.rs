@@ -7,11 +7,14 @@ mod replicas;
 
 use jiff::Timestamp;
 
+use super::refuge;
 use super::stuck::refuse_while_stuck;
 use crate::executor;
-use crate::host::SystemHost;
+use crate::host::logind;
+use crate::host::{Host, SystemHost};
 use crate::model::checkup::{Checkup, Finding};
 use crate::model::failure::Failure;
+use crate::model::replica::Systemd;
 use crate::model::wire::{Asked, When};
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Decision};
@@ -24,6 +27,9 @@ pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
     let mut findings = places::look(dir);
     if let Err(stuck) = refuse_while_stuck(dir, asked).await {
         findings.extend(stuck.failures.into_iter().map(|failure| Finding::fail(STUCK, failure)));
+    }
+    if host.systemd() != Systemd::Absent {
+        findings.insert(1, refuge::finding(logind::fate().await));
     }
     let (proxy, upstream) = proxy::look(&host, &asked.spec).await;
     findings.push(places::model(&host, &asked.spec, upstream.as_ref()).await);

@@ -64,7 +64,7 @@ fn wrapper(main: ProcessId, table: &Table) -> Option<Keeper> {
 }
 
 /// Every control group path of a process: one in version 2, one per hierarchy in version 1.
-fn cgroups(pid: i32) -> Vec<String> {
+pub(in crate::host) fn cgroups(pid: i32) -> Vec<String> {
     let groups = Process::new(pid)
         .and_then(|process| process.cgroups())
         .map(|groups| groups.0)

@@ -30,7 +30,7 @@ mod testing;
 pub use crate::swap::redact::redact;
 pub use find::{find, listeners};
 pub use inherit::{Identity, Inherited, argv, environment, inherited, reaches, user_name};
-pub(in crate::host) use keeper::{container_of, forwards};
+pub(in crate::host) use keeper::{cgroups, container_of, forwards};
 pub use launch::{Contained, Launch, Launcher, Started, launch_main, start};
 pub(in crate::host) use listen::listens_within;
 pub use listen::ports;

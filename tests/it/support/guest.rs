@@ -1,13 +1,15 @@
 //! A world with systemd: a guest that is reached over ssh by a user who becomes root with sudo.
 
+use std::fs;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use testbed::PATIENCE;
 use testbed::action::{Action, Run};
-use testbed::guest::{Guest, GuestSpec, Lab, ran_as_root};
+use testbed::guest::{Guest, GuestSpec, Lab, SLOTS, ran_as_root, upstream_file};
 use testbed::load::{Load, LoadSpec};
-use testbed::service::{self, NAME, Settings};
+use testbed::service::{self, NAME, Settings, Site};
 
 use super::{OLD, binary};
 use crate::step::LOOK_EVERY;
@@ -50,9 +52,7 @@ pub(crate) fn on_guest_of(
 impl GuestWorld {
     /// Load of every kind on the service, with the oracle, from another machine than the guest.
     pub(crate) async fn load(&self) -> Result<Load> {
-        let load = Load::start(LoadSpec::mixed(self.guest.nginx_addr(), NAME));
-        load.wait_until(|tally| tally.total() > 20).await?;
-        Ok(load)
+        load_on(self.guest.nginx_addr()).await
     }
 
     /// Waits until fresh requests meet a model.
@@ -138,6 +138,43 @@ impl GuestWorld {
     pub(crate) async fn until_through(&self) -> Result<()> {
         until("the agent is through", async || Ok(!self.is_armed()?)).await
     }
+}
+
+/// Load of every kind on an nginx, with the oracle.
+pub(crate) async fn load_on(nginx: SocketAddr) -> Result<Load> {
+    let load = Load::start(LoadSpec::mixed(nginx, NAME));
+    load.wait_until(|tally| tally.total() > 20).await?;
+    Ok(load)
+}
+
+/// The folder of [`users_nginx`].
+pub(crate) const USERS_NGINX: &str = "/home/deploy/nginx";
+
+/// Starts an nginx that is all the user's, its upstream pointing at slot a. Returns where it listens, and the server as a
+/// configuration describes it.
+pub(crate) async fn users_nginx(guest: &Guest) -> Result<(SocketAddr, Site)> {
+    const PORT: u16 = 8080;
+    let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {USERS_NGINX}/{name};"))
+        .join(" ");
+    let main = format!(
+        "worker_processes 2; pid {USERS_NGINX}/pid; error_log {USERS_NGINX}/error.log notice;
+events {{}}
+http {{ access_log off; {temp} include {USERS_NGINX}/llm.conf; }}
+"
+    );
+    guest.run_as_user(&format!("mkdir {USERS_NGINX}")).await?;
+    let main_file = format!("{USERS_NGINX}/nginx.conf");
+    fs::write(guest.file(&main_file)?, main)?;
+    let file = format!("{USERS_NGINX}/llm.conf");
+    fs::write(guest.file(&file)?, upstream_file("llm", PORT, SLOTS.0))?;
+    guest.run(&["chown", "-R", "deploy:deploy", USERS_NGINX]).await?;
+    let words = ["/usr/sbin/nginx", "-c", &main_file];
+    guest.run_as_user(&words.join(" ")).await?;
+    let nginx_command = Some(words.map(str::to_owned).to_vec());
+    let probe = format!("http://127.0.0.1:{PORT}/v1/models");
+    let site = Site { nginx_config: file.into(), nginx_command, probe, ..guest.site() };
+    Ok(((guest.address(), PORT).into(), site))
 }
 
 /// Waits for a fact of a guest, that announces nothing outside.

@@ -187,14 +187,32 @@ impl Guest {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Runs a line with a shell as the user who logs in, in no session: what it leaves behind stays, whatever becomes of
+    /// sessions.
+    ///
+    /// # Errors
+    /// If it fails: with its standard error.
+    pub async fn run_as_user(&self, line: &str) -> Result<String> {
+        let home = format!("HOME=/home/{USER}");
+        let line = format!("cd && {line}");
+        let user = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups"];
+        self.run(&[&user[..], &["env", &home, "sh", "-c", &line]].concat()).await
+    }
+
     /// Starts a model the way a person does who is logged in, and leaves it behind. Returns its process id there.
     ///
     /// # Errors
     /// If that fails; that the engine does shows nowhere but in its log.
     pub async fn start_by_hand(&self, model: &str, port: u16) -> Result<u32> {
-        let argv = engine_argv(model, port).join(" ");
-        let line = format!("nohup {argv} >llm.log 2>&1 </dev/null & echo $!");
-        Ok(self.ssh(&line).await?.trim().parse()?)
+        Ok(self.ssh(&left_behind_line(model, port)).await?.trim().parse()?)
+    }
+
+    /// Starts a model as the user who logs in, in no session.
+    ///
+    /// # Errors
+    /// As [`Guest::start_by_hand`].
+    pub async fn start_as_user(&self, model: &str, port: u16) -> Result<u32> {
+        Ok(self.run_as_user(&left_behind_line(model, port)).await?.trim().parse()?)
     }
 
     /// Process ids, in the guest, of all that listen on TCP `port` there.
@@ -280,6 +298,12 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// How a person starts a model and leaves it behind; its process id is said.
+fn left_behind_line(model: &str, port: u16) -> String {
+    let argv = engine_argv(model, port).join(" ");
+    format!("{{ nohup {argv} >llm.log 2>&1 </dev/null & echo $!; }}")
 }
 
 /// Whether a path is left of guests of this process: their scratch, their control groups. For after their end.
