@@ -121,7 +121,22 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         Some(swap) => Lease::take(&dir.root(), &own(&swap)).map(Some),
         None => Lease::take_from_the_dead(&dir.root()),
     };
-    let lease = taken.map_err(|error| Refusal::environment(error.to_failure()))?;
+    let order = |swap: &SwapId| {
+        let order = AbortOrder { at: Timestamp::now(), requester: requester.clone() };
+        abort::order(&dir, swap, &order).map_err(Refusal::environment)
+    };
+    let lease = match taken {
+        Ok(lease) => lease,
+        // Whoever brings it to its end looks for the order.
+        Err(LeaseError::Held { holder: Some(holder) })
+            if needs(&dir, &holder.swap, Wanted::End) =>
+        {
+            order(&holder.swap)?;
+            answers.send(&Frame::Accepted { swap: holder.swap.clone() });
+            return Ok(());
+        }
+        Err(error) => return Err(Refusal::environment(error.to_failure())),
+    };
     let unfinished = lease.and_then(|lease| {
         let died = lease.died.as_ref().map(|died| died.swap.clone());
         let swap =
@@ -133,8 +148,7 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         answers.send(&nothing);
         return Ok(());
     };
-    let order = AbortOrder { at: Timestamp::now(), requester: requester.clone() };
-    abort::order(&dir, &swap, &order).map_err(Refusal::environment)?;
+    order(&swap)?;
     let accepted = || {
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();

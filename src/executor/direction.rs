@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::context::Context;
 use super::route::{Presence, presence};
 use super::undo_of;
+use crate::abort;
 use crate::host::Host;
 use crate::journal::Journal;
 use crate::model::failure::Failure;
@@ -27,7 +28,7 @@ pub enum Direction {
     Forward,
 }
 
-/// Waits until it can be told. After a boot the replicas come up in any order.
+/// Waits until it can be told, at most `ready.timeout`. After a boot the replicas come up in any order.
 pub async fn direction<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Direction {
     let is_past = recovery::is_past_cutover(journal.status(), &cx.plan);
     let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| is_past) else {
@@ -45,6 +46,10 @@ pub async fn direction<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Direc
             // A plain process that is gone stays gone.
             Presence::Gone => !is_late && incumbent.keeper.restarts(),
         };
+        // Who gives the swap up waits for nothing: until what comes back is there, the undo leaves traffic where it is.
+        if comes_back && abort::ordered(cx.dir, &cx.swap).is_some() {
+            return Direction::Back;
+        }
         let points = cx.host.upstream().await.is_ok_and(|view| view.port == candidate.port);
         let serves = || presence(cx.host, candidate.port);
         if !comes_back && points && serves().await == Presence::Ready {

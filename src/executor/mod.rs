@@ -184,6 +184,12 @@ pub async fn finish<H: Host>(
             return unwind(cx, journal, failure).await;
         }
     }
+    if let Some(order) = abort::ordered(cx.dir, &cx.swap) {
+        let asked = order.failure().message;
+        let text =
+            format!("{asked}, but what served before is gone: traffic stays with the new model");
+        cx.tell(EventKind::Warning { text });
+    }
     conclude(cx, journal, None)
 }
 

@@ -93,6 +93,7 @@ pub(super) async fn follow(
 ) -> Result<(), Stopped> {
     let thread = thread(&request.command);
     let order = Order::of(&request.command);
+    let repair = Some(&request).filter(|it| matches!(it.command, Command::Repair(_))).cloned();
     let mut request = request;
     let mut stop = Stop::new()?;
     let mut tries = RECONNECTS.iter();
@@ -101,6 +102,13 @@ pub(super) async fn follow(
         let asked = (&request, order.as_ref());
         let error = match converse(line, asked, (followed, voice, reporter, &mut stop)).await {
             Ok(()) => {
+                // Whoever found one swap again has not heard of the next.
+                if let Some(repair) =
+                    repair.as_ref().filter(|_| followed.is_one_of_several(&request))
+                {
+                    request = repair.clone();
+                    continue;
+                }
                 let lines = std::mem::take(&mut followed.lines);
                 voice.say((!lines.is_empty()).then(|| render::remote(&lines)));
                 return Ok(());
@@ -278,11 +286,17 @@ impl Followed {
         }
     }
 
-    /// How the command ended. A swap that had its outcome before it could be aborted was left alone.
+    /// How the command ended. A swap that could not be aborted any more was left alone.
     fn outcome(&self) -> Option<Outcome> {
         let outcome = self.conclusion.as_ref()?.outcome;
         let left_alone = self.aborting && !matches!(outcome, Outcome::Aborted | Outcome::Stuck);
         Some(if left_alone { Outcome::Unchanged } else { outcome })
+    }
+
+    /// Whether a repaired swap was only followed to its end, and others may need repair as well.
+    fn is_one_of_several(&self, asked: &Request) -> bool {
+        matches!(asked.command, Command::Follow { .. })
+            && self.outcome().is_some_and(|outcome| outcome != Outcome::Stuck)
     }
 
     /// Whether anything is known to have begun on the server.
@@ -296,6 +310,10 @@ impl Followed {
         voice: &mut Voice,
         reporter: &mut Reporter,
     ) -> Result<(), Ended> {
+        // Asked once more whether anything is left to repair, the server says no.
+        if matches!(frame, Frame::Unchanged { .. }) && self.conclusion.is_some() {
+            return Ok(());
+        }
         voice.pass_on(&frame);
         match frame {
             Frame::Hello(_) | Frame::End => {}
@@ -357,7 +375,7 @@ impl Followed {
             EventKind::Concluded(conclusion) => {
                 self.conclusion = Some(conclusion.clone());
                 if self.outcome() == Some(Outcome::Unchanged) {
-                    let text = "unchanged: the swap had its outcome before it could be aborted";
+                    let text = "unchanged: the swap could not be aborted any more";
                     voice.say([render::Line::Text(text.to_owned())]);
                 }
             }

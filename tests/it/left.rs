@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 use testbed::server::{Aim, listeners};
 
 use crate::commands::Terminal;
-use crate::kills::{CUT_OVER, Facts, READY, closed, journal, world};
+use crate::kills::{CUT_OVER, Facts, READY, closed, frozen, journal, ordered, world};
 use crate::step::{Step, send, until};
-use crate::support::{NAME, NEW, OLD, World};
+use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// The records of a swap whose new model dies while it loads: three steps begun, two of them done, three undone.
 const FAILED: usize = 14;
@@ -46,7 +46,7 @@ async fn a_swap_waits_for_nginx_before_it_is_brought_to_its_end() -> Result<()> 
     dead(&world, CUT_OVER).await?;
     let master = world.server.nginx_master()?;
     nginx(&world, &["-s", "stop"])?;
-    until("nginx has ended", || Ok((!crate::support::alive(master)).then_some(()))).await?;
+    until("nginx has ended", || Ok((!alive(master)).then_some(()))).await?;
     let records = journal(&world)?;
     let said = ["nginx.pid", "it is brought to its end once nginx can be seen"];
     for command in ["swap", "repair", "abort"] {
@@ -57,6 +57,26 @@ async fn a_swap_waits_for_nginx_before_it_is_brought_to_its_end() -> Result<()> 
     world.until_serves(NEW).await?;
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "aborted");
     assert_eq!(Facts::of(&world)?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_swap_that_another_command_brings_to_its_end_can_be_aborted_meanwhile() -> Result<()> {
+    let world = world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    dead(&world, CUT_OVER).await?;
+    world.server.strike(Some(Aim::Freeze(1)))?;
+    let repair = Step::start(world.action("repair", NEW, &[])?)?;
+    let (agent, _) = frozen(&world).await?;
+    world.server.strike(None)?;
+    let abort = Step::start(world.action("abort", NEW, &[])?)?;
+    ordered(&world).await?;
+    send("-CONT", agent)?;
+    repair.finish().await?.ended(0, "aborted");
+    abort.finish().await?.ended(0, "aborted");
+    assert_eq!(Facts::of(&world)?, before);
+    assert_eq!(world.serves().await?, OLD);
     Ok(())
 }
 

@@ -144,13 +144,18 @@ pub(crate) async fn relay(world: &World) -> Result<Relay> {
 
 /// A swap whose way to the server leads through the relay.
 pub(crate) fn through(relay: &Relay, world: &World) -> Result<Action> {
+    through_for("swap", relay, world)
+}
+
+/// Another command by the same way.
+pub(crate) fn through_for(command: &str, relay: &Relay, world: &World) -> Result<Action> {
     let sshd = world.server.ssh_port().to_string();
     let port = relay.address().port().to_string();
     let config = world.config(NEW);
     let (from, to) = (format!("ssh: {{ port: {sshd} }}"), format!("ssh: {{ port: {port} }}"));
     assert!(config.contains(&from), "{config}");
     let known_hosts = world.server.known_hosts().replace(&sshd, &port);
-    let action = world.action("swap", NEW, &[("known-hosts", &known_hosts)])?;
+    let action = world.action(command, NEW, &[("known-hosts", &known_hosts)])?;
     action.with_config(&config.replace(&from, &to))
 }
 

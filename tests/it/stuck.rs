@@ -13,7 +13,7 @@ use crate::commands::Terminal;
 use crate::doctor::mark;
 use crate::kills::{CUT_OVER, Facts, READY, frozen, ordered, world};
 use crate::step::{Step, send, until};
-use crate::support::{NAME, NEW, OLD, World, engine};
+use crate::support::{NAME, NEW, OLD, Run, World, engine};
 
 /// A swap whose agent dies when nginx sends requests to the new model, and whose undo then meets what somebody did.
 async fn moved() -> Result<(World, Facts)> {
@@ -223,8 +223,8 @@ async fn while_a_swap_is_stuck_nothing_new_begins() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn two_swaps_that_are_stuck_are_repaired_one_after_the_other() -> Result<()> {
+/// A world with two swaps that are stuck, of which somebody has mended what the newer one met; their names, newest first.
+async fn two_stuck() -> Result<(World, Facts, [String; 2])> {
     let (world, before, answer) = busy().await?;
     let (a, b) = world.server.slot_ports();
     let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
@@ -250,19 +250,59 @@ async fn two_swaps_that_are_stuck_are_repaired_one_after_the_other() -> Result<(
     Step::run(world.action("swap", "Qwen/Third", &[])?)
         .await?
         .refused(7, &said.each_ref().map(String::as_str));
-
     fs::write(world.server.nginx_config(), text)?;
+    Ok((world, before, names))
+}
+
+#[tokio::test]
+async fn two_swaps_that_are_stuck_are_repaired_one_after_the_other() -> Result<()> {
+    let (world, before, names) = two_stuck().await?;
     let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
-    assert_eq!(run.output("swap-id"), names[1], "{run}");
+    assert_repaired(&run, &names[1]);
+    assert_eq!(Facts::of(&world)?, before, "{run}");
+    assert_eq!(world.serves().await?, OLD);
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+    Ok(())
+}
+
+/// Asserts that both were taken up, and this one last.
+fn assert_repaired(run: &Run, last: &str) {
+    assert_eq!(run.output("swap-id"), last, "{run}");
     for step in ["cut_over a -> b", "start_replica b"] {
         let text = format!("taken up again: {step} could not be undone");
         assert!(run.stdout.contains(&text), "no {text:?} in\n{run}");
     }
     assert_eq!(run.summary.matches("taken up again").count(), 2, "{run}");
+}
+
+#[tokio::test]
+async fn a_runner_whose_link_is_lost_in_a_repair_goes_on_with_the_next() -> Result<()> {
+    let (world, before, names) = two_stuck().await?;
+    let relay = crate::runner::relay(&world).await?;
+    world.server.strike(Some(Aim::Freeze(1)))?;
+    let mut step = Step::start(crate::runner::through_for("repair", &relay, &world)?)?;
+    let (agent, _) = frozen(&world).await?;
+    world.server.strike(None)?;
+    step.says("taken up again: cut_over a -> b could not be undone").await?;
+    relay.cut();
+    step.says("trying again in 1s").await?;
+    // What else would go on with the second.
+    for session in sessions(&world) {
+        send("-KILL", session)?;
+    }
+    send("-CONT", agent)?;
+    let run = step.finish().await?.ended(0, "failed");
+    assert_repaired(&run, &names[1]);
     assert_eq!(Facts::of(&world)?, before, "{run}");
     assert_eq!(world.serves().await?, OLD);
-    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
     Ok(())
+}
+
+/// The agents that speak with a runner.
+fn sessions(world: &World) -> Vec<u32> {
+    let all = world.server.leftovers().into_iter();
+    let sessions = all.filter(|line| line.contains("agent session"));
+    sessions.filter_map(|line| line.split_once(':')?.0.parse().ok()).collect()
 }
 
 /// Half undone, a swap is neither stuck nor at its end.

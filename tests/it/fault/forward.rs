@@ -1,15 +1,19 @@
 //! What served before does not come back. A swap whose traffic was moved is then finished by the next agent, which may die
 //! at every call as well, or fail; and whatever is undone, nothing points at nobody while the new model answers.
 
+use std::time::Duration;
+
+use model_swap::abort::{self, AbortOrder};
 use model_swap::executor::Direction;
 use model_swap::journal::Journal;
-use model_swap::model::event::Conclusion;
+use model_swap::model::event::{Conclusion, EventKind};
 use model_swap::model::ids::ProcessId;
 use model_swap::model::outcome::Outcome;
 use model_swap::model::plan::Strategy;
 use model_swap::model::record::RecordKind;
 use model_swap::model::step::Step;
 use model_swap::swap::recovery;
+use tokio::time::Instant;
 
 use super::host::{Call, Fault, SURE};
 use super::scene::{Attempt, Facts, Kind, Scene};
@@ -282,4 +286,57 @@ async fn what_an_undone_promotion_brings_back_knows_no_process_of_another_boot()
         assert_eq!(replicas.map(|replica| replica.main), [ProcessId::GONE; 2], "{what}");
     }
     assert!(undone >= 10, "only {undone} deaths left anything to undo");
+}
+
+/// The last agent that could die and leave a swap to go on with.
+async fn last_bereaved(kind: Kind) -> Bereaved {
+    for death in (0..deaths(kind).await.len()).rev() {
+        if let Some(lone) = bereaved(kind, death).await {
+            return lone;
+        }
+    }
+    panic!("{kind:?}: no death left a swap to go on with")
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_ends_the_wait_for_what_served_and_the_swap_goes_back_when_that_is_there() {
+    let lone = last_bereaved(Kind::FromUnit).await;
+    let Bereaved { scene, attempt, before, incumbent } = &lone;
+    let begin = Instant::now();
+    let ordered = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        abort::order(&scene.dir, &attempt.swap, &AbortOrder::default()).unwrap();
+    };
+    let (direction, ()) = tokio::join!(scene.direction(attempt), ordered);
+    assert_eq!(direction, Direction::Back);
+    assert!(begin.elapsed() < Duration::from_secs(7), "waited {:?}", begin.elapsed());
+    let comes = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(scene.facts().loaded, attempt.plan.candidate.port, "given back to nobody");
+        scene.host.world.borrow_mut().replicas.insert(0, incumbent.clone());
+    };
+    let (recovered, ()) = tokio::join!(scene.recover(attempt, &[]), comes);
+    assert_eq!(recovered.unwrap().unwrap().outcome, Outcome::Aborted);
+    assert_eq!(scene.facts(), *before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_for_a_swap_whose_old_model_does_not_come_back_is_said_to_come_too_late() {
+    for kind in [Kind::First, Kind::Verified, Kind::Plain] {
+        let mut finished = 0;
+        for (death, last) in deaths(kind).await.iter().enumerate() {
+            let what = format!("{kind:?}: {last:?} number {death}");
+            let Some(lone) = bereaved(kind, death).await else { continue };
+            let Bereaved { scene, attempt, .. } = &lone;
+            abort::order(&scene.dir, &attempt.swap, &AbortOrder::default()).unwrap();
+            assert_eq!(scene.direction(attempt).await, Direction::Forward, "{what}");
+            let conclusion = scene.finish(attempt, &[]).await.unwrap();
+            assert_eq!(conclusion.outcome, Outcome::Promoted, "{what}: {conclusion:#?}");
+            lone.assert_finished(None, &what).await;
+            finished += 1;
+            let said = |event: &EventKind| matches!(event, EventKind::Warning { text } if text.starts_with("somebody asked to abort, but what served before is gone"));
+            assert!(scene.events(attempt).iter().any(said), "{what}");
+        }
+        assert!(finished >= 5, "{kind:?}: only {finished} deaths left a swap to finish");
+    }
 }
