@@ -22,7 +22,7 @@ pub(crate) const STEPS: [&str; 5] =
 const KILLED_AFTER: Duration = Duration::from_secs(10);
 
 /// A world whose next model takes a while to load: time to stop it in.
-async fn world() -> Result<World> {
+pub(crate) async fn world() -> Result<World> {
     let mut world = World::start().await?;
     world.settings.flags = "--stub-load-time 3s".to_owned();
     world.settings.ready = "120s".to_owned();
@@ -30,7 +30,7 @@ async fn world() -> Result<World> {
 }
 
 /// Starts a step and freezes its candidate while it loads: the swap stays in `await_ready` until it is thawed.
-async fn in_mid_swap(world: &World, action: Action) -> Result<(Step, Frozen)> {
+pub(crate) async fn in_mid_swap(world: &World, action: Action) -> Result<(Step, Frozen)> {
     let mut step = Step::start(action)?;
     step.says("→ await_ready b").await?;
     let [candidate] = processes(world, NEW)[..] else { anyhow::bail!("not one candidate") };
@@ -39,21 +39,21 @@ async fn in_mid_swap(world: &World, action: Action) -> Result<(Step, Frozen)> {
 }
 
 /// A process that is stopped by a signal.
-struct Frozen(u32);
+pub(crate) struct Frozen(u32);
 
 impl Frozen {
-    fn thaw(&self) -> Result<()> {
+    pub(crate) fn thaw(&self) -> Result<()> {
         send("-CONT", self.0)
     }
 
     /// It may have been killed meanwhile.
-    fn thaw_if_there(&self) {
+    pub(crate) fn thaw_if_there(&self) {
         let _gone = self.thaw();
     }
 }
 
 /// The events that the server has written of its newest swap.
-fn events(world: &World) -> Result<Vec<Value>> {
+pub(crate) fn events(world: &World) -> Result<Vec<Value>> {
     let swaps = world.server.state_dir().join(NAME).join("swaps");
     let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
     folders.sort();
@@ -66,7 +66,7 @@ fn events(world: &World) -> Result<Vec<Value>> {
 }
 
 /// Waits until the newest swap has an outcome on the server, and says which.
-async fn outcome(world: &World) -> Result<String> {
+pub(crate) async fn outcome(world: &World) -> Result<String> {
     until("an outcome", || {
         let concluded = |event: &Value| {
             let kind = &event["kind"];
@@ -78,7 +78,7 @@ async fn outcome(world: &World) -> Result<String> {
 }
 
 /// Process ids of what runs on the server with this in its command line.
-fn processes(world: &World, text: &str) -> Vec<u32> {
+pub(crate) fn processes(world: &World, text: &str) -> Vec<u32> {
     let all = world.server.leftovers().into_iter().filter(|line| line.contains(text));
     all.filter_map(|line| line.split_once(':')?.0.parse().ok()).collect()
 }
@@ -180,6 +180,26 @@ async fn a_cut_link_is_made_again_and_the_story_goes_on_where_it_was() -> Result
     }
     candidate.thaw()?;
     let run = step.finish().await?.ended(0, "promoted");
+    assert_told_once(&run, &events(&world)?);
+    assert_eq!(world.serves().await?, NEW);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_ssh_that_is_killed_is_started_again_and_the_story_goes_on_where_it_was() -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    let (mut step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    let killed = step.ssh().context("no ssh")?;
+    send("-KILL", killed)?;
+    step.says("the server goes on by itself; trying again in 1s").await?;
+    let ssh = until("another ssh", || Ok(step.ssh().filter(|other| *other != killed))).await?;
+    let seen = events(&world)?.len();
+    candidate.thaw()?;
+    until("progress", || Ok((events(&world)?.len() > seen).then_some(()))).await?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert!(!crate::support::alive(ssh), "{run}");
     assert_told_once(&run, &events(&world)?);
     assert_eq!(world.serves().await?, NEW);
     load.stop().await.assert_clean();

@@ -74,6 +74,18 @@ impl Step {
         send(signal, self.running.child.id())
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.child.id()
+    }
+
+    /// The ssh that holds its connection to the server, once there is one.
+    pub(crate) fn ssh(&self) -> Option<u32> {
+        let all = processes_with(&self.temporary.path().display().to_string());
+        let master = all.into_iter().rfind(|line| line.contains("/c -M -f -N "))?;
+        master.split_once(' ')?.0.parse().ok()
+    }
+
     /// Ends it as a lost runner ends, without a chance to clear up.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.running.child.kill()?;

@@ -37,6 +37,8 @@ const FOLDERS: [&str; 5] = ["workspace", "home", "workflow", "file_commands", "r
 enum Program {
     /// The binary itself.
     Binary(PathBuf),
+    /// The same, as the first process of a namespace.
+    First(PathBuf),
     /// A container of this image.
     Image { name: String, entrypoint: Option<String>, place: Place },
 }
@@ -161,6 +163,14 @@ impl Action {
         self
     }
 
+    /// As a container runs it, without an image: the binary is the first process of a namespace. For root.
+    pub fn as_first_process(mut self) -> Self {
+        if let Program::Binary(path) = self.program {
+            self.program = Program::First(path);
+        }
+        self
+    }
+
     /// Replaces the configuration.
     ///
     /// # Errors
@@ -175,6 +185,13 @@ impl Action {
         let mut command = match &self.program {
             Program::Binary(path) => {
                 let mut command = Command::new(path);
+                command.env_clear().envs(&self.env);
+                command
+            }
+            // `unshare` ends as its child does.
+            Program::First(path) => {
+                let mut command = Command::new("unshare");
+                command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(path);
                 command.env_clear().envs(&self.env);
                 command
             }

@@ -1,0 +1,90 @@
+//! A job is cancelled when traffic is at the new model already: within GitHub's seconds the old one serves again, and the
+//! step has said nothing that is not true.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use testbed::server::{Aim, free_port};
+
+use crate::kills::{self, CUT_OVER, Facts};
+use crate::runner::outcome;
+use crate::step::{Step, send};
+use crate::support::{NEW, OLD, Run, World};
+
+/// GitHub's patience with a container that it has told to end (runner, `ProcessInvoker.cs`): until SIGTERM, and then until
+/// it kills.
+const UNTIL_TERM: Duration = Duration::from_millis(7500);
+const UNTIL_KILL: Duration = Duration::from_millis(2500);
+
+/// How a step ends that GitHub cancels, while something else happens on the server.
+async fn cancelled(step: Step, meanwhile: impl Future<Output = Result<()>>) -> Result<Run> {
+    step.signal("-INT")?;
+    let pid = step.pid();
+    let patience = async {
+        tokio::time::sleep(UNTIL_TERM).await;
+        send("-TERM", pid)?;
+        tokio::time::sleep(UNTIL_KILL).await;
+        bail!("GitHub has killed it")
+    };
+    let ended = async { tokio::try_join!(step.finish(), meanwhile) };
+    tokio::select! {
+        ended = ended => Ok(ended?.0),
+        killed = patience => killed,
+    }
+}
+
+/// Asserts that what a step said when it ended is so at that very moment, and that nothing is left in the end.
+async fn assert_true(world: &World, run: Run, before: &Facts) -> Result<()> {
+    let serves = world.serves().await?;
+    let run = run.ended(6, "aborted");
+    assert_eq!(serves, OLD, "{run}");
+    let (a, _) = world.server.slot_ports();
+    for said in ["traffic is where it was: ", "aborted: "] {
+        let said = format!("{said}Qwen/Old serves from slot a, port {a}");
+        assert!(run.stdout.contains(&said), "no {said:?} in\n{run}");
+    }
+    assert!(run.summary.contains("aborted"), "{run}");
+    assert_eq!(outcome(world).await?, "aborted");
+    world.run("status", NEW, &[]).await?.answered(&["aborted      Qwen/New"]);
+    crate::support::until("nobody is at work", || kills::agent(world).is_none()).await?;
+    assert_eq!(Facts::of(world)?, *before, "{run}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_nginx_is_moved_ends_on_the_old_model() -> Result<()> {
+    let world = kills::world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let load = world.load().await?;
+    world.server.strike(Some(Aim::Freeze(CUT_OVER)))?;
+    let step = Step::start(world.action("swap", NEW, &[])?)?;
+    let (agent, _) = kills::frozen(&world).await?;
+    world.server.strike(None)?;
+    world.until_serves(NEW).await?;
+    let goes_on = async {
+        kills::ordered(&world).await?;
+        send("-CONT", agent)
+    };
+    let run = cancelled(step, goes_on).await?;
+    assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_customers_are_awaited_ends_on_the_old_model() -> Result<()> {
+    let mut world = kills::world().await?;
+    let url = format!("http://127.0.0.1:{}/v1/models", free_port()?);
+    world.settings.verify = format!("{{ url: {url:?}, within: 10m }}");
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let load = world.load().await?;
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("not as expected yet: ").await?;
+    world.until_serves(NEW).await?;
+    let run = cancelled(step, async { Ok(()) }).await?;
+    assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
