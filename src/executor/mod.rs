@@ -103,7 +103,8 @@ pub async fn perform<H: Host>(
     }
 }
 
-/// Brings an interrupted swap to its end, from its journal. `None` if it had one already, or is stuck.
+/// Brings an interrupted swap to its end, from its journal. `None` if it had one already, or was known to be stuck. An undo
+/// that failed is not tried again: the swap is stuck, and that is said.
 ///
 /// # Errors
 /// If the journal cannot be written.
@@ -117,6 +118,7 @@ pub async fn recover<H: Host>(
             Ok(None)
         }
         Recovery::Conclude => conclude(cx, journal, None).map(Some),
+        Recovery::GiveUp => give_up(cx, journal, why_unwound(cx, journal)).await.map(Some),
         Recovery::Unwind => unwind(cx, journal, why_unwound(cx, journal)).await.map(Some),
     }
 }
@@ -129,7 +131,7 @@ pub async fn repair<H: Host>(
     cx: &Context<'_, H>,
     journal: &mut Journal,
 ) -> Result<Option<Conclusion>, JournalError> {
-    if recovery::decide(journal.status()) == Recovery::Stuck {
+    if matches!(recovery::decide(journal.status()), Recovery::GiveUp | Recovery::Stuck) {
         return unwind(cx, journal, why_unwound(cx, journal)).await.map(Some);
     }
     recover(cx, journal).await
@@ -138,14 +140,8 @@ pub async fn repair<H: Host>(
 /// Tells the outcome of a swap whose agent died between writing it down and telling it.
 async fn tell_end<H: Host>(cx: &Context<'_, H>, journal: &Journal) {
     let Some(outcome) = journal.status().outcome.filter(|_| !cx.has_told_its_end()) else { return };
-    let failed = journal.records().iter().rev().find_map(|record| match &record.kind {
-        RecordKind::UndoFailed { step, failure } => Some((*step, failure.clone())),
-        _ => None,
-    });
-    let conclusion = match failed {
-        Some((index, why)) if outcome == Outcome::Stuck => {
-            stuck(cx, (index, why), why_unwound(cx, journal)).await
-        }
+    let conclusion = match outcome {
+        Outcome::Stuck => stuck(cx, journal, why_unwound(cx, journal)).await,
         _ if journal.status().promoted() => cx.conclusion(outcome, None),
         _ => cx.conclusion(outcome, Some(why_unwound(cx, journal))),
     };
@@ -247,12 +243,8 @@ async fn unwind<H: Host>(
             Err(why) => {
                 let kind = RecordKind::UndoFailed { step: index, failure: why.clone() };
                 journal.append(kind, cx.host.now())?;
-                cx.tell(EventKind::UndoFailed { index, failure: why.clone() });
-                let conclusion = stuck(cx, (index, why), failure).await;
-                let outcome = conclusion.outcome;
-                journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
-                cx.tell(EventKind::Concluded(conclusion.clone()));
-                return Ok(conclusion);
+                cx.tell(EventKind::UndoFailed { index, failure: why });
+                return give_up(cx, journal, failure).await;
             }
         }
     }
@@ -266,14 +258,28 @@ async fn unwind<H: Host>(
     conclude(cx, journal, Some((outcome, failure)))
 }
 
-/// How a swap ended of which an undo failed: all that a person needs.
-async fn stuck<H: Host>(
+/// Ends a swap of which an undo failed.
+async fn give_up<H: Host>(
     cx: &Context<'_, H>,
-    (index, why): (usize, Failure),
+    journal: &mut Journal,
     reason: Failure,
-) -> Conclusion {
+) -> Result<Conclusion, JournalError> {
+    let conclusion = stuck(cx, journal, reason).await;
+    journal.append(RecordKind::Concluded { outcome: conclusion.outcome }, cx.host.now())?;
+    cx.tell(EventKind::Concluded(conclusion.clone()));
+    Ok(conclusion)
+}
+
+/// How a swap ended of which an undo failed: all that a person needs.
+async fn stuck<H: Host>(cx: &Context<'_, H>, journal: &Journal, reason: Failure) -> Conclusion {
+    let failed = journal.records().iter().rev().find_map(|record| match &record.kind {
+        RecordKind::UndoFailed { step, failure } => {
+            Some((cx.plan.steps.get(*step)?.step.to_string(), failure.clone()))
+        }
+        _ => None,
+    });
+    let (step, why) = failed.unwrap_or_else(|| ("a step".to_owned(), reason.clone()));
     let (traffic, serves) = traffic_now(cx.host, cx.spec(), &cx.plan).await;
-    let step = cx.plan.steps.get(index).map_or_else(String::new, |s| s.step.to_string());
     let failure = Failure {
         message: format!("cannot undo {step}: {}", why.message),
         causes: [why.causes, vec![format!("it was to be undone because {}", reason.message)]]

@@ -17,7 +17,9 @@ pub enum Recovery {
     Conclude,
     /// Undo what was begun, backwards.
     Unwind,
-    /// An undo failed: a person is needed.
+    /// An undo failed, and nobody has said so yet: say so. It is not tried again.
+    GiveUp,
+    /// An undo failed, and a person knows.
     Stuck,
 }
 
@@ -27,6 +29,7 @@ pub fn decide(status: &Status) -> Recovery {
         Some(Outcome::Stuck) => Recovery::Stuck,
         Some(_) => Recovery::Finished,
         None if status.promoted() => Recovery::Conclude,
+        None if status.steps.contains(&StepStatus::UndoFailed) => Recovery::GiveUp,
         None => Recovery::Unwind,
     }
 }
@@ -47,7 +50,7 @@ pub fn is_past_cutover(status: &Status, plan: &Plan) -> bool {
 pub fn may_be_moved(status: &Status, plan: &Plan) -> bool {
     let is_at_its_end = match decide(status) {
         Recovery::Finished | Recovery::Conclude => true,
-        Recovery::Unwind | Recovery::Stuck => false,
+        Recovery::Unwind | Recovery::GiveUp | Recovery::Stuck => false,
     };
     !is_at_its_end && !matches!(cutover(status, plan), StepStatus::Pending | StepStatus::Undone)
 }
@@ -112,6 +115,20 @@ mod tests {
         assert_eq!(after(&kinds), Recovery::Conclude);
         kinds.push(RecordKind::Concluded { outcome: Outcome::Promoted });
         assert_eq!(after(&kinds), Recovery::Finished);
+    }
+
+    #[test]
+    fn an_undo_that_failed_is_not_tried_again_whether_or_not_it_was_concluded() {
+        let started = RecordKind::Started { step: 0, undo: Undo::Nothing };
+        let mut kinds = vec![started, RecordKind::UndoStarted { step: 0 }];
+        assert_eq!(after(&kinds), Recovery::Unwind);
+        kinds.push(RecordKind::UndoFailed { step: 0, failure: Failure::new("x") });
+        assert_eq!(after(&kinds), Recovery::GiveUp);
+        kinds.push(RecordKind::Concluded { outcome: Outcome::Stuck });
+        assert_eq!(after(&kinds), Recovery::Stuck);
+        // A person has mended it, and the agent that he asked has died.
+        kinds.push(RecordKind::UndoStarted { step: 0 });
+        assert_eq!(after(&kinds), Recovery::Unwind);
     }
 
     #[test]

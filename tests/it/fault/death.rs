@@ -227,6 +227,26 @@ async fn every_undo_of_a_first_swap_can_be_done_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_undo_of_a_swap_that_is_verified_can_be_done_twice() {
+    survives_death_in_recovery(Kind::Verified).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_undo_of_a_swap_of_plain_processes_can_be_done_twice() {
+    survives_death_in_recovery(Kind::Plain).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_undo_of_a_swap_away_from_somebodys_unit_can_be_done_twice() {
+    survives_death_in_recovery(Kind::FromUnit).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_undo_of_a_cold_rollback_to_an_adopted_revision_can_be_done_twice() {
+    survives_death_in_recovery(Kind::ColdAdopted).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_undo_over_a_retained_replica_can_be_done_twice() {
     survives_death_in_recovery(Kind::IntoRetained).await;
 }
@@ -267,7 +287,7 @@ async fn survives_another_time(kind: Kind) {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_is_set_between_death_and_recovery_changes_nothing() {
-    for kind in [Kind::First, Kind::IntoRetained, Kind::Rollback] {
+    for kind in Kind::ALL {
         survives_another_time(kind).await;
     }
 }

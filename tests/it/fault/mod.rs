@@ -12,6 +12,7 @@ mod history;
 mod host;
 mod judge;
 mod scene;
+mod stuck;
 mod verbs;
 mod world;
 mod wrong;

@@ -11,7 +11,7 @@ use super::scene::{Attempt, Facts, Kind, Scene};
 use super::wrong::Wrong;
 
 /// Verbs whose failure fails the step. `in_flight` is asked again, `ask` may be.
-const DECISIVE: [&str; 13] = [
+pub(super) const DECISIVE: [&str; 13] = [
     "booted",
     "promoted",
     "find",
@@ -28,7 +28,7 @@ const DECISIVE: [&str; 13] = [
 ];
 
 /// The calls of a run that goes well, and the world after it.
-async fn clean(kind: Kind) -> (Vec<Call>, Facts) {
+pub(super) async fn clean(kind: Kind) -> (Vec<Call>, Facts) {
     let (scene, attempt) = Scene::of(kind).await;
     let conclusion = scene.execute(&attempt, &[]).await.unwrap().unwrap();
     assert_eq!(conclusion.failure, None);
@@ -36,7 +36,7 @@ async fn clean(kind: Kind) -> (Vec<Call>, Facts) {
 }
 
 /// Runs with faults; what it came to, with the world before.
-async fn run(kind: Kind, faults: &[Fault]) -> (Scene, Attempt, Facts, Conclusion) {
+pub(super) async fn run(kind: Kind, faults: &[Fault]) -> (Scene, Attempt, Facts, Conclusion) {
     let (scene, attempt) = Scene::of(kind).await;
     let before = scene.facts();
     let conclusion = scene.execute(&attempt, faults).await.unwrap().unwrap();
@@ -62,7 +62,7 @@ fn is_retire(attempt: &Attempt, step: usize) -> bool {
 }
 
 /// The world before, as far as it can be had back once the journal says that a retire was begun.
-fn had_back(scene: &Scene, attempt: &Attempt, before: &Facts) -> (Facts, Facts) {
+pub(super) fn had_back(scene: &Scene, attempt: &Attempt, before: &Facts) -> (Facts, Facts) {
     let retired = scene.records(attempt).iter().any(
         |record| matches!(record, RecordKind::Started { step, .. } if *step < attempt.plan.steps.len() && is_retire(attempt, *step)),
     );
@@ -153,7 +153,7 @@ async fn whatever_fails_in_a_rollback_to_somebodys_unit_the_world_is_as_before()
 }
 
 /// A person is told which undo failed and why, where traffic is and what to do.
-fn assert_honest(scene: &Scene, attempt: &Attempt, conclusion: &Conclusion, what: &str) {
+pub(super) fn assert_honest(scene: &Scene, attempt: &Attempt, conclusion: &Conclusion, what: &str) {
     let failure = conclusion.failure.as_ref().unwrap();
     assert!(failure.message.starts_with("cannot undo "), "{what}: {failure:#?}");
     assert!(failure.message.contains("as ordered"), "{what}: {failure:#?}");
@@ -220,13 +220,38 @@ async fn every_failed_undo_is_stuck(kind: Kind) {
     assert!(stuck >= 5, "{kind:?}: only {stuck} undos failed");
 }
 
-fn is_mutating(verb: &str) -> bool {
+pub(super) fn is_mutating(verb: &str) -> bool {
     ["start", "stop", "load", "restore", "on_boot", "promoted"].contains(&verb)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_undo_ends_stuck_and_nothing_more_is_touched() {
     every_failed_undo_is_stuck(Kind::First).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_swap_that_is_verified_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::Verified).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_swap_of_plain_processes_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::Plain).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_swap_away_from_somebodys_unit_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::FromUnit).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_rollback_to_somebodys_unit_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::BackToUnit).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_undo_of_a_cold_rollback_to_an_adopted_revision_ends_stuck() {
+    every_failed_undo_is_stuck(Kind::ColdAdopted).await;
 }
 
 #[tokio::test(start_paused = true)]
