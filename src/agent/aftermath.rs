@@ -109,7 +109,7 @@ async fn until_nginx_runs(host: &SystemHost) {
 }
 
 /// Performs the steps after `promote`, unless another command takes over.
-pub(super) async fn aftermath<H: Host>(cx: &Context<'_, H>, journal: &mut Journal, holder: Holder) {
+pub async fn aftermath<H: Host>(cx: &Context<'_, H>, journal: &mut Journal, holder: Holder) {
     let closing = match later(cx, journal, holder).await {
         Ok(closing) => closing,
         Err(Superseded) => {

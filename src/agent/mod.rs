@@ -1,7 +1,7 @@
 //! F4: the server's side. `session` speaks with a runner for as long as it is there; `run` works on without it.
 
 mod abort;
-mod aftermath;
+pub mod aftermath;
 mod answer;
 mod doctor;
 mod ending;

@@ -4,6 +4,7 @@
 
 use std::process::Command;
 
+use super::aftermath::{self, assert_retired, done};
 use super::death::settle;
 use super::host::Fault;
 use super::scene::{Kind, Scene};
@@ -17,7 +18,12 @@ fn nothing_is_done_without_its_record_on_a_full_disk() {
     // The limit is on the whole process: this test runs itself again, alone.
     if std::env::var_os(ALONE).is_some() {
         let mut alone = tokio::runtime::Builder::new_current_thread();
-        alone.enable_all().start_paused(true).build().unwrap().block_on(under_a_full_disk());
+        alone.enable_all().start_paused(true).build().unwrap().block_on(async {
+            under_a_full_disk().await;
+            for kind in [Kind::First, Kind::Rollback, Kind::BackToUnit] {
+                after_promote(kind).await;
+            }
+        });
         return;
     }
     // The kernel kills whoever writes beyond the limit, unless that is ignored: then it is an error as on a full disk.
@@ -60,4 +66,24 @@ async fn under_a_full_disk() {
     }
     // Every record was refused once, the first after the plan and the conclusion included.
     assert_eq!(refused, (0..all).collect());
+}
+
+async fn after_promote(kind: Kind) {
+    let (calls, after, all) = aftermath::clean(kind).await;
+    let mut recorded = std::collections::BTreeSet::new();
+    let mut promoted = 0;
+    for (number, call) in calls.iter().enumerate() {
+        let what = format!("{kind:?}: {number}: {call:?}");
+        let (scene, attempt) = done(kind).await;
+        promoted = scene.records(&attempt).len();
+        let fault = Fault { call: number, wrong: Wrong::DiskFills };
+        scene.aftermath(&attempt, &[fault]).await;
+        limit_files(None);
+        assert_eq!(scene.host.struck(), std::slice::from_ref(call), "{what}");
+        recorded.insert(scene.records(&attempt).len());
+        scene.go_on(&attempt).await;
+        assert_retired(&scene, &attempt, &after, &what).await;
+    }
+    // Every record was refused once; the last look at the clock is for a word that is said and not recorded.
+    assert_eq!(recorded, (promoted..=all).collect(), "{kind:?}");
 }

@@ -71,6 +71,8 @@ pub(crate) struct SimHost {
     began: Instant,
     /// How far somebody has set the clock.
     set_by: Cell<SignedDuration>,
+    /// The lease as the last agent that died had it, and its file.
+    pub(super) held: RefCell<Option<(Vec<u8>, PathBuf)>>,
 }
 
 /// The files of the swap that the agent works on.
@@ -94,6 +96,7 @@ impl SimHost {
             loaded: RefCell::default(),
             began: Instant::now(),
             set_by: Cell::new(SignedDuration::ZERO),
+            held: RefCell::default(),
         }
     }
 
@@ -189,8 +192,11 @@ impl SimHost {
             let watched = self.watched.borrow();
             fill_disk(&watched.as_ref().expect("a swap").journal);
         }
+        if let Some(Wrong::SetsClock(hours)) = wrong {
+            self.set_clock(self.set_by.get() + SignedDuration::from_hours(hours));
+        }
         if wrong == Some(Wrong::Dies) {
-            std::panic::resume_unwind(Box::new(Death));
+            self.die();
         }
         wrong
     }
@@ -216,7 +222,7 @@ impl SimHost {
         self.judge_boot(verb);
         match wrong {
             Some(Wrong::DoesAndFails) => Err(injected()),
-            Some(Wrong::DoesAndDies) => std::panic::resume_unwind(Box::new(Death)),
+            Some(Wrong::DoesAndDies) => self.die(),
             _ => done,
         }
     }
@@ -225,7 +231,7 @@ impl SimHost {
     fn answer<T>(&self, verb: &'static str, right: impl FnOnce(&SimWorld) -> T, wrong: T) -> T {
         match self.note(verb) {
             Some(Wrong::Fails | Wrong::DoesAndFails) => wrong,
-            Some(Wrong::DoesAndDies) => std::panic::resume_unwind(Box::new(Death)),
+            Some(Wrong::DoesAndDies) => self.die(),
             _ => right(&self.world.borrow()),
         }
     }

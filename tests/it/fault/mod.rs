@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "what a test does not meet ends it")]
 
 mod abort;
+mod aftermath;
 mod candidate;
+mod clock;
 mod death;
 mod disk;
 mod drain;
@@ -13,6 +15,7 @@ mod host;
 mod judge;
 mod scene;
 mod stuck;
+mod twice;
 mod verbs;
 mod world;
 mod wrong;

@@ -19,7 +19,7 @@ use model_swap::model::event::{Conclusion, EventKind};
 use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName, SwapId};
 use model_swap::model::outcome::Outcome;
-use model_swap::model::plan::Plan;
+use model_swap::model::plan::{Plan, Side};
 use model_swap::model::record::RecordKind;
 use model_swap::model::replica::{Replica, Systemd, Unit};
 use model_swap::model::spec::{SwapSpec, VerifySpec};
@@ -94,6 +94,8 @@ pub(crate) struct Scene {
     pub(crate) dir: ServiceDir,
     pub(crate) folder: tempfile::TempDir,
     pub(crate) spec: SwapSpec,
+    /// What served before the first swap, where it is gone.
+    first: Option<Side>,
 }
 
 /// A command that was planned.
@@ -163,21 +165,23 @@ impl Scene {
         // The key of all secrets' hashes, so that two runs have the same revisions.
         std::fs::write(folder.path().join("key"), [7; 32]).expect("a key");
         let host = SimHost::new(SimWorld::with_incumbent(A, "Qwen/Old"));
-        Self { host, dir, folder, spec }
+        Self { host, dir, folder, spec, first: None }
     }
 
     /// A world for a kind of command, and the command planned.
     pub(crate) async fn of(kind: Kind) -> (Self, Attempt) {
+        let scene = Self::before(kind).await;
+        let attempt = scene.planned(kind, "s-9").await;
+        (scene, attempt)
+    }
+
+    /// A world for a kind of command.
+    async fn before(kind: Kind) -> Self {
         let mut scene = Self::new();
         match kind {
+            Kind::First => {}
             Kind::Plain => scene.host.world.borrow_mut().systemd = Systemd::Absent,
-            Kind::FromUnit | Kind::BackToUnit => {
-                scene.host.world.borrow_mut().in_unit(A, "vllm.service");
-            }
-            _ => {}
-        }
-        let attempt = match kind {
-            Kind::First | Kind::Plain | Kind::FromUnit => scene.swap("s-1", "Qwen/New").await,
+            Kind::FromUnit => scene.host.world.borrow_mut().in_unit(A, "vllm.service"),
             Kind::Verified => {
                 scene.spec.verify = Some(VerifySpec {
                     url: "https://llm.example.com/v1/models".to_owned(),
@@ -185,31 +189,41 @@ impl Scene {
                     within: Duration::from_secs(30),
                     api_key_env: None,
                 });
-                scene.swap("s-1", "Qwen/New").await
             }
             Kind::IntoRetained => {
                 // Two swaps, so that what is retained was started here and has claims of its own.
                 scene.promoted("s-1", "Qwen/New").await;
                 scene.promoted("s-2", "Qwen/Newer").await;
-                scene.swap("s-3", "Qwen/Newest").await
             }
-            Kind::Rollback => {
-                scene.promoted("s-1", "Qwen/New").await;
-                scene.rollback("s-2").await
-            }
+            Kind::Rollback => drop(scene.promoted("s-1", "Qwen/New").await),
             Kind::ColdRollback => {
                 scene.promoted("s-1", "Qwen/New").await;
                 let second = scene.promoted("s-2", "Qwen/Newer").await;
                 scene.retire(&second).await;
-                scene.cold_rollback("s-3", "Qwen/New").await
             }
             Kind::ColdAdopted | Kind::BackToUnit => {
+                if kind == Kind::BackToUnit {
+                    scene.host.world.borrow_mut().in_unit(A, "vllm.service");
+                }
                 let first = scene.promoted("s-1", "Qwen/New").await;
                 scene.retire(&first).await;
-                scene.cold_rollback_to_adopted("s-2", &first).await
+                scene.first = first.plan.incumbent;
             }
-        };
-        (scene, attempt)
+        }
+        scene
+    }
+
+    /// Plans a command in a world that is there for its kind.
+    pub(crate) async fn planned(&self, kind: Kind, id: &str) -> Attempt {
+        match kind {
+            Kind::First | Kind::Verified | Kind::Plain | Kind::FromUnit => {
+                self.swap(id, "Qwen/New").await
+            }
+            Kind::IntoRetained => self.swap(id, "Qwen/Newest").await,
+            Kind::Rollback => self.rollback(id).await,
+            Kind::ColdRollback => self.cold_rollback(id, "Qwen/New").await,
+            Kind::ColdAdopted | Kind::BackToUnit => self.cold_rollback_to_adopted(id).await,
+        }
     }
 
     /// Plans a swap from what is observed.
@@ -240,10 +254,10 @@ impl Scene {
         self.attempt(id, asked, plan).await
     }
 
-    /// Plans a rollback to what served before a swap, and was started by hand.
-    async fn cold_rollback_to_adopted(&self, id: &str, before: &Attempt) -> Attempt {
+    /// Plans a rollback to what served before the first swap, and was started by hand.
+    async fn cold_rollback_to_adopted(&self, id: &str) -> Attempt {
         let asked = Asked { spec: self.spec.clone(), secrets: Secrets::default() };
-        let incumbent = before.plan.incumbent.clone().expect("an incumbent");
+        let incumbent = self.first.clone().expect("an incumbent");
         let argv = ["vllm", "serve", "Qwen/Old", "--port", "8001"].map(str::to_owned).to_vec();
         let snapshot = Snapshot {
             argv: argv.clone(),

@@ -6,6 +6,8 @@ use model_swap::abort::{self, AbortOrder};
 use model_swap::service_dir::ServiceDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::host::{Death, SimHost};
+
 /// What goes wrong at a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wrong {
@@ -21,6 +23,31 @@ pub(crate) enum Wrong {
     Aborts,
     /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.
     DiskFills,
+    /// Somebody sets the clock forward or back by so many hours, and the verb does what it does.
+    ///
+    /// The living agent meets that here, which the real host keeps from it ([`Host::now`](model_swap::host::Host::now)):
+    /// forward, it is what a server meets that was suspended.
+    SetsClock(i64),
+}
+
+impl SimHost {
+    /// The agent dies, and gives nothing back: what unwinds here would let go of the lease.
+    pub(super) fn die(&self) -> ! {
+        let watched = self.watched.borrow();
+        let service = watched.as_ref().and_then(|watched| watched.journal.ancestors().nth(3));
+        let lease = service.map(|service| service.join("lease.json"));
+        let held = lease.and_then(|path| Some((std::fs::read(&path).ok()?, path)));
+        *self.held.borrow_mut() = held;
+        drop(watched);
+        std::panic::resume_unwind(Box::new(Death))
+    }
+
+    /// Leaves the lease as the agent that died had it.
+    pub(super) fn bury(&self) {
+        if let Some((text, path)) = self.held.take() {
+            std::fs::write(path, text).expect("a disk");
+        }
+    }
 }
 
 /// Orders the swap with this journal to be aborted.
