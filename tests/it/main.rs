@@ -7,6 +7,7 @@ mod approved;
 mod arguments;
 mod cancel;
 mod candidate;
+mod clock;
 mod cold_rollback;
 mod commands;
 mod config;
