@@ -92,6 +92,10 @@ pub(super) async fn go_on_alone(dir: &ServiceDir) -> Result<(), Failure> {
     let Some(swap) = kept_by(dir)?.filter(|_| !AgentUnit::of(dir.service()).is_there()) else {
         return Ok(());
     };
+    // What an agent that died has left comes first.
+    if Lease::left_by_the_dead(&dir.root()).is_some() {
+        return Ok(());
+    }
     let other = follow::at_work(&dir.swap(&swap)).filter(|agent| *agent != process::own());
     if other.is_some_and(process::alive) { Ok(()) } else { go_on(dir, &swap).await }
 }
@@ -112,22 +116,29 @@ async fn until_nginx_runs(host: &SystemHost) {
 pub async fn aftermath<H: Host>(cx: &Context<'_, H>, journal: &mut Journal, holder: Holder) {
     let closing = match later(cx, journal, holder).await {
         Ok(closing) => closing,
-        Err(Superseded) => {
+        Err(GivenUp::Superseded) => {
             Closing::Superseded { by: Lease::holder(&cx.dir.root()).map(|holder| holder.swap) }
         }
+        // Whoever brings that command's swap to its end may find this one's still there, and goes on with it.
+        Err(GivenUp::Uncertain) => return,
     };
     drop(journal.append(RecordKind::Closed, cx.host.now()));
     cx.tell(EventKind::Closed(closing));
 }
 
-/// Another command has taken over what this swap left.
-struct Superseded;
+/// Why nothing more is done with what this swap left.
+enum GivenUp {
+    /// Another command has taken it over.
+    Superseded,
+    /// Another command died in the midst of its work: until that is brought to its end, nobody knows what serves.
+    Uncertain,
+}
 
 async fn later<H: Host>(
     cx: &Context<'_, H>,
     journal: &mut Journal,
     holder: Holder,
-) -> Result<Closing, Superseded> {
+) -> Result<Closing, GivenUp> {
     let mut closing = Closing::Nothing;
     for (index, planned) in cx.plan.all_steps().enumerate().skip(cx.plan.steps.len()) {
         let is_done = journal.status().steps[index] == StepStatus::Succeeded;
@@ -156,7 +167,7 @@ async fn later<H: Host>(
         let performed = tokio::select! {
             biased;
             performed = executor::perform(cx, journal, index) => performed,
-            () = superseded(cx) => return Err(Superseded),
+            () = superseded(cx) => return Err(GivenUp::Superseded),
         };
         let failed = performed.map_err(Failure::from).and_then(|done| done);
         if let (Err(failure), Some(retained)) = (failed, mine(cx)) {
@@ -172,13 +183,13 @@ async fn its_time<H: Host>(
     cx: &Context<'_, H>,
     slot: &SlotName,
     holder: &Holder,
-) -> Result<Result<Lease, Failure>, Superseded> {
-    let until = mine(cx).ok_or(Superseded)?.until;
+) -> Result<Result<Lease, Failure>, GivenUp> {
+    let until = mine(cx).ok_or(GivenUp::Superseded)?.until;
     // The clock may have been set since, or have lost its battery in a reboot: never longer than was asked for.
     let left = until.duration_since(cx.host.now()).min(longest(cx));
     tokio::select! {
         () = cx.host.pause(left.try_into().unwrap_or_default()) => {}
-        () = superseded(cx) => return Err(Superseded),
+        () = superseded(cx) => return Err(GivenUp::Superseded),
     }
     let cuts = cx.spec().drain.on_timeout == OnTimeout::Cut;
     loop {
@@ -186,7 +197,7 @@ async fn its_time<H: Host>(
         if !cuts {
             tokio::select! {
                 idle = executor::await_idle(cx, slot) => if let Err(failure) = idle { return Ok(Err(failure)) },
-                () = superseded(cx) => return Err(Superseded),
+                () = superseded(cx) => return Err(GivenUp::Superseded),
             }
         }
         let lease = lease_to_retire(cx, holder.clone()).await?;
@@ -206,18 +217,17 @@ fn longest<H: Host>(cx: &Context<'_, H>) -> SignedDuration {
 async fn lease_to_retire<H: Host>(
     cx: &Context<'_, H>,
     mut holder: Holder,
-) -> Result<Lease, Superseded> {
+) -> Result<Lease, GivenUp> {
     RETIRE.clone_into(&mut holder.command);
     loop {
         holder.since = cx.host.now();
         match Lease::take(&cx.dir.root(), &holder) {
-            // A command died in the middle: until the next one has brought it to its end, nobody knows what serves.
-            Ok(lease) if lease.died.is_some() => return Err(Superseded),
-            Ok(lease) => return mine(cx).map(|_| lease).ok_or(Superseded),
+            Ok(lease) if lease.died.is_some() => return Err(GivenUp::Uncertain),
+            Ok(lease) => return mine(cx).map(|_| lease).ok_or(GivenUp::Superseded),
             Err(_) => cx.host.pause(RETRY).await,
         }
         if mine(cx).is_none() {
-            return Err(Superseded);
+            return Err(GivenUp::Superseded);
         }
     }
 }

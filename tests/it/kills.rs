@@ -24,7 +24,7 @@ const CONCLUDED: usize = PROMOTED + 1;
 pub(crate) const CLOSED: usize = CONCLUDED + 5;
 
 /// The record that announces the cutover, and the one that it is done.
-const CUTTING_OVER: usize = 8;
+pub(crate) const CUTTING_OVER: usize = 8;
 pub(crate) const CUT_OVER: usize = 9;
 
 /// The record that the new model is ready.

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use testbed::server::{Aim, listeners};
+use testbed::load::{Kind, Load, LoadSpec};
+use testbed::server::{Aim, ServerSpec, listeners};
 
 use crate::commands::Terminal;
-use crate::kills::{CUT_OVER, Facts, READY, closed, frozen, journal, ordered, world};
+use crate::kills::{CUT_OVER, Facts, READY, agent, closed, frozen, journal, ordered, world};
 use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, World, alive};
 
@@ -132,5 +133,28 @@ async fn a_swap_that_was_left_behind_another_one_is_brought_to_its_end() -> Resu
     assert_eq!(world.serves().await?, NEW);
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
     assert_ne!(world.serves().await?, OLD);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_kept_warm_is_retired_although_a_later_swap_died_meanwhile() -> Result<()> {
+    let spec = ServerSpec { faults: true, ..ServerSpec::default() };
+    let mut world = World::on(spec, &["--stub-token-delay", "50ms"]).await?;
+    world.settings.retain = "0s".to_owned();
+    let addr = world.server.nginx_addr();
+    let spec = LoadSpec { streams: 1, stream_tokens: 1_000_000, ..LoadSpec::none(addr, NAME) };
+    let answer = Load::start(spec);
+    answer.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let first = agent(&world).context("nobody drains")?;
+    world.server.strike(Some(Aim::After(1)))?;
+    Step::run(world.action("swap", "Qwen/Third", &[])?).await?.refused(3, &["the agent "]);
+    world.server.strike(None)?;
+    drop(answer);
+    until("it is left to whoever repairs", || Ok((!alive(first)).then_some(()))).await?;
+    assert!(world.old_runs()?);
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    until("the old model is gone", || Ok((!world.old_runs()?).then_some(()))).await?;
+    assert_eq!(world.serves().await?, NEW);
     Ok(())
 }

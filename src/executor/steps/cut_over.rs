@@ -58,15 +58,16 @@ pub(super) async fn act<H: Host>(
         return Err(Failure::new("cut_over has no image of the upstream"));
     };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
+    // Before the reload, while each port still answers for itself.
+    let identity = identity(cx.host, new, old).await;
+    // Another service's reload in between would make its new workers look like ours.
+    let _lock = cx.unless_aborted(cx.lock_host()).await?;
+    // Only now: a reload of another service's may have taken its time.
     if !matches!(cx.host.ask(new).await, Answer::Ready(_)) {
         return Err(Failure::new(format!(
             "the replica in slot {to} does not answer as ready any more"
         )));
     }
-    // Before the reload, while each port still answers for itself.
-    let identity = identity(cx.host, new, old).await;
-    // Another service's reload in between would make its new workers look like ours.
-    let _lock = cx.unless_aborted(cx.lock_host()).await?;
     // Before nginx's file names the candidate: whenever the power fails, a boot starts what it points at.
     if let Some(keeper) = unbooted {
         cx.host.on_boot(keeper, Boot::Starts).await?;

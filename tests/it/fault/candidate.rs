@@ -5,6 +5,7 @@ use std::time::Duration;
 use model_swap::confirmation;
 use model_swap::model::event::EventKind;
 use model_swap::model::outcome::Outcome;
+use model_swap::model::step::Step;
 use model_swap::service_dir::ServiceDir;
 use tokio::time::Instant;
 
@@ -97,6 +98,32 @@ async fn a_candidate_that_dies_while_it_is_verified_is_rolled_back_at_once() {
     assert!(conclusion.failure.unwrap().message.contains("ended before it was promoted"));
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     assert_eq!(scene.facts().loaded, before.loaded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_dies_while_another_service_reloads_nginx_never_gets_traffic() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let other = ServiceDir::open(scene.folder.path(), &"code".parse().unwrap()).unwrap();
+    let at = |is_it: fn(&Step) -> bool| attempt.plan.steps.iter().position(|p| is_it(&p.step));
+    let loads = at(|step| matches!(step, Step::AwaitReady { .. }));
+    let cuts_over = at(|step| matches!(step, Step::CutOver { .. }));
+    let begun = async |step: Option<usize>| {
+        let is_it =
+            |event| matches!(event, EventKind::StepStarted { index } if Some(index) == step);
+        while !scene.events(&attempt).into_iter().any(is_it) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let dies = async {
+        begun(loads).await;
+        let lock = other.try_lock_host().unwrap().unwrap();
+        begun(cuts_over).await;
+        let candidate = scene.host.world.borrow().replicas[1].id;
+        scene.host.world.borrow_mut().kill(candidate);
+        drop(lock);
+    };
+    tokio::join!(assert_failed(&scene, &attempt, "does not answer as ready any more"), dies);
+    assert_eq!(scene.host.count("load"), 0);
 }
 
 /// The GPU of a model that somebody had started by hand is claimed under the lock that every other service's claims take.
