@@ -13,7 +13,6 @@ use crate::model::checkup::Finding;
 use crate::model::failure::Failure;
 use crate::model::spec::SwapSpec;
 use crate::service_dir::ServiceDir;
-use crate::swap::recovery::{MEND_FIRST, Recovery};
 
 /// Less room than this for journals, logs and binaries, and a swap is about to fail in the middle.
 const LEAST_STATE: u64 = 64 << 20;
@@ -104,11 +103,8 @@ fn unfinished(dir: &ServiceDir) -> Finding {
             format!("{} {} was left by an agent that is gone", holder.command, holder.swap),
             "the next swap, rollback or abort brings it to its end first",
         ),
-        None => match unfinished_swaps(dir).into_iter().next() {
-            Some(Unfinished { swap, found, recovery: Recovery::Stuck }) => {
-                let failure = Failure::new(format!("swap {swap} is stuck: {found}"));
-                Finding::fail(LEFT, failure.hint(MEND_FIRST))
-            }
+        // What is stuck is a finding of its own.
+        None => match unfinished_swaps(dir).into_iter().find(|unfinished| !unfinished.is_stuck()) {
             Some(Unfinished { swap, found, .. }) => Finding::warn(
                 LEFT,
                 format!("swap {swap} is not at its end: {found}"),
