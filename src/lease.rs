@@ -1,7 +1,10 @@
 //! F2: the lease of a service: flock plus a holder. Nobody deletes the file; a dead holder's lock is simply free.
+//!
+//! The last line of the file that can be read is the holder. Whoever takes the lease adds a line, which names the holder that
+//! died, if one did; so no write that is cut short loses anybody. An emptied file says that the lease was given back.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -59,9 +62,15 @@ fn held(holder: Option<&Holder>) -> String {
     let who = requester.actor.as_deref().unwrap_or("somebody");
     let from =
         requester.repository.as_deref().map(|name| format!(" from {name}")).unwrap_or_default();
+    let first = holder.recovers.as_ref().map(|died| {
+        format!("; it first brings {} {} to its end, whose agent is gone", died.command, died.swap)
+    });
     format!(
-        "{who}{from} works on this service: {} {} since {}",
-        holder.command, holder.swap, holder.since
+        "{who}{from} works on this service: {} {} since {}{}",
+        holder.command,
+        holder.swap,
+        holder.since,
+        first.unwrap_or_default()
     )
 }
 
@@ -73,6 +82,8 @@ pub struct Lease {
     /// Who held it before and never gave it back: it died. Stays in the file until [`Lease::recovered`], so that whoever
     /// comes next learns of it too, should this holder not come so far.
     pub died: Option<Holder>,
+    /// How many bytes of the file stay when it is given back.
+    stays: u64,
 }
 
 impl Lease {
@@ -82,18 +93,22 @@ impl Lease {
     /// If it is held or the disk refuses.
     pub fn take(folder: &Path, holder: &Holder) -> Result<Self, LeaseError> {
         let mut lease = Self::lock(folder)?;
-        if lease.died.is_none() {
-            lease.write(holder)?;
-        }
+        lease.write(holder)?;
         Ok(lease)
     }
 
-    /// Takes the lease of a holder that died; `None` if nobody did.
+    /// Takes the lease of a holder that died, as `own` of it; `None` if nobody did.
     ///
     /// # Errors
     /// If it is held or the disk refuses.
-    pub fn take_from_the_dead(folder: &Path) -> Result<Option<Self>, LeaseError> {
-        Ok(Some(Self::lock(folder)?).filter(|lease| lease.died.is_some()))
+    pub fn take_from_the_dead(
+        folder: &Path,
+        own: impl FnOnce(&Holder) -> Holder,
+    ) -> Result<Option<Self>, LeaseError> {
+        let mut lease = Self::lock(folder)?;
+        let Some(holder) = lease.died.as_ref().map(own) else { return Ok(None) };
+        lease.write(&holder)?;
+        Ok(Some(lease))
     }
 
     fn lock(folder: &Path) -> Result<Self, LeaseError> {
@@ -102,16 +117,15 @@ impl Lease {
         let is_new = !path.exists();
         let file = OpenOptions::new()
             .read(true)
-            .write(true)
+            .append(true)
             .create(true)
-            .truncate(false)
             .mode(0o600)
             .open(&path)
             .map_err(io)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeaseError::Held { holder: read(&path).map(Box::new) });
+                return Err(LeaseError::Held { holder: Self::holder(folder).map(Box::new) });
             }
             Err(errno) => return Err(io(errno.into())),
         }
@@ -119,8 +133,10 @@ impl Lease {
             // A power loss must not take away who was at work with the file's own entry.
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         }
-        let died = read(&path);
-        Ok(Self { path, file, died })
+        let died = read(&path).map(first_to_recover);
+        let length = file.metadata().map_err(io)?.len();
+        let stays = if died.is_some() { length } else { 0 };
+        Ok(Self { path, file, died, stays })
     }
 
     /// Puts the new holder in the place of one that died and whose swap is brought to its end.
@@ -128,30 +144,35 @@ impl Lease {
     /// # Errors
     /// If the disk refuses.
     pub fn recovered(&mut self, holder: &Holder) -> Result<(), LeaseError> {
-        self.write(holder)?;
-        self.died = None;
+        let died = self.died.take();
+        if let Err(error) = self.write(holder) {
+            self.died = died;
+            return Err(error);
+        }
+        self.stays = 0;
         Ok(())
     }
 
     fn write(&mut self, holder: &Holder) -> Result<(), LeaseError> {
         let io = |source| LeaseError::Io { path: self.path.clone(), source };
-        let text = serde_json::to_vec(holder).map_err(|error| io(error.into()))?;
+        let holder = Holder { recovers: self.died.clone().map(Box::new), ..holder.clone() };
+        let line = serde_json::to_string(&holder).map_err(|error| io(error.into()))?;
+        // Half a line of one who died over it ends here.
         self.file
-            .set_len(0)
-            .and_then(|()| self.file.rewind())
-            .and_then(|()| self.file.write_all(&text))
+            .write_all(format!("\n{line}").as_bytes())
             .and_then(|()| self.file.sync_data())
             .map_err(io)
     }
 
     /// Lets go of it as a death does: whoever comes next is told, and brings what this holder began to its end.
     pub fn leave_to_the_next(mut self) {
-        self.died = read(&self.path);
+        self.stays = self.file.metadata().map_or(u64::MAX, |file| file.len());
     }
 
     /// Who held the lease when they died, if nobody has recovered what they left. Looks without locking.
     pub fn left_by_the_dead(folder: &Path) -> Option<Holder> {
-        read(&folder.join(FILE)).filter(|holder| !process::alive(holder.process))
+        let last = read(&folder.join(FILE)).filter(|holder| !process::alive(holder.process));
+        last.map(first_to_recover)
     }
 
     /// Who holds the lease now. Looks without locking, so that looking never refuses anybody.
@@ -161,24 +182,29 @@ impl Lease {
 }
 
 impl Drop for Lease {
-    /// An emptied file says that it was given back; after a death the holder stays readable.
+    /// An emptied file says that it was given back; a death that nobody has recovered stays readable.
     fn drop(&mut self) {
-        if self.died.is_none() {
-            // If the disk refuses, the next holder looks at our journal and finds it concluded.
-            let _ = self.file.set_len(0);
-        }
+        // If the disk refuses, the next holder looks at our journal and finds it concluded, or not begun.
+        let _ = self.file.set_len(self.stays);
         // Closing the file would not do: a process that is just being spawned has it open until its exec.
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 
+/// Whose swap is to be brought to its end when this holder is dead: one that was recovering has begun nothing.
+fn first_to_recover(dead: Holder) -> Holder {
+    dead.recovers.map_or(Holder { recovers: None, ..dead }, |died| *died)
+}
+
 fn read(path: &Path) -> Option<Holder> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    let text = fs::read(path).ok()?;
+    text.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ids::ProcessId;
     use crate::model::state::Requester;
     use jiff::Timestamp;
 
@@ -189,6 +215,7 @@ mod tests {
             process: process::own(),
             command: "swap".to_owned(),
             requester: Requester { actor: Some("ann".to_owned()), ..Default::default() },
+            recovers: None,
         }
     }
 
@@ -198,7 +225,11 @@ mod tests {
         let first = Lease::take(folder.path(), &holder("s-1")).unwrap();
         assert_eq!(Lease::holder(folder.path()), Some(holder("s-1")));
         let refused = Lease::take(folder.path(), &holder("s-2")).unwrap_err().to_string();
-        assert_eq!(refused, "ann works on this service: swap s-1 since 1970-01-01T00:00:00Z");
+        let expected = "ann works on this service: swap s-1 since 1970-01-01T00:00:00Z";
+        assert_eq!(refused, expected);
+        let held = held(Some(&recovering("s-1", dead("s-0"))));
+        let dead_first = "; it first brings swap s-0 to its end, whose agent is gone";
+        assert_eq!(held, format!("{expected}{dead_first}"));
         drop(first);
         assert_eq!(Lease::holder(folder.path()), None);
         assert!(Lease::take(folder.path(), &holder("s-2")).unwrap().died.is_none());
@@ -212,23 +243,84 @@ mod tests {
         assert_eq!(lease.died, Some(holder("s-1")));
     }
 
+    fn file(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join(FILE)
+    }
+
+    fn written(folder: &tempfile::TempDir) -> Holder {
+        read(&file(folder)).unwrap()
+    }
+
+    fn dead(swap: &str) -> Holder {
+        // No process starts before its boot.
+        Holder { process: ProcessId { start: 0, ..process::own() }, ..holder(swap) }
+    }
+
+    fn recovering(swap: &str, died: Holder) -> Holder {
+        Holder { recovers: Some(Box::new(died)), ..holder(swap) }
+    }
+
     #[test]
     fn a_holder_that_died_is_told_to_the_next() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(FILE), serde_json::to_vec(&holder("s-1")).unwrap()).unwrap();
+        fs::write(file(&folder), serde_json::to_vec(&dead("s-1")).unwrap()).unwrap();
+        assert_eq!(Lease::left_by_the_dead(folder.path()), Some(dead("s-1")));
         let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
-        assert_eq!(lease.died, Some(holder("s-1")));
+        assert_eq!(lease.died, Some(dead("s-1")));
         drop(lease);
-        let lease = Lease::take_from_the_dead(folder.path()).unwrap().unwrap();
-        assert_eq!(lease.died, Some(holder("s-1")));
+        let own =
+            |died: &Holder| Holder { command: "resume".to_owned(), ..holder(died.swap.as_str()) };
+        let lease = Lease::take_from_the_dead(folder.path(), own).unwrap().unwrap();
+        assert_eq!(lease.died, Some(dead("s-1")));
+        assert_eq!(written(&folder).command, "resume");
         drop(lease);
         // The second did not come so far as to recover it.
         let mut lease = Lease::take(folder.path(), &holder("s-3")).unwrap();
-        assert_eq!(lease.died, Some(holder("s-1")));
+        assert_eq!(lease.died, Some(dead("s-1")));
         lease.recovered(&holder("s-3")).unwrap();
         assert_eq!(Lease::holder(folder.path()), Some(holder("s-3")));
         drop(lease);
         assert_eq!(Lease::take(folder.path(), &holder("s-4")).unwrap().died, None);
-        assert!(Lease::take_from_the_dead(folder.path()).unwrap().is_none());
+        assert!(Lease::take_from_the_dead(folder.path(), own).unwrap().is_none());
+    }
+
+    #[test]
+    fn who_recovers_a_dead_one_is_the_holder_from_the_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(file(&folder), serde_json::to_vec(&dead("s-1")).unwrap()).unwrap();
+        let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
+        let now = recovering("s-2", dead("s-1"));
+        assert_eq!(Lease::holder(folder.path()), Some(now.clone()));
+        assert_eq!(Lease::left_by_the_dead(folder.path()), None);
+        let Err(LeaseError::Held { holder: told }) = Lease::take(folder.path(), &holder("s-3"))
+        else {
+            panic!("two have it")
+        };
+        assert_eq!(told, Some(Box::new(now)));
+        drop(lease);
+        assert_eq!(written(&folder), dead("s-1"), "it was not recovered");
+    }
+
+    #[test]
+    fn who_died_while_he_recovered_had_begun_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let second = Holder { process: dead("s-2").process, ..recovering("s-2", dead("s-1")) };
+        fs::write(file(&folder), serde_json::to_vec(&second).unwrap()).unwrap();
+        assert_eq!(Lease::left_by_the_dead(folder.path()), Some(dead("s-1")));
+        let lease = Lease::take(folder.path(), &holder("s-3")).unwrap();
+        assert_eq!(lease.died, Some(dead("s-1")));
+        assert_eq!(written(&folder), recovering("s-3", dead("s-1")));
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_loses_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |holder: &Holder| serde_json::to_string(holder).unwrap();
+        let (first, second) = (line(&dead("s-1")), line(&recovering("s-2", dead("s-1"))));
+        fs::write(file(&folder), format!("{first}\n{}", &second[..second.len() / 2])).unwrap();
+        let mut lease = Lease::take(folder.path(), &holder("s-3")).unwrap();
+        assert_eq!(lease.died, Some(dead("s-1")));
+        lease.recovered(&holder("s-3")).unwrap();
+        assert_eq!(written(&folder), holder("s-3"));
     }
 }

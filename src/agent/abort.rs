@@ -20,6 +20,11 @@ pub(super) async fn abort(
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
     let at_work = at_work(dir);
+    let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
+    if let (None, Some(died)) = (&wanted.of, at_work.as_ref().and_then(|it| it.recovers.as_ref())) {
+        // Whatever is under way is given up: what is brought to its end as well as what would begin then.
+        abort::order(dir, &died.swap, &order).map_err(Refusal::environment)?;
+    }
     let Some(swap) = wanted.of.clone().or_else(|| at_work.map(|holder| holder.swap)) else {
         // Nobody is there to be asked; what somebody left unfinished when he died is brought to its end.
         let ended = hand_over(dir, line, answers).await.map_err(Refusal::environment)?;
@@ -28,7 +33,6 @@ pub(super) async fn abort(
         }
         return Ok(());
     };
-    let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
     abort::order(dir, &swap, &order).map_err(Refusal::environment)?;
     if !begun(dir, &swap).await {
         return Err(never_begun(&swap));
@@ -72,7 +76,8 @@ async fn begun(dir: &ServiceDir, swap: &SwapId) -> bool {
         if is_followable() {
             return true;
         }
-        if holder.is_none() {
+        // One that recovers what another left has yet to look for the order.
+        if holder.is_none_or(|holder| holder.recovers.is_some()) {
             return false;
         }
         // A plan is made within moments; nothing tells of a lease that was given back.

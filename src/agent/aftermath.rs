@@ -36,21 +36,29 @@ const NGINX_LOOK: Duration = Duration::from_secs(1);
 pub(super) async fn take_lease(
     dir: &ServiceDir,
     holder: Holder,
-    attaches: impl Fn(&Holder) -> bool,
+    attaches: impl Fn(&Holder) -> Option<SwapId>,
 ) -> Result<Lease, LeaseError> {
-    let begin = tokio::time::Instant::now();
+    let mut begin = tokio::time::Instant::now();
     let passes = |other: &Holder| {
-        other.command == RETIRE || (attaches(other) && !dir.swap(&other.swap).exists())
+        other.command == RETIRE || attaches(other).is_some_and(|swap| !dir.swap(&swap).exists())
     };
     loop {
-        match Lease::take(&dir.root(), &holder) {
-            Err(LeaseError::Held { holder: Some(other) })
-                if passes(&other) && begin.elapsed() < RETIRE_WAIT =>
-            {
-                tokio::time::sleep(RETRY).await;
-            }
+        let held = match Lease::take(&dir.root(), &holder) {
+            Err(LeaseError::Held { holder }) => holder,
             taken => return taken,
+        };
+        // One that has just got it names itself within moments.
+        if !held.as_deref().is_none_or(passes) {
+            return Err(LeaseError::Held { holder: held });
         }
+        // What recovers a dead one's swap takes as long as that takes, and its own begins afterwards.
+        if held.as_deref().is_some_and(|other| other.recovers.is_some()) {
+            begin = tokio::time::Instant::now();
+        }
+        if begin.elapsed() > RETIRE_WAIT {
+            return Err(LeaseError::Held { holder: held });
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 
@@ -78,6 +86,7 @@ pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure
         process: process::own(),
         command: RETIRE.to_owned(),
         requester: Requester::default(),
+        recovers: None,
     };
     tokio::select! {
         () = until_nginx_runs(cx.host) => {}
@@ -245,5 +254,50 @@ async fn superseded<H: Host>(cx: &Context<'_, H>) {
     };
     while mine(cx).is_some() {
         watch.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::process;
+    use crate::model::state::Requester;
+    use jiff::Timestamp;
+
+    fn holder(swap: &str) -> Holder {
+        Holder {
+            swap: swap.parse().unwrap(),
+            since: Timestamp::UNIX_EPOCH,
+            process: process::own(),
+            command: "swap".to_owned(),
+            requester: Requester::default(),
+            recovers: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ones_own_swap_is_awaited_for_as_long_as_it_recovers_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        Lease::take(&dir.root(), &holder("s-1")).unwrap().leave_to_the_next();
+        let mut lease = Lease::take(&dir.root(), &holder("s-2")).unwrap();
+        let own = |held: &Holder| Some(held.swap.clone()).filter(|swap| swap.as_str() == "s-2");
+        let again = take_lease(&dir, holder("s-2"), own);
+        let goes_on = async {
+            tokio::time::sleep(RETIRE_WAIT * 5).await;
+            lease.recovered(&holder("s-2")).unwrap();
+            tokio::time::sleep(RETIRE_WAIT / 2).await;
+            dir.make_swap(&"s-2".parse().unwrap()).unwrap();
+            std::future::pending::<()>().await;
+        };
+        let begin = tokio::time::Instant::now();
+        let taken = tokio::select! {
+            taken = again => taken,
+            () = goes_on => unreachable!(),
+        };
+        let Err(LeaseError::Held { holder: Some(held) }) = taken else { panic!("{taken:?}") };
+        assert_eq!((held.swap.as_str(), held.recovers), ("s-2", None));
+        assert!(begin.elapsed() >= RETIRE_WAIT * 5, "it gave up before it was followable");
+        assert!(dir.swap(&held.swap).exists());
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn prune(dir: &ServiceDir, nginx: &Path) {
     let at_work: Vec<_> = [Lease::holder(&dir.root()), Lease::left_by_the_dead(&dir.root())]
         .into_iter()
         .flatten()
-        .map(|holder| holder.swap)
+        .flat_map(|holder| [holder.works_on().clone(), holder.swap])
         .collect();
     let Ok(state) = dir.load() else { return };
     let warm = state.retained.as_ref().map(|retained| &retained.replica);

@@ -83,7 +83,7 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
         bring_to_end(&dir, &died.swap, (&asked.secrets, Wanted::End), || {})
             .await
             .map_err(Refusal::environment)?;
-        let own = own(&died.swap);
+        let own = own(swap.as_ref().unwrap_or(&died.swap));
         lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))?;
     }
     let Some(swap) = swap else { return nothing_to_repair(&dir, asked, answers).await };
@@ -119,7 +119,7 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
     let own = |swap: &SwapId| holder(swap.clone(), "abort", requester);
     let taken = match left_open(&dir) {
         Some(swap) => Lease::take(&dir.root(), &own(&swap)).map(Some),
-        None => Lease::take_from_the_dead(&dir.root()),
+        None => Lease::take_from_the_dead(&dir.root(), |died| own(&died.swap)),
     };
     let order = |swap: &SwapId| {
         let order = AbortOrder { at: Timestamp::now(), requester: requester.clone() };
@@ -129,10 +129,10 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         Ok(lease) => lease,
         // Whoever brings it to its end looks for the order.
         Err(LeaseError::Held { holder: Some(holder) })
-            if needs(&dir, &holder.swap, Wanted::End) =>
+            if needs(&dir, holder.works_on(), Wanted::End) =>
         {
-            order(&holder.swap)?;
-            answers.send(&Frame::Accepted { swap: holder.swap.clone() });
+            order(holder.works_on())?;
+            answers.send(&Frame::Accepted { swap: holder.works_on().clone() });
             return Ok(());
         }
         Err(error) => return Err(Refusal::environment(error.to_failure())),
@@ -179,5 +179,6 @@ fn holder(swap: SwapId, command: &str, requester: &Requester) -> Holder {
         process: process::own(),
         command: command.to_owned(),
         requester: requester.clone(),
+        recovers: None,
     }
 }

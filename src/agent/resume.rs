@@ -71,7 +71,7 @@ async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure>
 async fn end_what_died(dir: &ServiceDir) -> Result<Todo, Failure> {
     let taken = match left_open(dir) {
         Some(swap) => Lease::take(&dir.root(), &holder(&swap)).map(Some),
-        None => Lease::take_from_the_dead(&dir.root()),
+        None => Lease::take_from_the_dead(&dir.root(), |died| holder(&died.swap)),
     };
     let mut lease = match taken {
         Ok(Some(lease)) => lease,
@@ -115,5 +115,6 @@ fn holder(swap: &SwapId) -> Holder {
         process: process::own(),
         command: "resume".to_owned(),
         requester: Requester::default(),
+        recovers: None,
     }
 }

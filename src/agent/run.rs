@@ -118,8 +118,8 @@ fn work(request: Request) -> Option<Work> {
 
 async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let dir = place::service_dir(&work.asked).map_err(Refusal::environment)?;
-    let attaches =
-        |held: &Holder| held.swap == work.swap || same_step(held, &holder(&work, Timestamp::now()));
+    let own = holder(&work, Timestamp::now());
+    let attaches = |held: &Holder| attaches_to(held, &own);
     let taken = tokio::select! {
         biased;
         taken = wait_for_lease(&dir, &work, &attaches, answers) => taken,
@@ -129,8 +129,8 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         .map_err(|error| Refusal::environment(error.to_failure()))?;
     let mut lease = match taken {
         Ok(lease) => lease,
-        Err(LeaseError::Held { holder: Some(holder) }) if attaches(&holder) => {
-            answers.send(&Frame::Accepted { swap: holder.swap.clone() });
+        Err(LeaseError::Held { holder: Some(held) }) if attaches(&held).is_some() => {
+            answers.send(&Frame::Accepted { swap: attaches(&held).unwrap_or(held.swap) });
             return Ok(());
         }
         Err(error) => return Err(Refusal::environment(error.to_failure())),
@@ -200,7 +200,7 @@ async fn arm(dir: &ServiceDir) -> Result<(), Failure> {
 async fn wait_for_lease(
     dir: &ServiceDir,
     work: &Work,
-    attaches: &impl Fn(&Holder) -> bool,
+    attaches: &impl Fn(&Holder) -> Option<SwapId>,
     answers: &mut Answers,
 ) -> Result<Lease, LeaseError> {
     let begin = tokio::time::Instant::now();
@@ -212,7 +212,7 @@ async fn wait_for_lease(
             taken => return taken,
         };
         if let Some(holder) = held {
-            if attaches(&holder) {
+            if attaches(&holder).is_some() {
                 return Err(LeaseError::Held { holder: Some(holder) });
             }
             if told.as_ref() != Some(&holder.swap) {
@@ -344,7 +344,14 @@ fn holder(work: &Work, now: Timestamp) -> Holder {
         process: process::own(),
         command: command.to_owned(),
         requester: work.requester.clone(),
+        recovers: None,
     }
+}
+
+/// The swap to follow in the place of one's own, where this one holds the lease: it is the same one, or that of the same step.
+fn attaches_to(held: &Holder, own: &Holder) -> Option<SwapId> {
+    let mut unfinished = std::iter::once(held).chain(held.recovers.as_deref());
+    unfinished.find(|one| one.swap == own.swap || same_step(one, own)).map(|one| one.swap.clone())
 }
 
 /// Whether two requests come from the same step of the same run: a job that was started again attaches to its own swap.

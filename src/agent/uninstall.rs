@@ -34,7 +34,7 @@ pub(super) async fn uninstall(
 ) -> Result<(), Refusal> {
     let spec = &wanted.asked.spec;
     let dir = place::service_dir(&wanted.asked).map_err(Refusal::environment)?;
-    let lease = aftermath::take_lease(&dir, holder(wanted), |_| false)
+    let lease = aftermath::take_lease(&dir, holder(wanted), |_| None)
         .await
         .map_err(|error| Refusal::environment(error.to_failure()))?;
     if let Some(died) = &lease.died {
@@ -80,6 +80,7 @@ fn holder(wanted: &UninstallRequest) -> Holder {
         process: process::own(),
         command: "uninstall".to_owned(),
         requester: wanted.requester.clone(),
+        recovers: None,
     }
 }
 

@@ -134,7 +134,7 @@ impl World {
             service: asked.spec.service.clone(),
             nginx_port: self.seen.nginx_port,
             slots,
-            step: holder.as_ref().and_then(|holder| step_of(dir, &holder.swap)),
+            step: holder.as_ref().and_then(|holder| step_of(dir, holder.works_on())),
             unfinished: if holder.is_none() {
                 let newest = unfinished_swaps(dir).into_iter().next();
                 newest.map(|unfinished| (unfinished.swap, unfinished.found))

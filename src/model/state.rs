@@ -105,6 +105,17 @@ pub struct Holder {
     pub command: String,
     /// Who asked.
     pub requester: Requester,
+    /// Who held the lease before and died. As long as this is here, the holder brings that one's swap to its end, and has
+    /// begun nothing of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovers: Option<Box<Holder>>,
+}
+
+impl Holder {
+    /// The swap that is worked on now: a dead holder's comes first.
+    pub fn works_on(&self) -> &SwapId {
+        self.recovers.as_ref().map_or(&self.swap, |died| &died.swap)
+    }
 }
 
 /// Who asked, as GitHub tells it; all unknown from a terminal.

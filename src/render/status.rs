@@ -82,15 +82,19 @@ pub fn waiting(holder: &Holder, limit: Duration) -> Line {
 }
 
 fn holder(holder: &Holder) -> String {
-    let Holder { swap, since, process, command, requester } = holder;
+    let Holder { swap, since, process, command, requester, recovers } = holder;
     let who = requester.actor.as_deref().map(|actor| format!(", asked by {}", inert(actor)));
     let from = requester.url.as_deref().map(|url| format!(", {}", inert(url)));
+    let first = recovers
+        .as_ref()
+        .map(|died| format!("; first it brings {} to its end, whose agent is gone", died.swap));
     format!(
-        "at work since {}: {} {swap} (pid {process}{}{})",
+        "at work since {}: {} {swap} (pid {process}{}{}){}",
         moment(*since),
         inert(command),
         who.unwrap_or_default(),
-        from.unwrap_or_default()
+        from.unwrap_or_default(),
+        first.unwrap_or_default()
     )
 }
 
@@ -150,6 +154,7 @@ mod tests {
                     url: Some("https://github.com/x".to_owned()),
                     ..Requester::default()
                 },
+                recovers: None,
             }),
             step: Some("verify b: wait".to_owned()),
             unfinished: Some(("s-3".parse().unwrap(), "its agent ended\n in cut_over".to_owned())),

@@ -165,6 +165,7 @@ async fn the_server() -> Result<()> {
         process: process::own(),
         command: "swap".to_owned(),
         requester: Requester { actor: Some("ann".to_owned()), ..Requester::default() },
+        recovers: None,
     };
     let lease = Lease::take(&state.join("chat"), &holder)?;
     told.swap("somebody at work", &config).await?;

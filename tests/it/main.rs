@@ -47,6 +47,7 @@ mod stuck;
 mod support;
 mod swap;
 mod systemd_host;
+mod takeover;
 mod tidy;
 mod unchanged;
 mod uninstall;

@@ -238,7 +238,7 @@ async fn cut_before_the_answer(world: &World, relay: &Relay) -> Result<Step> {
 }
 
 /// How many swaps the server knows of.
-fn swaps(world: &World) -> usize {
+pub(crate) fn swaps(world: &World) -> usize {
     fs::read_dir(world.server.state_dir().join(NAME).join("swaps")).map_or(0, Iterator::count)
 }
 

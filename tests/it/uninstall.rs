@@ -107,8 +107,10 @@ async fn what_an_agent_left_unfinished_is_in_the_way() -> Result<()> {
     let world = World::start().await?;
     let terminal = Terminal::at(&world)?;
     world.run("status", NEW, &[]).await?.answered(&[]);
-    let lease = r#"{ "swap": "s-1", "since": "2026-11-23T09:15:00Z", "process": { "pid": 1, "start": 1 },
-                     "command": "swap", "requester": {} }"#;
+    let process = r#"{"pid":1,"start":1}"#;
+    let lease = format!(
+        r#"{{"swap":"s-1","since":"2026-11-23T09:15:00Z","process":{process},"command":"swap","requester":{{}}}}"#
+    );
     fs::write(world.server.state_dir().join("chat/lease.json"), lease)?;
     let (code, said) = says(&terminal, &format!("{UNINSTALL} --retire-now")).await?;
     assert_eq!(code, Some(3), "{said}");

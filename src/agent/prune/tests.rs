@@ -90,6 +90,7 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
         process: process::own(),
         command: "swap".to_owned(),
         requester: Requester::default(),
+        recovers: None,
     };
     let lease = Lease::take(&server.dir.root(), &holder).unwrap();
     let kept = Retained {

@@ -37,12 +37,14 @@ impl Scene {
 
     /// Whether an agent died that held the lease.
     pub(crate) fn is_left_by_the_dead(&self) -> bool {
-        Lease::take_from_the_dead(&self.dir.root()).expect("nobody lives").is_some()
+        let own = Holder::clone;
+        Lease::take_from_the_dead(&self.dir.root(), own).expect("nobody lives").is_some()
     }
 
     /// Does what the agent does that comes after one that died after `promote`: its lease first, then what it has left.
     pub(crate) async fn go_on(&self, attempt: &Attempt) {
-        let died = Lease::take_from_the_dead(&self.dir.root()).expect("nobody lives");
+        let own = |_: &Holder| holder(attempt);
+        let died = Lease::take_from_the_dead(&self.dir.root(), own).expect("nobody lives");
         if let Some(mut lease) = died {
             assert_eq!(Box::pin(self.recover(attempt, &[])).await.expect("it lives"), None);
             lease.recovered(&holder(attempt)).expect("a disk");
@@ -61,6 +63,7 @@ fn holder(attempt: &Attempt) -> Holder {
         process: process::own(),
         command: "swap".to_owned(),
         requester: Requester::default(),
+        recovers: None,
     }
 }
 
