@@ -38,24 +38,18 @@ pub(super) async fn take_lease(
     holder: Holder,
     attaches: impl Fn(&Holder) -> Option<SwapId>,
 ) -> Result<Lease, LeaseError> {
-    let mut begin = tokio::time::Instant::now();
-    let passes = |other: &Holder| {
-        other.command == RETIRE || attaches(other).is_some_and(|swap| !dir.swap(&swap).exists())
-    };
+    let begin = tokio::time::Instant::now();
+    // It ends by itself or begins: after what it plans, and after whatever it first brings to its end.
+    let begins = |other: &Holder| attaches(other).is_some_and(|swap| !dir.swap(&swap).exists());
     loop {
         let held = match Lease::take(&dir.root(), &holder) {
             Err(LeaseError::Held { holder }) => holder,
             taken => return taken,
         };
         // One that has just got it names itself within moments.
-        if !held.as_deref().is_none_or(passes) {
-            return Err(LeaseError::Held { holder: held });
-        }
-        // What recovers a dead one's swap takes as long as that takes, and its own begins afterwards.
-        if held.as_deref().is_some_and(|other| other.recovers.is_some()) {
-            begin = tokio::time::Instant::now();
-        }
-        if begin.elapsed() > RETIRE_WAIT {
+        let passes = held.as_deref().is_none_or(|other| other.command == RETIRE)
+            && begin.elapsed() < RETIRE_WAIT;
+        if !passes && !held.as_deref().is_some_and(begins) {
             return Err(LeaseError::Held { holder: held });
         }
         tokio::time::sleep(RETRY).await;

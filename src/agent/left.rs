@@ -1,5 +1,6 @@
 //! A swap whose agent is gone, as its folder has it.
 
+use super::place;
 use crate::event_log::EventLog;
 use crate::executor::Context;
 use crate::host::SystemHost;
@@ -40,7 +41,7 @@ impl Left {
         let given = given.0.iter().filter(|(_, value)| !value.is_empty());
         secrets.0.extend(given.map(|(name, value)| (name.clone(), value.clone())));
         let asked = Asked { spec, secrets };
-        let host = SystemHost::new(&asked);
+        let host = place::host(dir, &asked);
         Ok(Some((Self { swap: swap.clone(), host, asked, plan }, journal)))
     }
 

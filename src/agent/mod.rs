@@ -143,7 +143,7 @@ async fn about_service(
             answers.send(&Frame::Checkup { checkup });
             Ok(())
         }
-        Command::Logs(asked) => logs(&SystemHost::new(asked), &dir, answers).await,
+        Command::Logs(asked) => logs(&place::host(&dir, asked), &dir, answers).await,
         Command::Follow { swap, since, wait, .. } => {
             follow::follow(&dir, swap, (*since, *wait), answers).await;
             Ok(())

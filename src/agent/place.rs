@@ -1,8 +1,9 @@
-//! Where state is kept on this server.
+//! Where state is kept on this server, and how the server is met for a service.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
+use crate::host::SystemHost;
 use crate::model::failure::Failure;
 use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
@@ -32,4 +33,10 @@ pub(super) fn state_dir(chosen: Option<&Path>) -> Result<PathBuf, Failure> {
 pub(super) fn service_dir(asked: &Asked) -> Result<ServiceDir, Failure> {
     let state_dir = state_dir(asked.spec.state_dir.as_deref())?;
     Ok(ServiceDir::open(&state_dir, &asked.spec.service)?)
+}
+
+/// The host for what is asked of a service. A replica may be one that was adopted once: its owner's secrets are shown in no log.
+pub(super) fn host(dir: &ServiceDir, asked: &Asked) -> SystemHost {
+    let adopted = dir.swaps().into_iter().filter_map(|swap| dir.incumbent(&swap));
+    SystemHost::new(asked).hiding(adopted)
 }

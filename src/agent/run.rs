@@ -159,7 +159,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         _ => return Ok(()),
     };
     work.asked = asked;
-    let host = SystemHost::new(&work.asked);
+    let host = place::host(&dir, &work.asked);
     let flips = match &decision {
         Decision::Act(plan) => plan.strategy == Strategy::WarmRollback,
         Decision::Unchanged(_) => matches!(work.command, Command::Rollback(_)),

@@ -9,7 +9,7 @@ use super::docker::{self, DockerError};
 use super::engine::{self, Answer, Models};
 use super::fetch::{self, Fetch};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
-use super::process::{self, Inherited, Launch, ProcessError, StopOrder, Stopped};
+use super::process::{self, Inherited, Launch, ProcessError, Snapshot, StopOrder, Stopped};
 use super::runtime::{self, Boot, Started};
 use super::{Ending, Host};
 use crate::config::command;
@@ -19,12 +19,10 @@ use crate::model::record::UpstreamImage;
 use crate::model::replica::{Found, Keeper, Replica, Systemd, Unit};
 use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::wire::{Asked, Secrets};
+use crate::swap::hidden::Hidden;
 
 /// How much of the engine's log is looked through for its progress.
 const PROGRESS_LINES: usize = 20;
-
-/// Shorter values, such as `1` or `true`, are no secrets, and hiding them would garble every log.
-const SHORTEST_SECRET: usize = 6;
 
 /// The variable that gives vLLM its API key (vLLM 0.33 `envs.py`).
 const VLLM_KEY: &str = "VLLM_API_KEY";
@@ -33,7 +31,8 @@ const VLLM_KEY: &str = "VLLM_API_KEY";
 pub struct SystemHost {
     spec: SwapSpec,
     api_key: Option<String>,
-    secrets: Secrets,
+    /// What no log that is shown may hold.
+    hidden: Hidden,
     nginx: Nginx,
     /// The clock and the time since the boot, read together.
     began: (Timestamp, Instant),
@@ -48,7 +47,16 @@ impl SystemHost {
         let ports = spec.slots.values().map(|slot| slot.port).collect();
         let nginx = Nginx::new(spec.nginx.clone()).ports(ports).api_key(api_key.clone());
         let began = (Timestamp::now(), Instant::now());
-        Self { spec, api_key, secrets: asked.secrets.clone(), nginx, began }
+        let mut hidden = Hidden::default();
+        hidden.add(asked.secrets.0.values().cloned());
+        Self { spec, api_key, hidden, nginx, began }
+    }
+
+    /// The same, where a replica may be started from one of these: what is secret in them is shown in no log.
+    #[must_use]
+    pub fn hiding(mut self, snapshots: impl IntoIterator<Item = Snapshot>) -> Self {
+        self.hidden.add(snapshots.into_iter().flat_map(|snapshot| snapshot.secrets()));
+        self
     }
 
     /// The API key, where a unit of ours was given it: for an agent that nobody hands secrets to.
@@ -71,9 +79,7 @@ impl SystemHost {
 
     fn hide_secrets(&self, lines: &mut [String]) {
         for line in lines {
-            for secret in self.secrets.0.values().filter(|secret| secret.len() >= SHORTEST_SECRET) {
-                *line = line.replace(secret.as_str(), "***");
-            }
+            self.hidden.hide(line);
         }
     }
 
@@ -178,7 +184,11 @@ impl Host for SystemHost {
     }
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
-        runtime::start(launch, self.stop_grace()).await
+        let mut started = runtime::start(launch, self.stop_grace()).await;
+        if let Err(failure) = &mut started {
+            self.hide_secrets(&mut failure.log_tail);
+        }
+        started
     }
 
     async fn exited(&self, process: ProcessId) {
@@ -223,7 +233,8 @@ impl Host for SystemHost {
     }
 
     async fn loading(&self, replica: &Replica) -> Option<String> {
-        let said = runtime::log_tail(replica, PROGRESS_LINES).await.ok()?;
+        let mut said = runtime::log_tail(replica, PROGRESS_LINES).await.ok()?;
+        self.hide_secrets(&mut said);
         engine::progress(self.spec.replica.engine, &said)
     }
 

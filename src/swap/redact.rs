@@ -1,4 +1,4 @@
-//! Takes secrets out of an argv before it is shown. Pure.
+//! Takes secrets out of an argv before it is shown, or finds them, so that they can be taken out of something else. Pure.
 
 use serde_json::Value;
 
@@ -51,92 +51,138 @@ const SHORTEST_TOKEN: usize = 16;
 /// members of a JSON argument, words that look like a well-known token, and the user info of a URL. Rather too much
 /// than too little: a file name after `--ssl-key` is hidden as well.
 pub fn redact(argv: &[String]) -> Vec<String> {
-    let mut after_secret_flag = false;
-    let hide = |word: &String| {
-        if let Some(flag) = word
-            .strip_prefix('-')
-            .filter(|flag| flag.starts_with(|c: char| c.is_alphabetic() || c == '-'))
+    Redactor::default().argv(argv)
+}
+
+/// Every secret that [`redact`] takes out of an argv.
+pub fn secrets_of_argv(argv: &[String]) -> Vec<String> {
+    let mut redactor = Redactor::default();
+    redactor.argv(argv);
+    redactor.found
+}
+
+/// The value of a variable, if the name of it says that it is secret; else what of it looks like one.
+pub fn secrets_of_variable(name: &str, value: &str) -> Vec<String> {
+    if is_secret(name) {
+        return vec![value.to_owned()];
+    }
+    let mut redactor = Redactor::default();
+    redactor.word(value);
+    redactor.found
+}
+
+/// Takes secrets out, and keeps them.
+#[derive(Default)]
+struct Redactor {
+    found: Vec<String>,
+}
+
+impl Redactor {
+    /// What stands in a secret's place. Quotes and the end of a command are a shell's.
+    fn hide(&mut self, secret: &str) -> String {
+        self.found.push(secret.trim_matches(['"', '\'', ';']).to_owned());
+        HIDDEN.to_owned()
+    }
+
+    fn argv(&mut self, argv: &[String]) -> Vec<String> {
+        let mut after_secret_flag = false;
+        let mut shown = Vec::with_capacity(argv.len());
+        for word in argv {
+            let flag = word
+                .strip_prefix('-')
+                .filter(|flag| flag.starts_with(|c: char| c.is_alphabetic() || c == '-'));
+            if let Some(flag) = flag {
+                after_secret_flag = is_secret(flag) && !flag.contains('=');
+            }
+            let is_value = flag.is_none() && after_secret_flag;
+            shown.push(if is_value { self.hide(word) } else { self.word(word) });
+        }
+        shown
+    }
+
+    fn word(&mut self, word: &str) -> String {
+        if let Ok(mut json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(word) {
+            return if self.json(&mut json) { json.to_string() } else { word.to_owned() };
+        }
+        if word.contains(char::is_whitespace) {
+            // Text for a shell, or a header.
+            let words: Vec<_> = word.split_whitespace().map(str::to_owned).collect();
+            let words = self.argv(&words);
+            return self.after_bearer(&words).join(" ");
+        }
+        match word.split_once('=') {
+            Some((name, value)) if is_secret(name) => format!("{name}={}", self.hide(value)),
+            Some((name, value)) => format!("{name}={}", self.value(value)),
+            None => self.value(word),
+        }
+    }
+
+    fn value(&mut self, value: &str) -> String {
+        let bare = value.trim_matches(['"', '\'']);
+        if bare.len() >= SHORTEST_TOKEN && TOKEN_STARTS.iter().any(|start| bare.starts_with(start))
         {
-            after_secret_flag = is_secret(flag) && !flag.contains('=');
-        } else if after_secret_flag {
-            return HIDDEN.to_owned();
+            return self.hide(value);
         }
-        redact_word(word)
-    };
-    argv.iter().map(hide).collect()
-}
-
-fn redact_word(word: &str) -> String {
-    if let Ok(mut json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(word) {
-        return if redact_json(&mut json) { json.to_string() } else { word.to_owned() };
-    }
-    if word.contains(char::is_whitespace) {
-        // Text for a shell, or a header.
-        let words: Vec<_> = word.split_whitespace().map(str::to_owned).collect();
-        let words = redact_after_bearer(&redact(&words));
-        return words.join(" ");
-    }
-    match word.split_once('=') {
-        Some((name, _)) if is_secret(name) => format!("{name}={HIDDEN}"),
-        Some((name, value)) => format!("{name}={}", redact_value(value)),
-        None => redact_value(word),
-    }
-}
-
-fn redact_value(value: &str) -> String {
-    let bare = value.trim_matches(['"', '\'']);
-    if bare.len() >= SHORTEST_TOKEN && TOKEN_STARTS.iter().any(|start| bare.starts_with(start)) {
-        return HIDDEN.to_owned();
-    }
-    if let Some((scheme, rest)) = value.split_once("://") {
-        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-        if let Some((_, host)) = authority.rsplit_once('@') {
-            return format!("{scheme}://{HIDDEN}@{host}{path}");
+        if let Some((scheme, rest)) = value.split_once("://") {
+            let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+            if let Some((user, host)) = authority.rsplit_once('@') {
+                return format!("{scheme}://{}@{host}{path}", self.user_info(user));
+            }
         }
+        value.to_owned()
     }
-    value.to_owned()
-}
 
-/// `Authorization: Bearer x`
-fn redact_after_bearer(words: &[String]) -> Vec<String> {
-    let mut after_bearer = false;
-    let hide = |word: &String| {
-        let hidden = if after_bearer { HIDDEN.to_owned() } else { word.clone() };
-        after_bearer = word.eq_ignore_ascii_case("bearer");
-        hidden
-    };
-    words.iter().map(hide).collect()
-}
+    /// `user:password`: the password is one by itself too.
+    fn user_info(&mut self, user: &str) -> String {
+        if let Some((_, password)) = user.split_once(':') {
+            self.hide(password);
+        }
+        self.hide(user)
+    }
 
-/// Whether anything was hidden.
-fn redact_json(json: &mut Value) -> bool {
-    match json {
-        Value::Object(members) => {
-            let mut hidden = false;
-            for (name, value) in members {
-                if is_secret(name) && value.is_string() {
-                    *value = HIDDEN.into();
-                    hidden = true;
-                } else {
-                    hidden |= redact_json(value);
+    /// `Authorization: Bearer x`
+    fn after_bearer(&mut self, words: &[String]) -> Vec<String> {
+        let mut after_bearer = false;
+        let mut shown = Vec::with_capacity(words.len());
+        for word in words {
+            let is_value = after_bearer && word != HIDDEN;
+            shown.push(if is_value { self.hide(word) } else { word.clone() });
+            after_bearer = word.eq_ignore_ascii_case("bearer");
+        }
+        shown
+    }
+
+    /// Whether anything was hidden.
+    fn json(&mut self, json: &mut Value) -> bool {
+        match json {
+            Value::Object(members) => {
+                let mut hidden = false;
+                for (name, value) in members {
+                    match value {
+                        Value::String(text) if is_secret(name) => {
+                            *text = self.hide(text);
+                            hidden = true;
+                        }
+                        value => hidden |= self.json(value),
+                    }
                 }
+                hidden
             }
-            hidden
-        }
-        Value::Array(items) => {
-            let mut hidden = false;
-            for item in items {
-                hidden |= redact_json(item);
+            Value::Array(items) => {
+                let mut hidden = false;
+                for item in items {
+                    hidden |= self.json(item);
+                }
+                hidden
             }
-            hidden
+            Value::String(text) => {
+                let hidden = self.value(text);
+                let changed = hidden != *text;
+                *text = hidden;
+                changed
+            }
+            _ => false,
         }
-        Value::String(text) => {
-            let hidden = redact_value(text);
-            let changed = hidden != *text;
-            *text = hidden;
-            changed
-        }
-        _ => false,
     }
 }
 
@@ -193,6 +239,27 @@ mod tests {
             redacted("curl -H 'Authorization: Bearer abc'"),
             "curl -H Authorization: Bearer ***"
         );
+    }
+
+    #[test]
+    fn what_is_hidden_is_found() {
+        for (line, found) in [
+            ("x --api-key abc --port 1", vec!["abc"]),
+            (
+                "x --hf-token=t HF_TOKEN=u hf_abcdefghijklmnop",
+                vec!["t", "u", "hf_abcdefghijklmnop"],
+            ),
+            ("x https://ann:secret@h.example/", vec!["secret", "ann:secret"]),
+            ("curl -H 'Authorization: Bearer abc'", vec!["abc"]),
+            (r#"x --config '{"deep":[{"token":"t"}]}'"#, vec!["t"]),
+            ("sh -c \"x --api-key 'quoted'; sleep\"", vec!["quoted", "sleep"]),
+            ("x --tokenizer t", vec![]),
+        ] {
+            assert_eq!(secrets_of_argv(&shell_words::split(line).unwrap()), found, "{line}");
+        }
+        assert_eq!(secrets_of_variable("HF_TOKEN", "t u"), ["t u"]);
+        assert_eq!(secrets_of_variable("PROXY", "http://ann:secret@h/"), ["secret", "ann:secret"]);
+        assert_eq!(secrets_of_variable("PATH", "/usr/bin"), [""; 0]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use testbed::github::FakeGitHub;
 
 use crate::step::{LOOK_EVERY, Step, processes_with};
-use crate::support::{NAME, NEW, World};
+use crate::support::{NAME, NEW, Run, World};
 
 /// A part of secrets' values that no other text on the machine has.
 fn canary(name: &str) -> String {
@@ -135,6 +135,98 @@ async fn a_secret_is_in_no_argv_no_file_and_no_word_but_in_the_engines_environme
         assert!(!body.contains(&canary) && !request.path.contains(&canary), "{body}");
     }
     assert!(files_with(&state, NEW)?.iter().any(|path| path.contains(NAME)), "nothing was read");
+    Ok(())
+}
+
+/// A key of several lines, of which no two are alike.
+fn key_file(canary: &str) -> String {
+    format!("-----BEGIN KEY-----\n{canary}-first\n{canary}-second\n-----END KEY-----")
+}
+
+/// Asserts that no word of a run has the text, no request to GitHub, and no file of the server but those that keep it.
+fn assert_nowhere(
+    (world, github): (&World, &FakeGitHub),
+    run: &Run,
+    text: &str,
+    kept_in: &[&str],
+) -> Result<()> {
+    assert!(!run.to_string().contains(text), "it is said\n{run}");
+    for request in github.requests() {
+        let body = request.body.map(|body| body.to_string()).unwrap_or_default();
+        assert!(!body.contains(text) && !request.path.contains(text), "{body}");
+    }
+    let files = files_with(&world.server.state_dir(), text)?;
+    let is_kept = |path: &String| kept_in.iter().any(|name| path.ends_with(name));
+    let others: Vec<_> = files.iter().filter(|path| !is_kept(path)).collect();
+    assert!(others.is_empty() && files.len() >= kept_in.len(), "{files:?}");
+    Ok(())
+}
+
+/// What a careless engine said of itself before it died is told, without its secrets.
+fn is_told_of(run: &Run) {
+    for line in ["environment: [", "arguments: [", "***"] {
+        assert!(run.stdout.contains(line), "no {line:?} in\n{run}");
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_says_its_secrets_and_dies_is_told_of_without_them() -> Result<()> {
+    let mut world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    let folder = tempfile::tempdir()?;
+    world.settings.flags = format!("--stub-blab-if {}", folder.path().display());
+    let canary = canary("blabbed");
+    let config =
+        world.config(NEW).replace("replica:\n", "replica:\n  secret_env: [HF_TOKEN, SSL_KEY]\n");
+    let lookout = Lookout::for_texts(vec![canary.clone()]);
+    for (command, code) in [("swap", 4), ("logs", 0), ("status", 0)] {
+        let action = world.action(command, NEW, &[])?.on_github(&github).with_config(&config)?;
+        let action = action.with(&[("HF_TOKEN", &canary), ("SSL_KEY", &key_file(&canary))]);
+        let run = Step::run(action).await?;
+        assert_eq!(run.code, code, "{run}");
+        assert_nowhere((&world, &github), &run, &canary, &["/replica.log"])?;
+        if command != "status" {
+            is_told_of(&run);
+        }
+    }
+    let (argvs, looks) = lookout.report()?;
+    assert!(looks > 10 && argvs.is_empty(), "{looks} looks: {argvs:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_old_model_that_says_its_secrets_and_dies_is_told_of_without_them() -> Result<()> {
+    let canary = canary("adopted");
+    let folder = tempfile::tempdir()?;
+    let blabs = folder.path().join("blabs");
+    let typed = ["--download-dir".to_owned(), format!("sk-{canary}")];
+    let flags = ["--stub-blab-if".to_owned(), blabs.display().to_string()];
+    let mut world =
+        World::started_by(testbed::server::ServerSpec::default(), |server, mut argv| {
+            argv.extend(typed.into_iter().chain(flags));
+            let proxy = format!("http://ann:{canary}@proxy.example:3128");
+            let env = [("HF_TOKEN", &*canary), ("SSL_KEY", &key_file(&canary)), ("PROXY", &proxy)];
+            server.start_by_hand(&argv, &env)
+        })
+        .await?;
+    world.settings.retain = "0s".to_owned();
+    let github = FakeGitHub::start()?;
+    let lookout = Lookout::for_texts(vec![canary.clone()]);
+    world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    fs::write(blabs, "")?;
+    // By a step that knows none of it.
+    for (command, code) in [("rollback", 4), ("logs", 0), ("history", 0), ("repair", 0)] {
+        let run = Step::run(world.action(command, NEW, &[])?.on_github(&github)).await?;
+        assert_eq!(run.code, code, "{run}");
+        assert_nowhere((&world, &github), &run, &canary, &["/replica.log", "/incumbent.json"])?;
+        if ["rollback", "logs"].contains(&command) {
+            is_told_of(&run);
+        }
+    }
+    let (argvs, looks) = lookout.report()?;
+    assert!(looks > 10, "the lookout slept");
+    let others = argvs.iter().filter(|line| !line.contains("/stub-engine serve "));
+    assert_eq!(others.collect::<Vec<_>>(), [""; 0], "in an argv but the old model's own");
     Ok(())
 }
 

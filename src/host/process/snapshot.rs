@@ -12,6 +12,7 @@ use crate::config::command;
 use crate::host::engine;
 use crate::model::ids::{Port, ProcessId};
 use crate::model::spec::{Engine, Slot};
+use crate::swap::redact::{secrets_of_argv, secrets_of_variable};
 
 /// argv, environment, folder and user of a process. Holds secrets: keep it in a file of mode 0600.
 #[derive(Clone, Serialize, Deserialize)]
@@ -50,6 +51,12 @@ impl Snapshot {
             self.env.extend(command::gpu_env(&slot.gpus));
         }
         Some(self)
+    }
+
+    /// What of its argv and environment is secret, by the name or the looks of it.
+    pub fn secrets(&self) -> Vec<String> {
+        let of_env = self.env.iter().flat_map(|(name, value)| secrets_of_variable(name, value));
+        of_env.chain(secrets_of_argv(&self.argv)).collect()
     }
 
     /// Whether its program can still be run.

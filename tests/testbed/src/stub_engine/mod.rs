@@ -50,6 +50,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let options = options.into_serve();
     let mut termination = Termination::new(&options.stub)?;
+    if options.stub.stub_blab_if.as_ref().is_some_and(|file| file.exists()) {
+        blab();
+        return Ok(ExitCode::FAILURE);
+    }
     let socket = bind(&options)?;
     let core = if options.stub.stub_child { Some(core_process::spawn()?) } else { None };
     let loaded = tokio::select! {
@@ -125,6 +129,16 @@ async fn load(options: &Serve) -> bool {
             false
         }
     }
+}
+
+/// What a careless engine says of itself: values as they are where they have several lines, the rest in its own notation.
+fn blab() {
+    let variables: Vec<_> = std::env::vars().collect();
+    for (name, value) in variables.iter().filter(|(_, value)| value.contains('\n')) {
+        log(&format!("{name}={value}"));
+    }
+    log(&format!("environment: {variables:?}"));
+    log(&format!("arguments: {:?}", std::env::args().collect::<Vec<_>>()));
 }
 
 /// What a model that does not fit leaves on standard error.

@@ -1,6 +1,7 @@
 //! The command line: vLLM's own flags, and the knobs that make it misbehave.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser};
@@ -120,6 +121,9 @@ pub struct Knobs {
     /// Dies of "CUDA out of memory" with exit code 1 after this time, if still loading then.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub stub_die_after: Option<Duration>,
+    /// Prints its argv and environment, and dies with exit code 1, once this file is there.
+    #[arg(long)]
+    pub stub_blab_if: Option<PathBuf>,
     /// Reports this model as `root` in place of the one asked for.
     #[arg(long)]
     pub stub_report_model: Option<String>,
