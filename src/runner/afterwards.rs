@@ -1,5 +1,5 @@
-//! The stage after the step: where that died without a word, the server says how its swap ended. Nothing is begun, nothing
-//! is given up.
+//! The stage after the step: where that died without a word, or lost the server, the server says how its swap ended. Nothing is
+//! begun, nothing is given up.
 //!
 //! The runner gives the variables that a step wrote to `GITHUB_STATE` to its later stage, as `STATE_` + name.
 
@@ -26,7 +26,7 @@ pub(super) fn note_swap(setting: &Setting, swap: &SwapId, voice: &mut Voice) {
     note(setting, SWAP, swap.as_str(), voice);
 }
 
-/// Leaves word that the outcome, or what was wrong, has been said.
+/// Leaves word that the outcome, or why nothing began, has been said.
 pub(super) fn note_told(setting: &Setting, voice: &mut Voice) {
     note(setting, TOLD, "true", voice);
 }
@@ -43,7 +43,7 @@ fn note(setting: &Setting, name: &str, value: &str, voice: &mut Voice) {
 pub async fn afterwards(setting: Setting, voice: &mut Voice) -> Exit {
     let saved = |name: &str| setting.env.get(&format!("STATE_{name}")).filter(|v| !v.is_empty());
     let (Some(swap), None) = (saved(SWAP), saved(TOLD)) else { return Exit::Done };
-    let text = format!("the step ended without a word: asking the server about swap {swap}");
+    let text = format!("the step did not say how it ended: asking the server about swap {swap}");
     voice.say([Line::Text(text)]);
     let told = async {
         let swap =

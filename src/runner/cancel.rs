@@ -116,6 +116,8 @@ pub(super) async fn give_up(
             Failure::new("the server did not say in time whether the swap is aborted")
         }
     };
+    // What was asked for may have begun all the same.
+    followed.lost |= session.is_some();
     let failure =
         failure.hint("`model-swap status` tells what serves, `model-swap abort` gives the swap up");
     Err(Stopped { failures: vec![failure], exit: Exit::Environment })

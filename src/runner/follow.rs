@@ -1,10 +1,9 @@
 //! Asks the agent and follows its answer to the end, through lost connections.
 
-use std::time::Duration;
-
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::cancel::{self, Order, Traffic};
+use super::patience::Patience;
 use super::report::Reporter;
 use super::verify::{Customer, Seen, Visit};
 use super::{Setting, Stopped, Voice};
@@ -24,16 +23,6 @@ use crate::remote::session::{Credentials, Session};
 use crate::render::log::Log;
 use crate::render::summary::{self, Summary};
 use crate::render::{self, history, plan, status};
-
-/// Pauses before the connection is tried again: a reboot of a router, not of a data centre.
-const RECONNECTS: [Duration; 6] = [
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(15),
-    Duration::from_secs(30),
-    Duration::from_secs(60),
-];
 
 /// How a swap may end that was to be repaired: anyhow, but at its end.
 const REPAIRED: [Outcome; 4] =
@@ -68,6 +57,8 @@ pub(super) struct Followed {
     lines: Vec<String>,
     pub(super) seq: u64,
     pub(super) traffic: Traffic,
+    /// Whether it was asked, and the answer did not come: the server may have begun.
+    pub(super) lost: bool,
     /// Whether the server was given back.
     uninstalled: bool,
     /// The look from outside that the swap waits for.
@@ -96,7 +87,7 @@ pub(super) async fn follow(
     let repair = Some(&request).filter(|it| matches!(it.command, Command::Repair(_))).cloned();
     let mut request = request;
     let mut stop = Stop::new()?;
-    let mut tries = RECONNECTS.iter();
+    let mut patience = Patience::of(&request.command);
     loop {
         let known = followed.seq;
         let asked = (&request, order.as_ref());
@@ -116,21 +107,22 @@ pub(super) async fn follow(
             Err(Ended::Refused(stopped)) => return Err(stopped),
             Err(Ended::Remote(error)) => error,
         };
-        if followed.seq > known {
-            tries = RECONNECTS.iter();
+        if let Some(patience) = patience.as_mut().filter(|_| followed.seq > known) {
+            patience.renew();
         }
         // Only a swap goes on without us; and a connection that never was has begun nothing.
-        let began = error.is_lost() || followed.swap.is_some();
-        let (Some(thread), true, Some(pause)) = (&thread, began, tries.next()) else {
+        followed.lost |= error.is_lost() && thread.is_some();
+        let patience = patience.as_mut().filter(|_| followed.began());
+        let (Some(thread), Some(pause)) = (&thread, patience.and_then(Patience::pause)) else {
             return Err(Stopped::remote(&error));
         };
         voice.say([render::Line::Warning(format!(
             "{}; the server goes on by itself; trying again in {}",
             error.to_failure(),
-            humantime::format_duration(*pause)
+            humantime::format_duration(pause)
         ))]);
         tokio::select! {
-            () = tokio::time::sleep(*pause) => {}
+            () = tokio::time::sleep(pause) => {}
             () = stop.asked() => {
                 let ears = (followed, voice, reporter, &mut stop);
                 return cancel::give_up(None, line, order.as_ref(), ears).await;
@@ -299,9 +291,14 @@ impl Followed {
             && self.outcome().is_some_and(|outcome| outcome != Outcome::Stuck)
     }
 
-    /// Whether anything is known to have begun on the server.
+    /// Whether something has begun on the server, as far as is known.
     pub(super) fn began(&self) -> bool {
-        self.swap.is_some()
+        self.swap.is_some() || self.lost
+    }
+
+    /// Whether it may have begun, and nobody has said how it ended.
+    pub(super) fn is_open(&self) -> bool {
+        self.began() && self.conclusion.is_none() && self.unchanged.is_none()
     }
 
     pub(super) fn take(
@@ -347,6 +344,7 @@ impl Followed {
             // The answers to `doctor` and `init`, which are not followed.
             Frame::Checkup { .. } | Frame::Survey { .. } => {}
             Frame::Refused(Refusal { failures, fault }) => {
+                self.lost = false;
                 return Err(Ended::Refused(Stopped { failures, exit: fault.exit() }));
             }
         }

@@ -9,6 +9,7 @@ mod doctor;
 mod fail;
 mod follow;
 mod init;
+mod patience;
 mod reconcile;
 mod report;
 mod request;
@@ -88,9 +89,11 @@ impl Stopped {
 /// Runs one command to its end and says how the process should exit.
 pub async fn run(setting: Setting, voice: &mut Voice) -> Exit {
     let ended = command(&setting, voice).await;
-    afterwards::note_told(&setting, voice);
+    if !matches!(&ended, Ok(told) if told.is_open) {
+        afterwards::note_told(&setting, voice);
+    }
     match ended {
-        Ok(exit) => exit,
+        Ok(told) => told.exit,
         Err(Stopped { failures, exit }) => {
             refusal(&setting.run, &failures, voice);
             exit
@@ -110,10 +113,10 @@ fn refusal(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) {
     summarise(run, &summary::of_refusal(failures), voice);
 }
 
-async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> {
+async fn command(setting: &Setting, voice: &mut Voice) -> Result<Told, Stopped> {
     let pull_request = trust::pull_request(setting)?;
     if setting.inputs.command == CommandName::Init {
-        return init::init(setting, voice).await;
+        return init::init(setting, voice).await.map(Told::of);
     }
     let config = load(setting)?;
     let told = match trust::alone(setting, &config.target, pull_request.as_ref()) {
@@ -140,12 +143,14 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Exit, Stopped> 
         let of = (&config.spec.service, digest);
         comment::keep(setting, &pull_request, of, &markdown, voice).await;
     }
-    told.map(|told| told.exit)
+    told
 }
 
 /// What a command came to, and what was said of it.
 struct Told {
     exit: Exit,
+    /// Whether a swap may have begun and nobody has said how it ended.
+    is_open: bool,
     markdown: String,
     plan_digest: Option<String>,
     status: Option<StatusReport>,
@@ -153,7 +158,7 @@ struct Told {
 
 impl Told {
     fn of(exit: Exit) -> Self {
-        Self { exit, markdown: String::new(), plan_digest: None, status: None }
+        Self { exit, is_open: false, markdown: String::new(), plan_digest: None, status: None }
     }
 }
 
@@ -210,8 +215,9 @@ async fn converse(
     if deployment_id.is_some() {
         put_out(setting, &Outputs { deployment_id, ..Outputs::default() }, voice);
     }
-    let plan_digest = outputs.plan_digest;
-    Ok(Told { markdown, plan_digest, status: followed.status.take(), ..Told::of(exit) })
+    let (is_open, plan_digest) = (followed.is_open(), outputs.plan_digest);
+    let status = followed.status.take();
+    Ok(Told { is_open, markdown, plan_digest, status, ..Told::of(exit) })
 }
 
 fn credentials(setting: &Setting) -> Credentials {

@@ -3,6 +3,7 @@
 mod abort;
 mod access;
 mod adoption;
+mod afterwards;
 mod approved;
 mod arguments;
 mod cancel;

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 use testbed::relay::Relay;
 
 use crate::step::{Step, send, until};
-use crate::support::{Action, NAME, NEW, OLD, Run, World, binary};
+use crate::support::{Action, NAME, NEW, OLD, Run, World};
 
 /// The steps of a swap up to its outcome.
 pub(crate) const STEPS: [&str; 5] =
@@ -226,7 +225,7 @@ async fn a_link_whose_bytes_vanish_is_noticed_and_the_story_goes_on_where_it_was
 }
 
 /// Starts a swap and cuts the link while its agent has answered nothing and begun nothing.
-async fn cut_before_the_answer(world: &World, relay: &Relay) -> Result<Step> {
+pub(crate) async fn cut_before_the_answer(world: &World, relay: &Relay) -> Result<Step> {
     let mut step = Step::start(through(relay, world)?)?;
     let agent = until("the agent", || agent(world)).await?;
     send("-STOP", agent)?;
@@ -282,7 +281,7 @@ async fn a_job_that_is_cancelled_while_its_link_is_down_ends_before_it_is_killed
     assert!(run.summary.contains("outcome not known"), "{run}");
     candidate.thaw()?;
     assert_eq!(outcome(&world).await?, "promoted");
-    Ok(())
+    crate::afterwards::is_told_after(&world, &run).await
 }
 
 /// A candidate that is frozen cannot be stopped in time: traffic counts, and the rest is the server's.
@@ -368,67 +367,6 @@ async fn a_step_that_is_run_again_attaches_to_its_own_swap_and_another_is_refuse
     assert_eq!(deployment.state(), "success", "{github}");
     assert_eq!(run.output("deployment-id"), deployment.id.to_string());
     assert!(github.violations().is_empty(), "{:?}", github.violations());
-    Ok(())
-}
-
-/// The stage after a step, with what the step left in its state.
-fn afterwards(world: &World, github: &FakeGitHub, state: &str) -> Result<(Action, TempDir)> {
-    let folder = tempfile::tempdir()?;
-    let program = folder.path().join("model-swap-afterwards");
-    std::os::unix::fs::symlink(binary(), &program)?;
-    let action = Action::new(&program, &world.config(NEW))?.with_access_to(&world.server);
-    let state = state.lines().filter_map(|line| line.split_once('='));
-    let state: Vec<_> = state.map(|(name, value)| (format!("STATE_{name}"), value)).collect();
-    let state: Vec<_> = state.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    Ok((action.on_github(github).with(&state), folder))
-}
-
-#[tokio::test]
-async fn what_a_step_that_was_killed_could_not_say_is_said_after_it() -> Result<()> {
-    let world = world().await?;
-    let github = FakeGitHub::start()?;
-    let load = world.load().await?;
-    let action = world.action("swap", NEW, &[])?.on_github(&github);
-    let path = action.env["GITHUB_STATE"].clone();
-    let (step, candidate) = in_mid_swap(&world, action).await?;
-    let state = fs::read_to_string(path)?;
-    step.kill()?;
-
-    let (action, _program) = afterwards(&world, &github, &state)?;
-    let mut later = Step::start(action)?;
-    later.says("→ await_ready b").await?;
-    candidate.thaw()?;
-    let run = later.finish().await?.ended(0, "promoted");
-    assert!(run.summary.contains("promoted"), "{run}");
-    assert_eq!(world.serves().await?, NEW);
-    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
-    assert_eq!(deployment.state(), "success", "{github}");
-    assert_eq!(swaps(&world), 1, "{run}");
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-#[tokio::test]
-async fn after_a_step_that_said_how_it_ended_there_is_nothing_to_say() -> Result<()> {
-    let world = World::start().await?;
-    let github = FakeGitHub::start()?;
-    for state in ["", "swap=s-1\ntold=true\n"] {
-        let (action, _program) = afterwards(&world, &github, state)?;
-        let run = Step::run(action).await?;
-        assert_eq!((run.code, run.stdout.as_str(), run.summary.as_str()), (0, "", ""), "{run}");
-    }
-    assert_eq!(swaps(&world), 0);
-    let action = world.action("swap", NEW, &[])?;
-    let path = action.env["GITHUB_STATE"].clone();
-    let mut step = Step::start(action)?;
-    step.says("promoted: ").await?;
-    until("word of it", || {
-        // The step's folder goes with the step.
-        let state = fs::read_to_string(&path).unwrap_or_default();
-        Ok((state.contains("told=true") || state.is_empty()).then_some(()))
-    })
-    .await?;
-    step.finish().await?.ended(0, "promoted");
     Ok(())
 }
 

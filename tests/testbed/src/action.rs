@@ -280,6 +280,7 @@ impl Running {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             outputs: action.outputs()?,
             summary: action.summary()?,
+            state: action.state()?,
         })
     }
 }
@@ -297,6 +298,8 @@ pub struct Run {
     pub outputs: BTreeMap<String, String>,
     /// The job summary, in Markdown.
     pub summary: String,
+    /// What it leaves to the stage after it.
+    pub state: BTreeMap<String, String>,
 }
 
 impl fmt::Display for Run {

@@ -1,0 +1,100 @@
+//! The stage after a step: what the step could not say, or never learnt, it asks the server and tells.
+
+use std::fs;
+
+use anyhow::Result;
+use tempfile::TempDir;
+use testbed::github::FakeGitHub;
+
+use crate::runner::{cut_before_the_answer, in_mid_swap, outcome, relay, swaps, world};
+use crate::step::{Step, until};
+use crate::support::{Action, NEW, Run, World, binary};
+
+/// The stage after a step, with what the step left in its state.
+fn afterwards(world: &World, github: &FakeGitHub, state: &str) -> Result<(Action, TempDir)> {
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("model-swap-afterwards");
+    std::os::unix::fs::symlink(binary(), &program)?;
+    let action = Action::new(&program, &world.config(NEW))?.with_access_to(&world.server);
+    let state = state.lines().filter_map(|line| line.split_once('='));
+    let state: Vec<_> = state.map(|(name, value)| (format!("STATE_{name}"), value)).collect();
+    let state: Vec<_> = state.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    Ok((action.on_github(github).with(&state), folder))
+}
+
+/// Asserts that the stage after a step that lost its swap tells that it was promoted.
+pub(crate) async fn is_told_after(world: &World, step: &Run) -> Result<()> {
+    let github = FakeGitHub::start()?;
+    let state: String =
+        step.state.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    let (action, _program) = afterwards(world, &github, &state)?;
+    let run = Step::run(action).await?.ended(0, "promoted");
+    assert_eq!(run.output("swap-id"), step.state["swap"], "{run}");
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "success", "{github}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_step_that_was_killed_could_not_say_is_said_after_it() -> Result<()> {
+    let world = world().await?;
+    let github = FakeGitHub::start()?;
+    let load = world.load().await?;
+    let action = world.action("swap", NEW, &[])?.on_github(&github);
+    let path = action.env["GITHUB_STATE"].clone();
+    let (step, candidate) = in_mid_swap(&world, action).await?;
+    let state = fs::read_to_string(path)?;
+    step.kill()?;
+
+    let (action, _program) = afterwards(&world, &github, &state)?;
+    let mut later = Step::start(action)?;
+    later.says("→ await_ready b").await?;
+    candidate.thaw()?;
+    let run = later.finish().await?.ended(0, "promoted");
+    assert!(run.summary.contains("promoted"), "{run}");
+    assert_eq!(world.serves().await?, NEW);
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "success", "{github}");
+    assert_eq!(swaps(&world), 1, "{run}");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_became_of_it()
+-> Result<()> {
+    let world = World::start().await?;
+    let relay = relay(&world).await?;
+    let mut step = cut_before_the_answer(&world, &relay).await?;
+    drop(relay);
+    step.says("Connection refused; the server goes on by itself; trying again in ").await?;
+    step.signal("-TERM")?;
+    let run = step.finish().await?.refused(3, &["the swap goes on on the server"]);
+    assert!(!run.summary.contains("Nothing was done"), "{run}");
+    assert_eq!(outcome(&world).await?, "promoted");
+    is_told_after(&world, &run).await
+}
+
+#[tokio::test]
+async fn after_a_step_that_said_how_it_ended_there_is_nothing_to_say() -> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    for state in ["", "swap=s-1\ntold=true\n"] {
+        let (action, _program) = afterwards(&world, &github, state)?;
+        let run = Step::run(action).await?;
+        assert_eq!((run.code, run.stdout.as_str(), run.summary.as_str()), (0, "", ""), "{run}");
+    }
+    assert_eq!(swaps(&world), 0);
+    let action = world.action("swap", NEW, &[])?;
+    let path = action.env["GITHUB_STATE"].clone();
+    let mut step = Step::start(action)?;
+    step.says("promoted: ").await?;
+    until("word of it", || {
+        // The step's folder goes with the step.
+        let state = fs::read_to_string(&path).unwrap_or_default();
+        Ok((state.contains("told=true") || state.is_empty()).then_some(()))
+    })
+    .await?;
+    step.finish().await?.ended(0, "promoted");
+    Ok(())
+}
