@@ -16,6 +16,8 @@ pub const PROGRAM: &str = "/usr/local/libexec/model-swap/model-swap";
 pub const SERVICES: &str = "/etc/model-swap/services.d";
 /// sudo reads no file with a dot in its name (sudoers(5)).
 const SUDOERS: &str = "/etc/sudoers.d/model-swap";
+/// Where sshd looks for a user's keys unless it is told otherwise (sshd_config(5), `AuthorizedKeysFile`); ours goes to the first.
+const KEYS: [&str; 2] = [".ssh/authorized_keys", ".ssh/authorized_keys2"];
 /// This program's own image.
 const OWN_IMAGE: &str = "/proc/self/exe";
 
@@ -148,16 +150,16 @@ impl Lockdown {
             pieces.push(Piece::Line { file, line, mode: 0o440, owner: (0, 0) });
             format!("sudo -n {PROGRAM} agent")
         };
-        let file = self.at(&user.home.display().to_string()).join(".ssh/authorized_keys");
+        let home = self.at(&user.home.display().to_string());
         let line = format!("command=\"{forced}\",restrict {key}");
-        let text = read(&file)?;
-        let other = text
-            .lines()
-            .position(|other| other != line && other.split_whitespace().any(|word| word == blob));
-        if let Some(index) = other {
-            return Err(LockdownError::OtherWayIn { file, line: index + 1 });
+        let lets_in =
+            |other: &str| other != line && other.split_whitespace().any(|word| word == blob);
+        for file in KEYS.map(|name| home.join(name)) {
+            if let Some(index) = read(&file)?.lines().position(lets_in) {
+                return Err(LockdownError::OtherWayIn { file, line: index + 1 });
+            }
         }
-        pieces.push(Piece::Line { file, line, mode: 0o600, owner });
+        pieces.push(Piece::Line { file: home.join(KEYS[0]), line, mode: 0o600, owner });
         Ok(pieces)
     }
 
@@ -298,6 +300,14 @@ mod tests {
         fs::write(&file, format!("# mine\n{KEY}\n")).unwrap();
         let error = lockdown.pieces().unwrap_err();
         assert!(matches!(error, LockdownError::OtherWayIn { line: 2, .. }), "{error}");
+        // The other file that sshd reads.
+        let second = file.with_file_name("authorized_keys2");
+        fs::rename(file, &second).unwrap();
+        let error = lockdown.pieces().unwrap_err().to_string();
+        let expected = format!("line 2 of {} lets this key in", second.display());
+        assert!(error.starts_with(&expected), "{error}");
+        fs::remove_file(second).unwrap();
+        lockdown.pieces().unwrap();
     }
 
     #[test]

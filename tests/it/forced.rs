@@ -15,28 +15,28 @@ async fn world(more: &str) -> Result<World> {
     let world = World::start().await?;
     let services = world.server.scratch().join("services.d");
     fs::create_dir(&services)?;
-    let config = world.config(NEW);
-    // What concerns the server stands in the listing as it stands in the configuration.
-    let of_server: String = ["slots:", "  a:", "  b:", "state_dir:", "nginx:", "  config:"]
-        .into_iter()
-        .chain(["  upstream:", "  command: [", "  probe:"])
-        .map(|start| {
-            let line = config.lines().find(|line| line.starts_with(start));
-            line.map(|line| format!("{line}\n")).with_context(|| format!("no {start} in {config}"))
-        })
-        .collect::<Result<_>>()?;
-    let (_, command) = config.split_once("  command: ").context("a command")?;
-    let command = command.lines().next().context("a line")?.trim();
-    let listing = format!(
-        "models: [\"Qwen/*\"]\ncommands: [{command:?}]\nenv: [{:?}]\n{of_server}{more}",
-        world.server.mark().0
-    );
-    fs::write(services.join("chat.yaml"), listing)?;
+    let listing = listing(&world.config(NEW))?;
+    let env = format!("env: [{:?}]\n", world.server.mark().0);
+    fs::write(services.join("chat.yaml"), listing + &env + more)?;
     let keys = world.server.scratch().join("ssh/authorized_keys");
     let key = fs::read_to_string(&keys)?;
     let forced = format!("{} agent --services {}", binary().display(), services.display());
     fs::write(&keys, format!("command=\"{forced}\",restrict {key}"))?;
     Ok(world)
+}
+
+/// What root lists of a service: its command, models of one maker, and what concerns the server as it stands in the
+/// configuration.
+pub(crate) fn listing(config: &str) -> Result<String> {
+    let of_server: String = ["slots:", "  a:", "  b:", "state_dir:", "nginx:", "  config:"]
+        .into_iter()
+        .chain(["  upstream:", "  command: [", "  probe:"])
+        .filter_map(|start| config.lines().find(|line| line.starts_with(start)))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let (_, command) = config.split_once("  command: ").context("a command")?;
+    let command = command.lines().next().context("a line")?.trim();
+    Ok(format!("models: [\"Qwen/*\"]\ncommands: [{command:?}]\n{of_server}"))
 }
 
 /// What a person with this key gets from ssh itself.

@@ -5,8 +5,9 @@ use std::fs;
 use anyhow::Result;
 use testbed::guest::{GuestSpec, SLOTS};
 
+use crate::forced::listing;
 use crate::support::guest::{on_guest, on_guest_of};
-use crate::support::{NEW, OLD};
+use crate::support::{NEW, OLD, binary};
 
 #[test]
 fn a_user_with_sudo_swaps_the_model() -> Result<()> {
@@ -40,6 +41,61 @@ fn a_user_with_sudo_swaps_the_model() -> Result<()> {
         load.stop().await.assert_clean();
         let last = "outlook: the last swap to Qwen/New took ";
         world.run("plan", NEW, &[]).await?.answered(&[last]);
+        Ok(())
+    })
+}
+
+/// As the document has it: root ties the key of a user who may nothing else, and lists the service.
+#[test]
+fn a_key_that_root_has_tied_swaps_what_is_listed_and_opens_nothing_else() -> Result<()> {
+    const KEYS: &str = "/home/deploy/.ssh/authorized_keys";
+    const PROGRAM: &str = "/root/model-swap";
+    on_guest(async |world| {
+        let guest = &world.guest;
+        fs::copy(binary(), guest.file(PROGRAM)?)?;
+        let key = guest.run(&["cat", KEYS]).await?;
+        fs::remove_file(guest.file("/etc/sudoers.d/deploy")?)?;
+        let tie =
+            [PROGRAM, "server", "install", "--user", "deploy", "--key", key.trim(), "--apply"];
+        // The line that a person put there is another way in, in either file of sshd's.
+        let second = format!("{KEYS}2");
+        let lets_in = async |file: &str| {
+            let refused = guest.run(&tie).await.expect_err("it is tied, and free").to_string();
+            assert!(refused.contains(&format!("line 1 of {file} lets this key in")), "{refused}");
+        };
+        lets_in(KEYS).await;
+        guest.run(&["mv", KEYS, &second]).await?;
+        lets_in(&second).await;
+        guest.run(&["rm", &second]).await?;
+        for _ in 0..2 {
+            guest.run(&tie).await?;
+        }
+        let rules = guest.run(&["visudo", "--check"]).await?;
+        assert!(rules.contains("/etc/sudoers.d/model-swap: parsed OK"), "{rules}");
+        let modes = ["stat", "--format=%U %a", "/etc/sudoers.d/model-swap", KEYS];
+        assert_eq!(guest.run(&modes).await?, "root 440\ndeploy 600\n");
+
+        world
+            .run("status", NEW, &[])
+            .await?
+            .refused(3, &["this key may not ask about service chat"]);
+        let listed = guest.file("/etc/model-swap/services.d/chat.yaml")?;
+        fs::write(listed, listing(&world.config(NEW)?)?)?;
+        let load = world.load().await?;
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        world.until_serves(NEW).await?;
+        load.stop().await.assert_clean();
+        let other = world.run("swap", "Evil/Model", &[]).await?;
+        other.refused(2, &["model \"Evil/Model\" is none of the allowed ones (Qwen/*)"]);
+
+        let said = guest.ssh("id").await.unwrap_or_else(|error| error.to_string());
+        assert!(said.contains("--- model-swap agent ---") && !said.contains("uid="), "{said}");
+        for line in ["id", "/usr/local/libexec/model-swap/model-swap agent run"] {
+            let as_user = ["runuser", "--user", "deploy", "--", "sudo", "-n"].into_iter();
+            let argv: Vec<_> = as_user.chain(line.split(' ')).collect();
+            let refused = guest.run(&argv).await.expect_err("sudo lets it").to_string();
+            assert!(refused.contains("a password is required"), "{refused}");
+        }
         Ok(())
     })
 }
