@@ -4,7 +4,6 @@
 //! it. It lies outside of the swap's own folder, which an agent that is still planning has not made yet.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,9 +13,6 @@ use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::state::Requester;
 use crate::service_dir::{ServiceDir, StateError, write_json};
-
-/// Between two looks where the kernel has no watch left.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Who wants a swap to be given up.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -62,10 +58,7 @@ pub async fn until_ordered(dir: &ServiceDir, swap: &SwapId) -> AbortOrder {
         if let Some(order) = ordered(dir, swap) {
             return order;
         }
-        match &mut watch {
-            Ok(watch) => watch.changed().await,
-            Err(_) => tokio::time::sleep(LOOK).await,
-        }
+        watch.changed().await;
     }
 }
 

@@ -3,16 +3,12 @@
 //! It counts by its content: the nonce is made anew by every attempt to wait for it, so that no word from before counts.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::host::watch::Watch;
 use crate::model::ids::SwapId;
 use crate::service_dir::{ServiceDir, StateError, write_json};
-
-/// Between two looks where the kernel has no watch left.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// What the file holds.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,10 +33,7 @@ pub async fn until_given(dir: &ServiceDir, swap: &SwapId, nonce: &str) {
     };
     // Watched before it is looked at, so that no word falls between.
     while is_given().is_none() {
-        match &mut watch {
-            Ok(watch) => watch.changed().await,
-            Err(_) => tokio::time::sleep(LOOK).await,
-        }
+        watch.changed().await;
     }
 }
 
@@ -50,6 +43,8 @@ fn file(dir: &ServiceDir, swap: &SwapId) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]

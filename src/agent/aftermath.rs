@@ -242,10 +242,7 @@ fn mine<H: Host>(cx: &Context<'_, H>) -> Option<Retained> {
 
 /// Returns once what this swap left is no longer its own.
 async fn superseded<H: Host>(cx: &Context<'_, H>) {
-    let Ok(mut watch) = Watch::folder(&cx.dir.root()) else {
-        // No watch, no event: the lease decides in the end.
-        return std::future::pending().await;
-    };
+    let mut watch = Watch::folder(&cx.dir.root());
     while mine(cx).is_some() {
         watch.changed().await;
     }

@@ -56,11 +56,12 @@ pub(super) async fn follow(
     answers: &mut Answers,
 ) {
     let folder = dir.swap(swap);
-    let Ok(mut watch) = Watch::folder(&folder) else {
+    let mut watch = Watch::folder(&folder);
+    if !folder.is_dir() {
         let failure = Failure::new(format!("there is no swap {swap} of service {}", dir.service()))
             .hint("model-swap status lists the latest swaps");
         return answers.send(&Frame::Refused(Refusal::input(failure)));
-    };
+    }
     let mut agent = at_work(&folder);
     let mut waited = None;
     let mut reader = EventReader::new(&folder);

@@ -168,6 +168,24 @@ async fn another_tool_that_reloads_nginx_all_the_time_loses_no_request() -> Resu
     Ok(())
 }
 
+/// Every program of a user shares them (`fs.inotify.max_user_instances`), and some take many.
+#[tokio::test]
+async fn a_server_whose_kernel_has_no_watches_left_swaps_and_aborts_all_the_same() -> Result<()> {
+    let mut world = kills::world().await?;
+    let url = format!("http://{}/v1/models", world.server.nginx_addr());
+    world.settings.verify = format!("{{ url: {url:?} }}");
+    world.server.strike(Some(Aim::Unwatched))?;
+    Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
+    world.until_serves(NEW).await?;
+    world.settings.flags = "--stub-load-time 600s".to_owned();
+    let mut step = Step::start(world.action("swap", "Qwen/Third", &[])?)?;
+    step.says("→ await_ready").await?;
+    Step::run(world.action("abort", NEW, &[])?).await?.ended(0, "aborted");
+    step.finish().await?.ended(6, "aborted");
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
 /// A second service behind the same nginx: its upstream, its listener, its slots.
 struct Second {
     listen: u16,

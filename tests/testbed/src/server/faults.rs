@@ -22,6 +22,8 @@ pub enum Aim {
     FreezeAtEach,
     /// From this write to a file of the state folder on, event logs apart, the disk is full.
     Full(usize),
+    /// From now on the kernel has no watches (inotify) left for this user.
+    Unwatched,
 }
 
 /// Makes the library; gives the environment of the sessions that load it.
@@ -42,6 +44,7 @@ pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         Some(Aim::Freeze(record)) => format!("freeze {record}"),
         Some(Aim::FreezeAtEach) => "freeze-each 1".to_owned(),
         Some(Aim::Full(write)) => format!("full {write}"),
+        Some(Aim::Unwatched) => "unwatched 1".to_owned(),
     };
     Ok(fs::write(file(scratch), text)?)
 }
