@@ -53,6 +53,7 @@ bench: setup
 # N lives of throwaway servers with faults at random moments, each from a seed; SEED=… lives one again.
 N ?= 20
 soak: setup
+	@scripts/setup --guest
 	cargo build --locked --workspace
 	$(BUILT)/debug/soak --lives $(N) $(if $(SEED),--seed $(SEED))
 

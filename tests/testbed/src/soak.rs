@@ -9,6 +9,7 @@
 mod act;
 mod edit;
 mod fault;
+mod machine;
 mod outage;
 mod runner;
 mod story;
@@ -25,12 +26,13 @@ use fastrand::Rng;
 
 use crate::PATIENCE;
 use crate::action::Action;
-use crate::load::{Excuse, Load, LoadSpec};
+use crate::load::{Excuse, Load, LoadSpec, Tally};
 use crate::relay::Relay;
 use crate::server::{GpuServer, ServerSpec};
 use crate::service::{self, NAME, Settings, engine};
 
 use act::Act;
+pub use machine::live_on_machine;
 use story::{Stories, Story};
 
 /// The model that somebody once started by hand.
@@ -71,6 +73,66 @@ impl fmt::Display for Life {
         }
         write!(f, "; {}", acts.join("; "))?;
         problems.iter().try_for_each(|problem| write!(f, "\n    {problem}"))
+    }
+}
+
+impl Life {
+    fn begin(seed: u64) -> Self {
+        let (acts, struck, problems) = (Vec::new(), Vec::new(), Vec::new());
+        Self { seed, acts, struck, requests: 0, excused: 0, problems }
+    }
+
+    /// Takes down how a command ended whose fault is of this kind.
+    fn told(&mut self, act: &impl fmt::Display, kind: &str, done: &Result<String>) {
+        let said = done.as_ref().map_or("?", String::as_str);
+        self.acts.push(format!("{act}: {said}"));
+        if !said.contains("too late") {
+            self.struck.push(kind.to_owned());
+        }
+    }
+
+    /// Counts what became of the requests; `whole` tells what the server has told, where something went wrong.
+    fn end(&mut self, tally: Tally, excuses: &[Excuse], whole: impl FnOnce() -> String) {
+        self.requests = tally.total();
+        let lost: Vec<_> = tally.inexcusable(excuses).map(ToString::to_string).collect();
+        self.excused = tally.faults() - lost.len() as u64;
+        if !lost.is_empty() {
+            let (count, lines) = (lost.len(), lost.join("\n"));
+            self.problems
+                .push(format!("{count} requests were lost\n{lines}\n{excuses:?}\n{tally}"));
+        }
+        if !self.problems.is_empty() {
+            self.problems.push(format!("told on the server:\n{}", whole()));
+        }
+    }
+}
+
+/// How swaps ended.
+fn verdict(swaps: &[Story]) -> String {
+    let outcomes: Vec<_> =
+        swaps.iter().map(|story| story.outcome.clone().unwrap_or_default()).collect();
+    if outcomes.is_empty() { "nothing begun".to_owned() } else { outcomes.join(" and ") }
+}
+
+/// What `status` says that is not, or not yet, as it should be where this model serves at this port, and so many run in all.
+fn doubt(status: &str, (expected, port): (&str, u16), running: usize) -> Option<String> {
+    let rows = || status.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_role = |role: &str| rows().filter(|row| row.get(2) == Some(&role)).count();
+    let port = port.to_string();
+    let serving = rows().any(|row| {
+        matches!(row[..], [_, at, "serving", "yes", _, model, _] if at == port && model == expected)
+    });
+    let on_record = of_role("serving") + of_role("retained");
+    if !status.contains("nobody is at work") {
+        Some("somebody is at work".to_owned())
+    } else if status.contains(" is not at its end: ") {
+        Some("a swap is not at its end".to_owned())
+    } else if !serving {
+        Some(format!("`status` does not say that {expected} serves at port {port}"))
+    } else if running != on_record {
+        Some(format!("{on_record} models are on record, and {running} run"))
+    } else {
+        None
     }
 }
 
@@ -164,32 +226,12 @@ impl Scene<'_> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let said = self.undisturbed("status", expected).await?;
-            let Some(problem) = self.doubt(&said, expected)? else { return Ok(()) };
-            ensure!(Instant::now() < deadline, "{problem}:\n{said}");
+            let (port, models) = (edit::port(&self.server.nginx_config())?, self.replicas());
+            let problem = doubt(&said, (expected, port), models.len());
+            let Some(problem) = problem else { return Ok(()) };
+            ensure!(Instant::now() < deadline, "{problem}:\n{said}\n{models:?}");
             tokio::time::sleep(LOOK_AGAIN * 10).await;
         }
-    }
-
-    /// What is not, or not yet, as it should be.
-    fn doubt(&self, status: &str, expected: &str) -> Result<Option<String>> {
-        let rows = || status.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let of_role = |role: &str| rows().filter(|row| row.get(2) == Some(&role)).count();
-        let port = edit::port(&self.server.nginx_config())?.to_string();
-        let serving = rows().any(|row| {
-            matches!(row[..], [_, at, "serving", "yes", _, model, _] if at == port && model == expected)
-        });
-        let (replicas, on_record) = (self.replicas(), of_role("serving") + of_role("retained"));
-        Ok(if !status.contains("nobody is at work") {
-            Some("somebody is at work".to_owned())
-        } else if status.contains(" is not at its end: ") {
-            Some("a swap is not at its end".to_owned())
-        } else if !serving {
-            Some(format!("`status` does not say that {expected} serves at port {port}"))
-        } else if replicas.len() != on_record {
-            Some(format!("{on_record} models on record, and there are {replicas:?}"))
-        } else {
-            None
-        })
     }
 
     async fn play(&mut self, life: &mut Life) -> Result<()> {
@@ -197,13 +239,7 @@ impl Scene<'_> {
         for number in 1..=dice.usize(1..=ACTS) {
             let act = Act::roll(&mut dice, number, self)?;
             let done = act.play(self).await.with_context(|| format!("in {act}"));
-            life.acts.push(match &done {
-                Ok(said) => format!("{act}: {said}"),
-                Err(_) => format!("{act}: ?"),
-            });
-            if done.as_ref().is_ok_and(|said| !said.contains("too late")) {
-                life.struck.push(act.kind());
-            }
+            life.told(&act, &act.kind(), &done);
             done?;
         }
         self.undisturbed("swap", LAST).await?;
@@ -246,31 +282,13 @@ pub async fn live(program: &Path, seed: u64) -> Result<Life> {
 
     let mut scene =
         Scene { program, server, relay, load, stories: Stories::default(), excuses: Vec::new() };
-    let mut life = Life {
-        seed,
-        acts: Vec::new(),
-        struck: Vec::new(),
-        requests: 0,
-        excused: 0,
-        problems: Vec::new(),
-    };
+    let mut life = Life::begin(seed);
     if let Err(problem) = scene.play(&mut life).await {
         life.problems.push(format!("{problem:#}"));
     }
     let Scene { server, load, excuses, .. } = scene;
-    let tally = load.stop().await;
-    life.requests = tally.total();
-    let inexcusable: Vec<_> = tally.inexcusable(&excuses).collect();
-    life.excused = tally.faults() - inexcusable.len() as u64;
-    if !inexcusable.is_empty() {
-        let lines: Vec<_> = inexcusable.iter().take(20).map(ToString::to_string).collect();
-        let (count, lines) = (inexcusable.len(), lines.join("\n"));
-        life.problems.push(format!("{count} requests were lost\n{lines}\n{excuses:?}\n{tally}"));
-    }
-    if !life.problems.is_empty() {
-        let swaps = server.state_dir().join(NAME).join("swaps");
-        life.problems.push(format!("told on the server:\n{}", story::whole(&swaps)));
-    }
+    let swaps = server.state_dir().join(NAME).join("swaps");
+    life.end(load.stop().await, &excuses, || story::whole(&swaps));
     server.stop()?;
     Ok(life)
 }

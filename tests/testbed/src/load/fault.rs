@@ -42,6 +42,14 @@ impl Fault {
         Self::Malformed,
         Self::Stalled,
     ];
+
+    /// How requests are lost whose server is gone at once.
+    pub const OF_THE_GONE: [Self; 4] =
+        [Self::Refused, Self::ServerError, Self::ResetFresh, Self::Truncated];
+
+    /// How requests are lost whose server is told to end, as vLLM does, and is gone then.
+    pub const OF_THE_ENDED: [Self; 5] =
+        [Self::Refused, Self::ServerError, Self::ResetFresh, Self::Truncated, Self::Aborted];
 }
 
 impl fmt::Display for Fault {

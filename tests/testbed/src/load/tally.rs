@@ -67,14 +67,15 @@ pub struct Excuse {
     pub from: Duration,
     /// When it was whole again.
     pub until: Duration,
+    /// How they were lost then; in no other way.
+    pub losses: &'static [Fault],
 }
 
 impl Excuse {
-    /// Whether the request was under way then, and lost as where a server has failed: not garbled, and not cut by one that is well.
+    /// Whether the request was under way then, and lost in such a way.
     pub fn covers(&self, incident: &Incident) -> bool {
         let was_there = incident.began <= self.until && incident.at >= self.from;
-        let failed = [Fault::Refused, Fault::ServerError, Fault::ResetFresh, Fault::Truncated];
-        was_there && failed.contains(&incident.mishap.fault)
+        was_there && self.losses.contains(&incident.mishap.fault)
     }
 }
 
@@ -248,9 +249,9 @@ mod tests {
     fn what_was_under_way_while_a_server_was_gone_is_excused_and_nothing_else() {
         let covers = |fault, from: u64, until: u64| {
             let [from, until] = [from, until].map(Duration::from_millis);
-            Excuse { from, until }.covers(&incident(fault))
+            Excuse { from, until, losses: &Fault::OF_THE_GONE }.covers(&incident(fault))
         };
-        for fault in [Fault::Refused, Fault::ServerError, Fault::ResetFresh, Fault::Truncated] {
+        for fault in Fault::OF_THE_GONE {
             assert!(covers(fault, 1400, 1400), "{fault}: in the midst of it");
             assert!(covers(fault, 0, 1200) && covers(fault, 1500, 2000), "{fault}: at its ends");
             assert!(!covers(fault, 0, 1199), "{fault}: all was well when it began");

@@ -10,9 +10,9 @@ use super::fault::{End, Fault, Moment, Struck};
 use super::runner::Runner;
 use super::story::Story;
 use super::strike::Traces;
-use super::{LOOK_AGAIN, OLD, Scene, edit, story};
+use super::{LOOK_AGAIN, OLD, Scene, edit, story, verdict};
 use crate::PATIENCE;
-use crate::server::free_port;
+use crate::server::{Aim, free_port};
 use crate::service::{self, Settings};
 
 /// Of a binary under way, what one event counts for; it is much longer than all events together.
@@ -66,7 +66,7 @@ impl Act {
             ..Settings::default()
         };
         let model = format!("Qwen/R{number}");
-        let (moment, twist) = (Moment::roll(dice), dice.usize(..300));
+        let (moment, twist) = (Moment::roll(dice, command), dice.usize(..300));
         Ok(Self { number, command, model, fault, moment, twist, settings })
     }
 
@@ -98,7 +98,11 @@ impl Act {
         let stories = scene.settle(&self.settings).await?;
         // What is aimed at a write strikes by itself, if the agent comes so far.
         let came = traces.as_ref().is_some_and(|traces| traces.came(self.fault));
-        let is_struck = if aim.is_some() { code != Some(0) } else { came };
+        let is_struck = match aim {
+            Some(Aim::Unwatched) => true,
+            Some(_) => code != Some(0),
+            None => came || self.fault.is_there_from_the_beginning(),
+        };
         let struck = if is_struck { Struck::InTime } else { Struck::TooLate };
         let told = self.judge(&stories[before..], code, struck)?;
         if let Some(traces) = &mut traces {
@@ -118,9 +122,7 @@ impl Act {
             Struck::InTime => "",
             Struck::TooLate => ", too late to strike",
         };
-        let outcome =
-            if outcomes.is_empty() { "nothing begun".to_owned() } else { outcomes.join(" and ") };
-        let told = format!("{outcome} ({ended}{late})");
+        let told = format!("{} ({ended}{late})", verdict(new));
         let verified = self.command == "swap" && self.settings.verify != "{}";
         let blame = self.fault.blame(&End { code, outcomes, aim, struck, verified });
         ensure!(blame.is_none(), "{told}: {}", blame.unwrap_or_default());

@@ -7,6 +7,9 @@ use fastrand::Rng;
 
 use crate::server::Aim;
 
+/// The records of a swap.
+const RECORDS: usize = 17;
+
 /// What strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
@@ -20,6 +23,8 @@ pub(super) enum Fault {
     RecordTorn,
     /// The disk of the server is full from some write on, until the command has ended.
     DiskFull,
+    /// The kernel has no watches (inotify) left until the command has ended.
+    Unwatched,
     /// Every connection to the server is dropped.
     LinkCut,
     /// Nothing that is sent on a connection arrives any more, and nobody is told.
@@ -65,12 +70,13 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Nothing,
         Self::AgentKilled,
         Self::RunnerKilled,
         Self::RecordTorn,
         Self::DiskFull,
+        Self::Unwatched,
         Self::LinkCut,
         Self::LinkSilent,
         Self::PushCut,
@@ -120,6 +126,11 @@ impl Fault {
         matches!(self, Self::CandidateDies | Self::WrongModel | Self::NeverHealthy)
     }
 
+    /// Whether it strikes at no moment, because the command meets it as soon as it can.
+    pub(super) fn is_there_from_the_beginning(self) -> bool {
+        self.is_of_candidate() || matches!(self, Self::Nothing | Self::Unconfirmed)
+    }
+
     /// Whether it costs the command nothing.
     fn is_harmless(self) -> bool {
         matches!(
@@ -129,6 +140,7 @@ impl Fault {
                 | Self::NginxReloadedOften
                 | Self::FileCommented
                 | Self::ClockSet
+                | Self::Unwatched
         )
     }
 
@@ -145,12 +157,13 @@ impl Fault {
         )
     }
 
-    /// What is to be set up before the command begins, for a fault that strikes at a write and not at a moment. A swap writes some
-    /// fifteen records, and each file of its state in turn.
+    /// What is to be set up before the command begins, for a fault that strikes at a write and not at a moment. A swap writes each
+    /// file of its state in turn, too.
     pub(super) fn aim(self, moment: Moment) -> Option<Aim> {
         match self {
-            Self::RecordTorn => Some(Aim::Within(moment.events + 1)),
-            Self::DiskFull => Some(Aim::Full(2 * moment.events + 1)),
+            Self::RecordTorn => Some(Aim::Within(moment.events % RECORDS + 1)),
+            Self::DiskFull => Some(Aim::Full(2 * (moment.events % RECORDS) + 1)),
+            Self::Unwatched => Some(Aim::Unwatched),
             _ => None,
         }
     }
@@ -231,14 +244,16 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    /// A swap tells of some fifteen events up to its end; a moment after the last strikes what follows.
-    const EVENTS: usize = 16;
+    /// A swap tells of some thirty events until its old model is retired, and a warm rollback of half as many.
+    const OF_SWAP: usize = 30;
+    const OF_ROLLBACK: usize = 15;
     /// Longer than any step but loading takes.
     const LATER_MS: u64 = 60;
 
-    pub(super) fn roll(dice: &mut Rng) -> Self {
+    pub(super) fn roll(dice: &mut Rng, command: &str) -> Self {
+        let events = if command == "swap" { Self::OF_SWAP } else { Self::OF_ROLLBACK };
         Self {
-            events: dice.usize(..Self::EVENTS),
+            events: dice.usize(..events),
             later: Duration::from_millis(dice.u64(..Self::LATER_MS)),
         }
     }

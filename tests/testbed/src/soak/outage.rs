@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::LOOK_AGAIN;
 use crate::PATIENCE;
-use crate::load::{Excuse, Load};
+use crate::load::{Excuse, Fault, Load};
 use crate::service;
 
 /// So many good answers in a row, and it is back: longer than nginx's old workers take requests after a reload.
@@ -22,16 +22,9 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    /// Begins now; what is broken has to be so before the service is asked for the first time.
-    pub(super) fn begin(
-        load: &Load,
-        nginx: SocketAddr,
-        strike: impl FnOnce() -> Result<()>,
-    ) -> Result<Self> {
-        let began = load.began();
-        let from = began.elapsed();
-        strike()?;
-        Ok(Self { from, back: tokio::spawn(back(nginx, began)) })
+    /// Of what was whole until then, counted from the load's beginning, and is broken by now.
+    pub(super) fn since(from: Duration, load: &Load, nginx: SocketAddr) -> Self {
+        Self { from, back: tokio::spawn(back(nginx, load.began())) }
     }
 
     /// Waits until it is over.
@@ -39,11 +32,12 @@ impl Outage {
     /// # Errors
     /// If that takes longer than [`PATIENCE`] from its beginning.
     pub(super) async fn over(self) -> Result<Excuse> {
-        Ok(Excuse { from: self.from, until: self.back.await?? })
+        Ok(Excuse { from: self.from, until: self.back.await??, losses: &Fault::OF_THE_GONE })
     }
 }
 
-async fn back(nginx: SocketAddr, began: Instant) -> Result<Duration> {
+/// Waits until it is over, and says when that was.
+pub(super) async fn back(nginx: SocketAddr, began: Instant) -> Result<Duration> {
     let deadline = Instant::now() + PATIENCE;
     let mut good = 0;
     while good < GOOD {

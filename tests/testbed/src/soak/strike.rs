@@ -85,16 +85,17 @@ impl Traces {
 
     /// Kills models, and returns when they are gone. Clients may notice those that listened.
     fn kill(&mut self, scene: &Scene<'_>, models: &[u32]) -> Result<()> {
+        let from = scene.load.began().elapsed();
+        self.dead.extend(models.iter().map(|pid| argv(*pid)));
+        // None begins to listen after we have looked.
+        models.iter().for_each(|pid| signal(*pid, Signal::STOP));
         let (a, b) = scene.server.slot_ports();
         let listen = [listeners(a)?, listeners(b)?].concat();
-        self.dead.extend(models.iter().map(|pid| argv(*pid)));
+        end(scene, models)?;
         if models.iter().any(|pid| listen.contains(pid)) {
-            let nginx = scene.server.nginx_addr();
-            self.outage = Some(Outage::begin(&scene.load, nginx, || end(scene, models))?);
-            Ok(())
-        } else {
-            end(scene, models)
+            self.outage = Some(Outage::since(from, &scene.load, scene.server.nginx_addr()));
         }
+        Ok(())
     }
 }
 
@@ -138,9 +139,10 @@ impl Act {
                 traces.tool = Some(tokio::spawn(reload(scene.server.nginx_master()?)));
             }
             Fault::NginxStopped => {
+                let from = scene.load.began().elapsed();
+                scene.server.stop_nginx()?;
                 let nginx = scene.server.nginx_addr();
-                traces.outage =
-                    Some(Outage::begin(&scene.load, nginx, || scene.server.stop_nginx())?);
+                traces.outage = Some(Outage::since(from, &scene.load, nginx));
                 tokio::time::sleep(Duration::from_millis(self.twist as u64)).await;
                 scene.server.start_nginx()?;
             }
@@ -165,6 +167,7 @@ impl Act {
             Fault::Nothing
             | Fault::RecordTorn
             | Fault::DiskFull
+            | Fault::Unwatched
             | Fault::Unconfirmed
             | Fault::CandidateDies
             | Fault::WrongModel

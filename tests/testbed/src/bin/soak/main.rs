@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,11 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use testbed::soak::{self, Life};
 use testbed::{built, interrupt};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+
+/// Every so many-th seed is the life of a machine with systemd.
+const MACHINES: u64 = 6;
 
 /// Random faults against throwaway servers under load.
 #[derive(Debug, Parser)]
@@ -36,6 +41,10 @@ async fn soak(options: Options) -> Result<()> {
         Some(seed) => seed,
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        writeln!(std::io::stdout(), "no life is on a machine of its own: that takes root")?;
+    }
     let mut seeds = first..first + options.lives;
     let mut lives = JoinSet::new();
     let (mut requests, mut excused, mut wrong) = (0, 0, Vec::new());
@@ -46,7 +55,11 @@ async fn soak(options: Options) -> Result<()> {
             && let Some(seed) = seeds.next()
         {
             let program = program.clone();
-            lives.spawn(async move { soak::live(&program, seed).await });
+            if is_root && seed.is_multiple_of(MACHINES) {
+                lives.spawn(on_machine(program, seed));
+            } else {
+                lives.spawn(async move { soak::live(&program, seed).await });
+            }
         }
         let Some(life) = lives.join_next().await else { break };
         let life: Life = life??;
@@ -67,4 +80,11 @@ async fn soak(options: Options) -> Result<()> {
     writeln!(std::io::stdout(), "{} went wrong: {wrong:?}", wrong.len())?;
     ensure!(wrong.is_empty(), "live one of them again with: make soak N=1 SEED={}", wrong[0]);
     Ok(())
+}
+
+/// On a thread of its own, which moves into the machine's network. Should this program end before, the machine ends with it.
+async fn on_machine(program: PathBuf, seed: u64) -> Result<Life> {
+    let (done, told) = oneshot::channel();
+    std::thread::Builder::new().spawn(move || done.send(soak::live_on_machine(&program, seed)))?;
+    told.await?
 }
