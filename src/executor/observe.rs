@@ -106,10 +106,7 @@ impl World {
         for (name, slot) in &asked.spec.slots {
             let replica = self.replicas.get(name);
             let serves = slot.port == self.seen.nginx_port;
-            let retained = state
-                .retained
-                .as_ref()
-                .is_some_and(|r| Some(r.replica.main) == replica.map(|x| x.main));
+            let retained = planner::is_retained(name, &self.seen);
             let role = match (replica, serves) {
                 (None, _) => "free",
                 (Some(_), true) => "serving",

@@ -137,6 +137,9 @@ fn a_reboot_within_retain_leaves_the_way_back_warm() -> Result<()> {
             Ok(world.guest.listeners(SLOTS.0).await?.len() == 1)
         })
         .await?;
+        let status = world.run("status", NEW, &[]).await?;
+        let row = status.stdout.lines().find(|line| line.starts_with("  a ")).context("slot a")?;
+        assert!(row.contains("retained"), "{status}");
         world.settings.retain = "0s".to_owned();
         let load = world.load().await?;
         let run = world.run("rollback", NEW, &[("wait", "retired")]).await?;

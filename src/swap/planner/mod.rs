@@ -23,7 +23,9 @@ use fetch::fetch;
 pub(super) use fetch::fetched;
 pub use obstacles::cutting_nginx;
 use obstacles::obstacles;
-pub use rollback::{Again, free_slot, plan_cold_rollback, plan_warm_rollback, warm_replica};
+pub use rollback::{
+    Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
+};
 use steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start, verify};
 pub(super) use steps::{bound, drained, verified};
 
@@ -213,7 +215,7 @@ pub fn plan_clearing(
         return Err(Failure::new(text)
             .hint("run a swap or a rollback first, so that it is known what serves"));
     }
-    let is_there = replica_in(&left.slot, spec, seen).is_some_and(|found| found.main == left.main);
+    let is_there = is_retained(&left.slot, seen);
     let serving = replica_in(from, spec, seen).map(|replica| side_of(spec, replica));
     let first = if is_there { vec![drain(spec, &left.slot)] } else { Vec::new() };
     let mut plan = Plan {

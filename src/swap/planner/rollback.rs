@@ -29,11 +29,17 @@ pub struct Again {
 pub fn warm_replica<'a>(spec: &SwapSpec, seen: &'a Observed) -> Option<&'a Retained> {
     let to = free_slot(spec, seen).ok()?;
     seen.state.retained.as_ref().filter(|retained| {
-        let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
-        &retained.replica.slot == to
-            && Some(&retained.swap) == seen.state.serving_swap.as_ref()
-            && found.is_some_and(|found| is_still(&retained.replica, found))
+        Some(&retained.swap) == seen.state.serving_swap.as_ref() && is_retained(to, seen)
     })
+}
+
+/// Whether the replica in a slot is the one that is kept warm; its keeper may have started it again since.
+pub fn is_retained(slot: &SlotName, seen: &Observed) -> bool {
+    let found = seen.slots.get(slot).and_then(|occupant| occupant.found.as_ref());
+    let retained = seen.state.retained.as_ref().map(|retained| &retained.replica);
+    found
+        .zip(retained)
+        .is_some_and(|(found, retained)| &retained.slot == slot && is_still(retained, found))
 }
 
 /// The slot that nginx does not point at.

@@ -332,7 +332,10 @@ fn what_its_unit_started_again_is_still_the_recorded_replica() {
     let found = other.found.as_mut().unwrap();
     found.keeper = retained.keeper.clone();
     seen.slots.insert(slot("a"), other.clone());
-    assert!(warm_replica(&spec(), &seen).is_some());
+    assert!(warm_replica(&spec(), &seen).is_some() && is_retained(&slot("a"), &seen));
+    let left = seen.state.retained.clone().unwrap();
+    let steps = plan_clearing(&spec(), &seen, &left).unwrap().steps;
+    assert_eq!(steps[0].step, Step::Drain { slot: slot("a") }, "it has requests of its own");
     assert!(replica_in(&slot("a"), &spec(), &seen).unwrap().main == process(98));
     seen.systemd = Systemd::Usable;
     seen.wanted.digest = "r-next".to_owned();
@@ -340,7 +343,7 @@ fn what_its_unit_started_again_is_still_the_recorded_replica() {
     assert_eq!(steps[1].step, Step::Retire { slot: slot("a") }, "it makes room");
     other.found.as_mut().unwrap().argv.push("--other".to_owned());
     seen.slots.insert(slot("a"), other);
-    assert_eq!(warm_replica(&spec(), &seen), None);
+    assert_eq!((warm_replica(&spec(), &seen), is_retained(&slot("a"), &seen)), (None, false));
     let refused = refusals(plan_swap(&spec(), &seen, When::Changed));
     assert!(refused[0].contains("not recorded as a replica of this service"), "{refused:?}");
 }
