@@ -39,8 +39,19 @@ async fn a_terminal_gets_colour_and_a_bar_a_program_gets_events_and_a_browser_a_
     ] {
         assert!(said.contains(part), "no {part:?} in\n{said}");
     }
-    let plain = in_terminal(&terminal, "plan --host local --force", &[("NO_COLOR", "1")]).await?;
-    assert!(plain.contains("Plan for chat") && !plain.contains('\u{1b}'), "{plain}");
+    let words = "swap --host local --force --wait retired";
+    for env in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = in_terminal(&terminal, words, &[env]).await?;
+        assert!(
+            plain.contains("✓ promote") && !plain.contains(['\u{1b}', '[']),
+            "{env:?}\n{plain}"
+        );
+    }
+    let mut piped = terminal.command(&binary());
+    piped.args(words.split(' ')).env("TERM", "xterm");
+    let piped = tokio::task::spawn_blocking(move || piped.output()).await??;
+    let plain = String::from_utf8(piped.stdout)? + &String::from_utf8(piped.stderr)?;
+    assert!(plain.contains("✓ promote") && !plain.contains(['\u{1b}', '[', '\r']), "{plain}");
 
     let page = fs::read_to_string(terminal.folder.path().join("out/report.html"))?;
     for part in [

@@ -403,9 +403,13 @@ async fn a_step_that_waits_for_another_is_told_whose_it_is_and_has_its_turn() ->
 async fn a_killed_agent_is_told_of_and_the_next_swap_clears_up_after_it() -> Result<()> {
     let mut world = world().await?;
     let load = world.load().await?;
-    let (step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    let github = FakeGitHub::start()?;
+    let action = world.action("swap", NEW, &[])?.on_github(&github);
+    let (step, candidate) = in_mid_swap(&world, action).await?;
     send("-KILL", agent(&world)?.context("no agent")?)?;
     let run = step.finish().await?.refused(3, &["the agent that works on swap s-", "is gone"]);
+    let told = || github.deployments().pop().context("no deployment");
+    assert_eq!(told()?.state(), "error", "nobody knows how it ends: {github}");
     assert!(!run.summary.contains("Nothing was done"), "{run}");
     assert!(run.summary.contains("outcome not known") && run.summary.contains("is gone"), "{run}");
     let dead = run.output("swap-id");
@@ -426,7 +430,9 @@ async fn a_killed_agent_is_told_of_and_the_next_swap_clears_up_after_it() -> Res
     assert_eq!(world.serves().await?, NEW);
     let [now] = processes(&world, NEW)[..] else { panic!("not one replica\n{run}") };
     assert_ne!(now, candidate.0, "the candidate of the interrupted swap serves");
-    world.run("status", NEW, &[]).await?.answered(&[&format!("{dead}  failed")]);
+    let status = world.action("status", NEW, &[("reconcile", "true")])?.on_github(&github);
+    Step::run(status).await?.answered(&[&format!("{dead}  failed")]);
+    assert_eq!(told()?.state(), "failure", "{github}");
     load.stop().await.assert_clean();
     Ok(())
 }
