@@ -35,6 +35,7 @@ mod pid1;
 mod plan;
 mod pull;
 mod reboot;
+mod release;
 mod rollback;
 mod runner;
 mod schema;

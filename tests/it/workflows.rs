@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use model_swap::github::inputs::{CommandName, INPUTS};
@@ -214,77 +213,5 @@ fn one_job_waits_for_all_others() -> Result<()> {
         let result = format!("needs.{}.result", job.as_str().context("a name")?);
         assert!(text.contains(&result), "{result} is not asked for");
     }
-    Ok(())
-}
-
-/// Whether each text is in what a job does, one after the other.
-fn does_in_turn(job: &Value, texts: &[&str]) -> Result<()> {
-    let steps = job["steps"].as_sequence().context("steps")?;
-    let done = steps.iter().filter_map(|step| step["run"].as_str().or(step["uses"].as_str()));
-    let all = done.collect::<Vec<_>>().join("\n");
-    let mut rest = &*all;
-    for text in texts {
-        (_, rest) = rest.split_once(text).with_context(|| format!("{text} in turn in\n{all}"))?;
-    }
-    Ok(())
-}
-
-/// What users pin was tried on both kinds of processor, is signed, and names the image by its digest.
-#[test]
-fn a_release_is_tried_signed_and_pinned_before_anybody_gets_it() -> Result<()> {
-    let text = include_str!("../../.github/workflows/release.yml");
-    let workflow: Value = serde_yaml::from_str(text)?;
-    assert_eq!(workflow["on"]["push"]["tags"][0], *"release/v[0-9]+.[0-9]+.[0-9]+");
-    assert_eq!(workflow["concurrency"]["cancel-in-progress"], false);
-    let [build, index, publish] = ["build", "index", "publish"].map(|job| &workflow["jobs"][job]);
-    let kinds = build["strategy"]["matrix"]["include"].as_sequence().context("a matrix")?;
-    let kinds: Vec<_> = kinds.iter().filter_map(|kind| kind["arch"].as_str()).collect();
-    assert_eq!(kinds, ["amd64", "arm64"]);
-    does_in_turn(
-        build,
-        &[
-            "--load --tag smoke",
-            "docker run --rm smoke",
-            "--sbom=true --provenance",
-            "push-by-digest",
-            "actions/attest@",
-        ],
-    )?;
-    assert_eq!(index["needs"], *"build");
-    does_in_turn(index, &["imagetools create", "docker run --rm", "--version", "actions/attest@"])?;
-    assert_eq!(publish["needs"], *"index");
-    assert_eq!(publish["environment"], *"release");
-    does_in_turn(
-        publish,
-        &[
-            "scripts/pin-image \"$IMAGE@$DIGEST\"",
-            "git commit",
-            "-- action.yml",
-            "git tag \"$version\"",
-            "git tag --force \"${version%%.*}\"",
-            "git push --atomic",
-        ],
-    )
-}
-
-/// The release commit differs in the image alone.
-#[test]
-fn the_release_commit_names_the_image_by_its_digest() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = tempfile::tempdir()?;
-    let before = std::fs::read_to_string(root.join("action.yml"))?;
-    std::fs::write(folder.path().join("action.yml"), &before)?;
-    std::fs::create_dir(folder.path().join("scripts"))?;
-    let script = folder.path().join("scripts/pin-image");
-    std::fs::copy(root.join("scripts/pin-image"), &script)?;
-    let pin = |image: &str| -> Result<bool> {
-        Ok(Command::new(&script).arg(image).output()?.status.success())
-    };
-    assert!(!pin("ghcr.io/acme/model-swap:v1.2.3")?, "a tag can be moved");
-    let image = format!("ghcr.io/acme/model-swap@sha256:{}", "0f".repeat(32));
-    assert!(pin(&image)?);
-    let after = std::fs::read_to_string(folder.path().join("action.yml"))?;
-    let expected = before.replace("image: Dockerfile", &format!("image: docker://{image}"));
-    assert_eq!(after, expected);
     Ok(())
 }
