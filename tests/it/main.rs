@@ -18,6 +18,7 @@ mod doctor;
 mod drain;
 mod drift;
 mod environment;
+mod examples;
 mod fault;
 mod fetch;
 mod forced;

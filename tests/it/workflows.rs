@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use model_swap::github::inputs::{CommandName, INPUTS};
+use anyhow::{Context, Result, anyhow};
+use model_swap::github::inputs::{CommandName, INPUTS, Inputs};
 use model_swap::github::output::OUTPUTS;
+use serde_json::json;
 use serde_yaml::Value;
+use testbed::expression::{Scope, Status};
 
 /// The action as the documentation calls it; what follows is a commit, or stands for one.
-const ACTION: &str = "OWNER/model-swap@";
+pub(crate) const ACTION: &str = "OWNER/model-swap@";
 
 /// What is tried at each change.
 const CI: &str = include_str!("../../.github/workflows/ci.yml");
@@ -133,13 +135,47 @@ fn workflows_that_swap_are_never_cancelled_by_the_next() -> Result<()> {
     Ok(())
 }
 
+fn permissions(job: &Value) -> Result<BTreeMap<String, String>> {
+    serde_yaml::from_value(job["permissions"].clone()).context("permissions")
+}
+
+/// What the README says that the commands of a job need.
+fn needed(workflow: &Value, name: &Value, job: &Value) -> Result<BTreeMap<String, String>> {
+    let mut needed = BTreeMap::from([("contents", "read")]);
+    let steps = job["steps"].as_sequence().into_iter().flatten();
+    for step in steps.filter(|step| step["uses"].as_str().is_some_and(|it| it.starts_with(ACTION)))
+    {
+        let with = &step["with"];
+        for command in commands(workflow, with["command"].as_str().unwrap_or("swap"))? {
+            needed.extend(match &*command {
+                "swap" | "rollback" | "fail" => Some(("deployments", "write")),
+                "status" if with["reconcile"] == true => Some(("deployments", "write")),
+                // Of a plan that a pull request asks for.
+                "plan" if *name == *"plan" => Some(("pull-requests", "write")),
+                _ => None,
+            });
+        }
+        if with["plan-digest"] == *"from-pr" {
+            needed.insert("pull-requests", "read");
+        }
+        if !with["rollback-workflow"].is_null() {
+            needed.insert("actions", "write");
+        }
+    }
+    Ok(needed.into_iter().map(|(of, access)| (of.to_owned(), access.to_owned())).collect())
+}
+
 #[test]
 fn examples_are_least_privileged_and_pinned() -> Result<()> {
     for (name, workflow) in given_away()?.iter().filter(|(name, _)| name.contains("examples/")) {
         let nothing = workflow["permissions"].as_mapping().is_some_and(|map| map.is_empty());
         assert!(nothing, "{name}: the workflow as a whole needs no permission");
         for (job, definition) in workflow["jobs"].as_mapping().context("jobs")? {
-            assert!(definition["permissions"].is_mapping(), "{name}: {job:?} says none of its own");
+            assert_eq!(
+                permissions(definition)?,
+                needed(workflow, job, definition)?,
+                "{name}: {job:?}"
+            );
             assert!(definition["timeout-minutes"].is_u64(), "{name}: {job:?} has no bound");
         }
         for step in our_steps(workflow) {
@@ -149,7 +185,7 @@ fn examples_are_least_privileged_and_pinned() -> Result<()> {
     Ok(())
 }
 
-fn example(file: &str) -> Result<Value> {
+pub(crate) fn example(file: &str) -> Result<Value> {
     let all = given_away()?.into_iter();
     let found = all.filter(|(name, _)| name.ends_with(file)).map(|(_, workflow)| workflow).next();
     found.with_context(|| format!("no example {file}"))
@@ -181,6 +217,39 @@ fn the_workflow_that_a_failure_starts_takes_what_it_is_given() -> Result<()> {
     let inputs = workflow["on"]["workflow_dispatch"]["inputs"].as_mapping().context("inputs")?;
     let names: Vec<_> = inputs.keys().filter_map(Value::as_str).collect();
     assert_eq!(names, ["swap-id", "environment"]);
+    Ok(())
+}
+
+/// Whatever a person leaves in the fields, each choice is accepted; what changes the server waits for its turn, and nothing
+/// else pushes it out.
+#[test]
+fn each_choice_by_hand_is_accepted_and_only_what_swaps_takes_turns() -> Result<()> {
+    let workflow = example("manual.yml")?;
+    let inputs = &workflow["on"]["workflow_dispatch"]["inputs"];
+    let choices = inputs["command"]["options"].as_sequence().context("choices")?;
+    let with = our_steps(&workflow)[0]["with"].as_mapping().context("with")?.clone();
+    for choice in choices {
+        let command = choice.as_str().context("a choice")?;
+        let contexts = json!({
+            "github": { "run_id": "77" },
+            "inputs": { "command": command, "swap-id": "s-1", "to": "r-1" },
+            "secrets": { "GPU_SSH_KEY": "key" },
+            "vars": { "GPU_KNOWN_HOSTS": "hosts" },
+        });
+        let scope = Scope { contexts: &contexts, status: Status::Success };
+        let mut env = BTreeMap::new();
+        for (name, value) in &with {
+            let (name, value) = (name.as_str().context("name")?, value.as_str().context("text")?);
+            env.insert(format!("INPUT_{}", name.to_uppercase()), scope.text(value)?);
+        }
+        let read = Inputs::from_env(&env).map_err(|problems| anyhow!("{command}: {problems:?}"))?;
+        let is_given = (read.swap_id.is_some(), read.to.is_some());
+        assert_eq!(is_given, (command == "rollback", command == "rollback"));
+        let group = scope.text(workflow["concurrency"]["group"].as_str().context("a group")?)?;
+        let takes_turns = ["swap", "rollback", "repair"].contains(&command);
+        let expected = if takes_turns { "swap-chat".to_owned() } else { format!("{command}-77") };
+        assert_eq!(group.trim(), expected);
+    }
     Ok(())
 }
 

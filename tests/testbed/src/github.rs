@@ -12,6 +12,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -150,6 +151,11 @@ impl FakeGitHub {
     /// Pull request `number` of `acme/llm` is merged as this commit.
     pub fn merge(&self, number: u64, commit: &str) {
         self.world().state.pulls.merge("acme/llm", number, commit);
+    }
+
+    /// From now on the token may no more than a job's `permissions:` say.
+    pub fn grant(&self, permissions: BTreeMap<String, String>) {
+        self.world().granted = Some(permissions);
     }
 
     /// From now on the token is somebody else's: who it writes as.

@@ -1,5 +1,5 @@
 //! Carries out a job of a workflow on this machine, as far as GitHub's runner does no more than start programs: `run` with
-//! bash, and `uses: ./` with a program or image that is the action. Of expressions it knows outputs and outcomes of steps.
+//! bash, and `uses: ./` with a program or image that is the action. Expressions see the steps before.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,13 +8,15 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_yaml::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::action::{Action, parse_outputs};
 use crate::built;
+use crate::expression::{Scope, Status};
 
 /// What the log of a swap says while its new model loads. GitHub cancels after a time; here a step with a bound is
 /// cancelled at this line.
@@ -45,7 +47,7 @@ struct Step {
 }
 
 /// What a step leaves to the next.
-#[derive(Debug, Default)]
+#[derive(Debug, Serialize)]
 struct Left {
     outcome: &'static str,
     outputs: BTreeMap<String, String>,
@@ -140,34 +142,10 @@ impl Job {
 
     /// Values with their expressions replaced.
     fn evaluated(&self, values: &BTreeMap<String, Value>) -> Result<BTreeMap<String, String>> {
-        values.iter().map(|(name, text)| Ok((name.clone(), self.text(text)?))).collect()
-    }
-
-    fn text(&self, value: &Value) -> Result<String> {
-        let text = value.as_str().context("this is no text")?;
-        let mut parts = text.split("${{");
-        let mut evaluated = parts.next().unwrap_or_default().to_owned();
-        for part in parts {
-            let (expression, rest) = part.split_once("}}").context("an open expression")?;
-            evaluated.push_str(self.value(expression.trim())?);
-            evaluated.push_str(rest);
-        }
-        Ok(evaluated)
-    }
-
-    fn value(&self, expression: &str) -> Result<&str> {
-        let words: Vec<_> = expression.split('.').collect();
-        match words[..] {
-            ["steps", id, "outcome"] => Ok(self.step(id)?.outcome),
-            ["steps", id, "outputs", name] => {
-                Ok(self.step(id)?.outputs.get(name).map_or("", String::as_str))
-            }
-            _ => bail!("nothing is known of the expression {expression}"),
-        }
-    }
-
-    fn step(&self, id: &str) -> Result<&Left> {
-        self.left.get(id).with_context(|| format!("no step {id} so far"))
+        let contexts = json!({ "steps": self.left });
+        let scope = Scope { contexts: &contexts, status: Status::Success };
+        let text = |value: &Value| scope.text(value.as_str().context("this is no text")?);
+        values.iter().map(|(name, value)| Ok((name.clone(), text(value)?))).collect()
     }
 }
 

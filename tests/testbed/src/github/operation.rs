@@ -76,6 +76,21 @@ impl Operation {
         }
     }
 
+    /// What a workflow's token has to be allowed for it, as a workflow writes it (REST API, "Permissions required for GitHub
+    /// Apps"); nothing for whose it is itself.
+    pub(super) fn permission(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::ListDeployments | Self::GetDeployment => Some(("deployments", "read")),
+            Self::ListStatuses | Self::GetStatus => Some(("deployments", "read")),
+            Self::CreateDeployment | Self::CreateStatus => Some(("deployments", "write")),
+            Self::DispatchRepository => Some(("contents", "write")),
+            Self::DispatchWorkflow => Some(("actions", "write")),
+            Self::ListComments | Self::ListPullRequests => Some(("pull-requests", "read")),
+            Self::CreateComment | Self::UpdateComment => Some(("pull-requests", "write")),
+            Self::Viewer => None,
+        }
+    }
+
     /// The call that a request makes.
     pub(super) fn find(method: &str, path: &str) -> Option<(Self, PathParameters)> {
         Self::ALL.into_iter().find_map(|operation| {

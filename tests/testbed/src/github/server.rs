@@ -1,5 +1,6 @@
 //! Serves the fake: log, judge, fault, token, act, judge again.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,8 @@ pub(super) struct World {
     pub(super) login: String,
     /// Old and new name of a repository.
     pub(super) renamed: Option<(String, String)>,
+    /// What the token may; all if not said.
+    pub(super) granted: Option<BTreeMap<String, String>>,
     contract: Contract,
     base: String,
 }
@@ -214,6 +217,7 @@ impl World {
             violations: Vec::new(),
             login: WORKFLOW.to_owned(),
             renamed: None,
+            granted: None,
             contract,
             base,
         }
@@ -253,7 +257,7 @@ impl World {
             Some(Fault::SecondaryLimit(seconds)) => Answer::secondary_limit(seconds),
             Some(Fault::Status(422)) => Answer::invalid(&["set as a fault".into()]),
             Some(Fault::Status(status)) => Answer::refusal(status, message(status)),
-            None | Some(Fault::LostAnswer) => match barred(headers) {
+            None | Some(Fault::LostAnswer) => match self.barred(operation, headers) {
                 Some(refusal) => refusal,
                 None if !wrong.is_empty() => Answer::invalid(&wrong),
                 None => self.act(operation, &parameters, request),
@@ -293,6 +297,16 @@ impl World {
         let to = format!("{}{prefix}{RENAMED}{rest}{query}", self.base);
         let headers = vec![("location", to)];
         Some(Answer { headers, ..Answer::refusal(status, "Moved Permanently") })
+    }
+
+    /// Why the caller is not let in, or not allowed this, if so.
+    fn barred(&self, operation: Operation, headers: &HeaderMap) -> Option<Answer> {
+        let missing = || {
+            let (of, needed) = operation.permission()?;
+            let held = self.granted.as_ref()?.get(of).map_or("none", String::as_str);
+            (held != "write" && held != needed).then(|| Answer::refusal(403, message(403)))
+        };
+        barred(headers).or_else(missing)
     }
 
     /// The fault that waits for this operation, if any.
