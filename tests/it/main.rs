@@ -30,6 +30,7 @@ mod init;
 mod kills;
 mod left;
 mod nginx;
+mod nginx_upgrade;
 mod on_itself;
 mod output;
 mod pid1;

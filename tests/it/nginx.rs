@@ -7,14 +7,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use inotify::{Inotify, WatchMask};
 use testbed::load::http::get;
 use testbed::load::{Load, LoadSpec};
-use testbed::server::{Aim, Ports, ServerSpec, default_upstream_file, free_port, listeners};
+use testbed::server::{Ports, ServerSpec, default_upstream_file, free_port, listeners};
 
-use crate::kills::{CUTTING_OVER, frozen};
-use crate::step::{Step, send, until};
-use crate::support::{NAME, NEW, OLD, Run, World, alive};
+use crate::support::{NAME, NEW, OLD, Run, World};
 
 /// `nobody` of Debian; any user but root would do.
 const NOBODY: u32 = 65534;
@@ -136,75 +133,6 @@ async fn an_nginx_that_was_stopped_is_refused() -> Result<()> {
     assert!(world.old_runs()?);
     assert!(listeners(world.server.ports().b)?.is_empty());
     assert_eq!(fs::read(world.server.nginx_config())?, file);
-    Ok(())
-}
-
-/// Begins an upgrade of nginx's binary; the new master, once it takes requests beside the old one.
-async fn upgraded(world: &World, old: u32) -> Result<u32> {
-    send("-USR2", old)?;
-    until("a second master", || {
-        let new = world.server.nginx_master().ok().filter(|new| *new != old);
-        Ok(new.filter(|_| world.server.nginx_workers().is_ok_and(|workers| !workers.is_empty())))
-    })
-    .await
-}
-
-/// nginx's own upgrade leaves two masters that share every socket, until one is told to quit.
-#[tokio::test]
-async fn a_second_master_that_takes_requests_as_well_is_refused() -> Result<()> {
-    // Else the new master would not know whose it is.
-    let main_lines = format!("env {};", testbed::server::MARK);
-    let world = World::on(ServerSpec { main_lines, ..ServerSpec::default() }, &[]).await?;
-    let load = world.load().await?;
-    let file = fs::read(world.server.nginx_config())?;
-    let old = world.server.nginx_master()?;
-    let new = upgraded(&world, old).await?;
-    let said = [
-        &format!("two nginx masters take requests from the same sockets: {new}, "),
-        &format!("and {old}"),
-        &format!("`kill -QUIT {old}`"),
-    ];
-    for command in ["plan", "swap"] {
-        world.run(command, NEW, &[]).await?.refused(3, &said.map(String::as_str));
-    }
-    assert_eq!(fs::read(world.server.nginx_config())?, file);
-    send("-QUIT", old)?;
-    until("one master", || Ok((!alive(old)).then_some(()))).await?;
-    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    world.until_serves(NEW).await?;
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-/// Opens of nginx's pid file that no flip makes which does not wait: each look whether one master is left reads it.
-const LOOKS: usize = 12;
-
-#[tokio::test]
-async fn a_flip_waits_until_an_upgrade_of_nginx_is_over() -> Result<()> {
-    let main_lines = format!("env {};", testbed::server::MARK);
-    let spec = ServerSpec { main_lines, faults: true, ..ServerSpec::default() };
-    let world = World::on(spec, &[]).await?;
-    let load = world.load().await?;
-    world.server.strike(Some(Aim::Freeze(CUTTING_OVER)))?;
-    let step = Step::start(world.action("swap", NEW, &[])?)?;
-    let (agent, _) = frozen(&world).await?;
-    world.server.strike(None)?;
-    let old = world.server.nginx_master()?;
-    upgraded(&world, old).await?;
-    let mut pid_file = Inotify::init()?;
-    pid_file.watches().add(world.server.scratch().join("run/nginx.pid"), WatchMask::OPEN)?;
-    // As a package does after some seconds.
-    std::thread::spawn(move || -> Result<()> {
-        let (mut looks, mut room) = (0, [0; 4096]);
-        while looks < LOOKS {
-            looks += pid_file.read_events_blocking(&mut room)?.count();
-        }
-        send("-QUIT", old)
-    });
-    send("-CONT", agent)?;
-    step.finish().await?.ended(0, "promoted");
-    world.until_serves(NEW).await?;
-    load.stop().await.assert_clean();
     Ok(())
 }
 
