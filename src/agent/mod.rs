@@ -288,12 +288,18 @@ async fn detach(
     answers: &mut Answers,
 ) -> Result<Option<SwapId>, Failure> {
     let io = |error: std::io::Error| Failure::new("cannot start the agent").hint(error.to_string());
+    let path = dir.root().join("agent.log");
+    let unwritable = |error: std::io::Error| Failure {
+        causes: vec![error.to_string()],
+        ..Failure::new(format!("cannot write {}", path.display()))
+            .hint("let the agent write in its state folder, or set state_dir to another one")
+    };
     let log = std::fs::OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
-        .open(dir.root().join("agent.log"))
-        .map_err(io)?;
+        .open(&path)
+        .map_err(unwritable)?;
     let words = refuge::words(fate);
     let mut child = exec::detached(words, &["agent", "run"], Stdio::from(log)).map_err(io)?;
     if let Some(mut stdin) = child.stdin.take() {

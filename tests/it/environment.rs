@@ -217,7 +217,57 @@ fn a_server_with_systemd() -> Result<()> {
         rows.assert();
 
         guest.run(&["rm", &format!("{STATE}/fill")]).await?;
+        // What somebody has mounted for reading alone, or an error on the disk has made so.
+        let remount =
+            async |how: &str| guest.run(&["mount", "-o", &format!("remount,{how}"), STATE]).await;
+        remount("ro").await?;
+        let run = Step::run(world.action("swap", NEW, &[])?).await?;
+        let run =
+            run.refused(3, &["cannot write ", STATE, "Read-only file system", "set state_dir"]);
+        assert!(run.outputs.is_empty(), "{run}");
+        assert!(guest.listeners(SLOTS.1).await?.is_empty(), "something was started");
+        world.until_serves(OLD).await?;
+        remount("rw").await?;
         world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        Ok(())
+    })
+}
+
+/// The disk of systemd's own folder takes one file more from one swap to the next: the agent's unit, the new model's, what
+/// changes in it when it is promoted.
+#[test]
+fn a_folder_of_units_without_room_for_one_more() -> Result<()> {
+    const UNITS: &str = "/etc/systemd/system";
+    /// Of a tmpfs: a file takes at least as much.
+    const PAGE: usize = 4096;
+    on_guest(async |world| {
+        world.settings.retain = "0s".to_owned();
+        let aside = format!(
+            "cp -a {UNITS} /tmp/units && mount -t tmpfs -o mode=0755 tmpfs {UNITS} && cp -a /tmp/units/. {UNITS}/"
+        );
+        world.guest.run(&["sh", "-c", &aside]).await?;
+        let used = world.guest.run(&["df", "--output=used", "--block-size=1", UNITS]).await?;
+        let used: usize = used.lines().last().unwrap_or_default().trim().parse()?;
+        let load = world.load().await?;
+        let mut refused = 0;
+        for free in 0.. {
+            let size = format!("remount,size={}", used + free * PAGE);
+            world.guest.run(&["mount", "-o", &size, UNITS]).await?;
+            let run = Step::run(world.action("swap", NEW, &[("wait", "retired")])?).await?;
+            if run.code == 0 {
+                break;
+            }
+            assert!(run.stdout.contains("No space left on device"), "{free} pages free: {run}");
+            assert!(run.stdout.contains(UNITS), "{free} pages free: {run}");
+            refused += 1;
+            world.until_through().await?;
+            world.until_serves(OLD).await?;
+            assert_eq!(world.left().await?, [""; 0], "{free} pages free: {run}");
+            assert!(world.guest.listeners(SLOTS.1).await?.is_empty(), "{free} pages free: {run}");
+        }
+        assert!(refused > 1, "only {refused} writes were refused");
+        world.until_serves(NEW).await?;
+        load.stop().await.assert_clean();
         Ok(())
     })
 }

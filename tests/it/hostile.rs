@@ -315,6 +315,39 @@ async fn a_disk_that_is_full_at_any_write_costs_the_swap_and_nothing_else() -> R
     Ok(())
 }
 
+/// Fewer writes than there are up to the cutover. Those are the same as of a swap that is promoted.
+const WRITES_BEFORE: usize = 12;
+
+#[tokio::test]
+async fn a_disk_that_is_full_at_any_write_of_the_way_back_costs_no_request() -> Result<()> {
+    let mut world = kills::world().await?;
+    let url = format!("http://{}/v1/models", world.server.nginx_addr());
+    // Nobody ever gives the word.
+    world.settings.verify = format!("{{ url: {url:?}, expect_model: \"Qwen/Other\", within: 1s }}");
+    let load = world.load().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let mut refused = 0;
+    for write in WRITES_BEFORE.. {
+        world.server.strike(Some(Aim::Full(write)))?;
+        let run = Step::run(world.action("swap", NEW, &[])?).await?;
+        world.server.strike(None)?;
+        let repair = Step::run(world.action("repair", NEW, &[])?).await?;
+        assert_eq!(repair.code, 0, "write {write}\n{run}\n{repair}");
+        assert_eq!(world.serves().await?, OLD, "write {write}\n{run}\n{repair}");
+        assert_eq!(Facts::of(&world)?, before, "write {write}\n{run}\n{repair}");
+        if run.code == 5 && repair.outputs["outcome"] == "unchanged" {
+            break;
+        }
+        if run.stdout.contains("✓ cut_over a -> b") {
+            refused += 1;
+        }
+    }
+    assert!(refused > 6, "only {refused} writes were refused");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
 /// What lies in the folders of brought binaries, and how long each file is.
 fn brought(world: &World) -> Vec<(String, u64)> {
     let folders =

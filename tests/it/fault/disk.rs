@@ -2,12 +2,15 @@
 //!
 //! A full disk is made by the limit on the size of files, which is a process's own; so this test is one, too.
 
+use std::collections::BTreeSet;
 use std::process::Command;
+
+use model_swap::model::record::RecordKind;
 
 use super::aftermath::{self, assert_retired, done};
 use super::death::settle;
-use super::host::Fault;
-use super::scene::{Kind, Scene};
+use super::host::{Call, Fault};
+use super::scene::{Attempt, Facts, Kind, Scene};
 use super::wrong::{Wrong, limit_files};
 
 /// Set for the process of its own.
@@ -41,36 +44,86 @@ fn nothing_is_done_without_its_record_on_a_full_disk() {
 }
 
 async fn under_a_full_disk() {
-    let (scene, attempt) = Scene::of(Kind::First).await;
+    for kind in Kind::ALL {
+        fills_anywhere(kind).await;
+        fills_on_the_way_back(kind).await;
+    }
+}
+
+async fn fills_anywhere(kind: Kind) {
+    let (scene, attempt) = Scene::of(kind).await;
     scene.execute(&attempt, &[]).await.unwrap().unwrap();
     let (calls, after) = (scene.host.calls(), scene.facts().across_runs());
     let all = scene.records(&attempt).len();
-    let mut refused = std::collections::BTreeSet::new();
-    for (number, call) in calls.iter().enumerate() {
-        let what = format!("{number}: {call:?}");
-        let (scene, attempt) = Scene::of(Kind::First).await;
-        let before = scene.facts();
-        let fault = Fault { call: number, wrong: Wrong::DiskFills };
-        let ended = scene.execute(&attempt, &[fault]).await.unwrap();
-        limit_files(None);
-        assert_eq!(scene.host.struck(), std::slice::from_ref(call), "{what}");
-        let recorded = scene.records(&attempt).len();
-        match ended {
-            Err(error) => {
-                assert!(error.to_string().contains("cannot append to journal"), "{what}: {error}");
-                refused.insert(recorded);
-            }
-            Ok(conclusion) => assert_eq!(recorded, all, "{what}: {conclusion:#?}"),
-        }
-        settle(&scene, &attempt, &before, &after, &what).await;
+    let mut refused = BTreeSet::new();
+    for number in 0..calls.len() {
+        refused.extend(refused_at(kind, (&[], number), &calls, &after).await);
     }
     // Every record was refused once, the first after the plan and the conclusion included.
-    assert_eq!(refused, (0..all).collect());
+    assert_eq!(refused, (0..all).collect(), "{kind:?}");
+}
+
+/// The disk fills while what failed late is undone.
+async fn fills_on_the_way_back(kind: Kind) {
+    let (failed, scene, attempt) = fails_late(kind).await;
+    let (calls, all) = (scene.host.calls(), scene.records(&attempt));
+    let after = scene.facts().across_runs();
+    let mut refused = BTreeSet::new();
+    for number in failed.call + 1..calls.len() {
+        refused.extend(refused_at(kind, (&[failed], number), &calls, &after).await);
+    }
+    let undoes = |record: &RecordKind| matches!(record, RecordKind::UndoStarted { .. });
+    let first = all.iter().position(undoes).expect("an undo");
+    assert!((first..all.len()).all(|record| refused.contains(&record)), "{kind:?}: {refused:?}");
+}
+
+/// The last call whose failure fails a command, and the world after it was unwound.
+async fn fails_late(kind: Kind) -> (Fault, Scene, Attempt) {
+    let (scene, attempt) = Scene::of(kind).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    for call in (0..scene.host.calls().len()).rev() {
+        let fault = Fault { call, wrong: Wrong::Fails };
+        let (scene, attempt) = Scene::of(kind).await;
+        if scene.execute(&attempt, &[fault]).await.unwrap().unwrap().failure.is_some() {
+            return (fault, scene, attempt);
+        }
+    }
+    panic!("{kind:?}: no failure fails it")
+}
+
+/// Lets the disk fill at a call, and the next agent find room again. How many records there were, if one was refused.
+async fn refused_at(
+    kind: Kind,
+    (faults, number): (&[Fault], usize),
+    calls: &[Call],
+    after: &Facts,
+) -> Option<usize> {
+    let what = format!("{kind:?}: {number}: {:?} after {faults:?}", calls[number]);
+    let (scene, attempt) = Scene::of(kind).await;
+    let before = scene.facts();
+    let full = Fault { call: number, wrong: Wrong::DiskFills };
+    let ended = scene.execute(&attempt, &[faults, &[full]].concat()).await.unwrap();
+    limit_files(None);
+    assert_eq!(scene.host.struck().last(), Some(&calls[number]), "{what}");
+    let records = scene.records(&attempt);
+    let refused = match ended {
+        Err(error) => {
+            assert!(error.to_string().contains("cannot append to journal"), "{what}: {error}");
+            Some(records.len())
+        }
+        Ok(conclusion) => {
+            let is_end = matches!(records.last(), Some(RecordKind::Concluded { .. }));
+            assert!(is_end, "{what}: {conclusion:#?} after {records:#?}");
+            None
+        }
+    };
+    settle(&scene, &attempt, &before, after, &what).await;
+    refused
 }
 
 async fn after_promote(kind: Kind) {
     let (calls, after, all) = aftermath::clean(kind).await;
-    let mut recorded = std::collections::BTreeSet::new();
+    let mut recorded = BTreeSet::new();
     let mut promoted = 0;
     for (number, call) in calls.iter().enumerate() {
         let what = format!("{kind:?}: {number}: {call:?}");

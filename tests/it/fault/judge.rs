@@ -8,6 +8,7 @@ use model_swap::model::replica::Keeper;
 
 use super::host::{SimHost, Stage};
 use super::world::SimReplica;
+use super::wrong::is_full;
 
 impl SimHost {
     /// Between any two calls nginx points at a replica that is ready.
@@ -40,6 +41,8 @@ impl SimHost {
         let announced = match (stage, &last.kind) {
             (Stage::Act(now), RecordKind::Started { step, .. })
             | (Stage::Undo(now), RecordKind::UndoStarted { step }) => now == *step,
+            // A full disk takes no event any more: the record alone tells.
+            (_, RecordKind::Started { .. } | RecordKind::UndoStarted { .. }) => is_full(),
             _ => false,
         };
         assert!(announced, "{verb} in {stage:?}, and the last record is {:?}", last.kind);

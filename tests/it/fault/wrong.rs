@@ -75,6 +75,11 @@ pub(super) fn fill_disk(journal: &Path) {
     limit_files(Some(length + LAST_BYTES));
 }
 
+/// Whether the disk is full for this process.
+pub(super) fn is_full() -> bool {
+    getrlimit(Resource::Fsize).current.is_some()
+}
+
 /// Bounds the length of files that this process writes.
 pub(crate) fn limit_files(bytes: Option<u64>) {
     let maximum = getrlimit(Resource::Fsize).maximum;

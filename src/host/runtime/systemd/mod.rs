@@ -237,7 +237,13 @@ impl Systemd<'_> {
             }
         })?;
         self.put(&self.environment(), &environment, 0o600)?;
-        self.put(&self.file(), &unit, 0o644)?;
+        if let Err(failure) = self.put(&self.file(), &unit, 0o644) {
+            if !self.file().exists() {
+                // Nobody would ever come for what is secret in it.
+                let _ = fs::remove_file(self.environment());
+            }
+            return Err(failure);
+        }
         systemctl::reload(self.0).await?;
         Ok(left_out)
     }

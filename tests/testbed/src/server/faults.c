@@ -16,9 +16,9 @@ static int ends_with(const char *text, const char *end) {
     return length >= tail && strcmp(text + length - tail, end) == 0;
 }
 
-/* Whether the file is one of the state folder's, and whether it is a journal. */
-static int in_state(int fd, int *journal) {
-    char link[64], path[4096], state[4096];
+/* Whether the file is one of the state folder's, or about to be nginx's, and whether it is a journal. */
+static int counts(int fd, int *journal) {
+    char link[64], path[4096], state[4096], nginx[4096];
     const char *folder = getenv("FAULTS");
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
@@ -26,7 +26,11 @@ static int in_state(int fd, int *journal) {
         return 0;
     path[length] = 0;
     snprintf(state, sizeof state, "%s/state/", folder);
+    /* What takes the place of nginx's file is written beside it. */
+    snprintf(nginx, sizeof nginx, "%s/.model-swap-", folder);
     *journal = ends_with(path, "/journal.ndjson");
+    if (strncmp(path, nginx, strlen(nginx)) == 0)
+        return 1;
     /* The binary is brought before there is an agent, and what is said in logs is no deed. */
     return strncmp(path, state, strlen(state)) == 0 && !ends_with(path, "/events.ndjson")
         && !ends_with(path, ".log") && strstr(path, "/bin/") == NULL;
@@ -84,7 +88,7 @@ static unsigned records, writes;
 ssize_t write(int fd, const void *bytes, size_t count) {
     ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
     int journal = 0;
-    if (!in_state(fd, &journal))
+    if (!counts(fd, &journal))
         return real(fd, bytes, count);
     unsigned full = aimed("full");
     if (full != 0 && ++writes >= full) {
@@ -103,7 +107,7 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 int fdatasync(int fd) {
     int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
     int journal = 0, synced = real(fd);
-    if (in_state(fd, &journal) && journal) {
+    if (counts(fd, &journal) && journal) {
         if (records == aimed("after"))
             raise(SIGKILL);
         if (records == aimed("freeze") || aimed("freeze-each") != 0)

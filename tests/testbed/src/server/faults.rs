@@ -20,7 +20,7 @@ pub enum Aim {
     Freeze(usize),
     /// Stopped so at each record.
     FreezeAtEach,
-    /// From this write to a file of the state folder on, event logs apart, the disk is full.
+    /// From this write to a file of the state folder on, event logs apart, or to nginx's, the disk is full.
     Full(usize),
     /// From now on the kernel has no watches (inotify) left for this user.
     Unwatched,
