@@ -143,14 +143,23 @@ fn key_file(canary: &str) -> String {
     format!("-----BEGIN KEY-----\n{canary}-first\n{canary}-second\n-----END KEY-----")
 }
 
-/// Asserts that no word of a run has the text, no request to GitHub, and no file of the server but those that keep it.
+/// Asserts that no word of a run has one of the texts, no request to GitHub, and no file of the server but those that keep it.
 fn assert_nowhere(
+    of: (&World, &FakeGitHub),
+    run: &Run,
+    texts: &[String],
+    kept_in: &[&str],
+) -> Result<()> {
+    texts.iter().try_for_each(|text| assert_is_nowhere(of, run, text, kept_in))
+}
+
+fn assert_is_nowhere(
     (world, github): (&World, &FakeGitHub),
     run: &Run,
     text: &str,
     kept_in: &[&str],
 ) -> Result<()> {
-    assert!(!run.to_string().contains(text), "it is said\n{run}");
+    assert!(!run.to_string().contains(text), "{text} is said\n{run}");
     for request in github.requests() {
         let body = request.body.map(|body| body.to_string()).unwrap_or_default();
         assert!(!body.contains(text) && !request.path.contains(text), "{body}");
@@ -175,16 +184,17 @@ async fn an_engine_that_says_its_secrets_and_dies_is_told_of_without_them() -> R
     let github = FakeGitHub::start()?;
     let folder = tempfile::tempdir()?;
     world.settings.flags = format!("--stub-blab-if {}", folder.path().display());
-    let canary = canary("blabbed");
+    let canaries = ["token", "lines"].map(canary);
+    let [token, lines] = &canaries;
     let config =
         world.config(NEW).replace("replica:\n", "replica:\n  secret_env: [HF_TOKEN, SSL_KEY]\n");
-    let lookout = Lookout::for_texts(vec![canary.clone()]);
+    let lookout = Lookout::for_texts(canaries.to_vec());
     for (command, code) in [("swap", 4), ("logs", 0), ("status", 0)] {
         let action = world.action(command, NEW, &[])?.on_github(&github).with_config(&config)?;
-        let action = action.with(&[("HF_TOKEN", &canary), ("SSL_KEY", &key_file(&canary))]);
+        let action = action.with(&[("HF_TOKEN", token), ("SSL_KEY", &key_file(lines))]);
         let run = Step::run(action).await?;
         assert_eq!(run.code, code, "{run}");
-        assert_nowhere((&world, &github), &run, &canary, &["/replica.log"])?;
+        assert_nowhere((&world, &github), &run, &canaries, &["/replica.log"])?;
         if command != "status" {
             is_told_of(&run);
         }
@@ -196,29 +206,30 @@ async fn an_engine_that_says_its_secrets_and_dies_is_told_of_without_them() -> R
 
 #[tokio::test]
 async fn an_old_model_that_says_its_secrets_and_dies_is_told_of_without_them() -> Result<()> {
-    let canary = canary("adopted");
+    let canaries = ["word", "variable", "lines", "user"].map(canary);
+    let [word, variable, lines, user] = &canaries;
     let folder = tempfile::tempdir()?;
     let blabs = folder.path().join("blabs");
-    let typed = ["--download-dir".to_owned(), format!("sk-{canary}")];
+    let typed = ["--download-dir".to_owned(), format!("sk-{word}")];
     let flags = ["--stub-blab-if".to_owned(), blabs.display().to_string()];
     let mut world =
         World::started_by(testbed::server::ServerSpec::default(), |server, mut argv| {
             argv.extend(typed.into_iter().chain(flags));
-            let proxy = format!("http://ann:{canary}@proxy.example:3128");
-            let env = [("HF_TOKEN", &*canary), ("SSL_KEY", &key_file(&canary)), ("PROXY", &proxy)];
+            let proxy = format!("http://ann:{user}@proxy.example:3128");
+            let env = [("HF_TOKEN", &**variable), ("SSL_KEY", &key_file(lines)), ("PROXY", &proxy)];
             server.start_by_hand(&argv, &env)
         })
         .await?;
     world.settings.retain = "0s".to_owned();
     let github = FakeGitHub::start()?;
-    let lookout = Lookout::for_texts(vec![canary.clone()]);
+    let lookout = Lookout::for_texts(canaries.to_vec());
     world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
     fs::write(blabs, "")?;
     // By a step that knows none of it.
     for (command, code) in [("rollback", 4), ("logs", 0), ("history", 0), ("repair", 0)] {
         let run = Step::run(world.action(command, NEW, &[])?.on_github(&github)).await?;
         assert_eq!(run.code, code, "{run}");
-        assert_nowhere((&world, &github), &run, &canary, &["/replica.log", "/incumbent.json"])?;
+        assert_nowhere((&world, &github), &run, &canaries, &["/replica.log", "/incumbent.json"])?;
         if ["rollback", "logs"].contains(&command) {
             is_told_of(&run);
         }
