@@ -32,7 +32,7 @@ pub(super) const RETRY: Duration = Duration::from_millis(100);
 const NGINX_LOOK: Duration = Duration::from_secs(1);
 
 /// Takes the lease; waits only for a holder that is retiring what an earlier swap left, or that `attaches` would follow
-/// once it has begun.
+/// once somebody works on it.
 pub(super) async fn take_lease(
     dir: &ServiceDir,
     holder: Holder,
@@ -40,7 +40,10 @@ pub(super) async fn take_lease(
 ) -> Result<Lease, LeaseError> {
     let begin = tokio::time::Instant::now();
     // It ends by itself or begins: after what it plans, and after whatever it first brings to its end.
-    let begins = |other: &Holder| attaches(other).is_some_and(|swap| !dir.swap(&swap).exists());
+    let begins = |other: &Holder| {
+        let works_on = |swap| follow::at_work(&dir.swap(&swap)).is_some_and(process::alive);
+        attaches(other).is_some_and(|swap| !works_on(swap))
+    };
     loop {
         let held = match Lease::take(&dir.root(), &holder) {
             Err(LeaseError::Held { holder }) => holder,
@@ -278,7 +281,10 @@ mod tests {
             tokio::time::sleep(RETIRE_WAIT * 5).await;
             lease.recovered(&holder("s-2")).unwrap();
             tokio::time::sleep(RETIRE_WAIT / 2).await;
-            dir.make_swap(&"s-2".parse().unwrap()).unwrap();
+            let folder = dir.make_swap(&"s-2".parse().unwrap()).unwrap();
+            // A follower that looks now would take it for one whose agent is gone.
+            tokio::time::sleep(RETIRE_WAIT / 2).await;
+            follow::take_over(&folder).unwrap();
             std::future::pending::<()>().await;
         };
         let begin = tokio::time::Instant::now();
@@ -289,6 +295,6 @@ mod tests {
         let Err(LeaseError::Held { holder: Some(held) }) = taken else { panic!("{taken:?}") };
         assert_eq!((held.swap.as_str(), held.recovers), ("s-2", None));
         assert!(begin.elapsed() >= RETIRE_WAIT * 5, "it gave up before it was followable");
-        assert!(dir.swap(&held.swap).exists());
+        assert_eq!(follow::at_work(&dir.swap(&held.swap)), Some(process::own()));
     }
 }
