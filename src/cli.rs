@@ -134,6 +134,9 @@ pub enum Verb {
         /// Options.
         #[command(flatten)]
         common: Common,
+        /// How long to wait while another command works on the service, like 15m.
+        #[arg(long, default_value = "0s", value_parser = duration)]
+        lock_wait: Duration,
     },
     /// Show what serves, what is warm and who is at work.
     Status {
@@ -336,7 +339,9 @@ impl Verb {
             Self::Status { common, reconcile } => {
                 Inputs { reconcile, ..common.inputs(CommandName::Status)? }
             }
-            Self::Repair { common } => common.inputs(CommandName::Repair)?,
+            Self::Repair { common, lock_wait } => {
+                Inputs { lock_wait, ..common.inputs(CommandName::Repair)? }
+            }
             Self::Logs { common } => common.inputs(CommandName::Logs)?,
             Self::History { common } => common.inputs(CommandName::History)?,
             Self::Doctor { common } => common.inputs(CommandName::Doctor)?,
@@ -366,8 +371,17 @@ impl Common {
             };
             std::fs::read_to_string(&path).map(Some).map_err(failed)
         };
+        let files = [("--ssh-key", &self.ssh_key), ("--known-hosts", &self.known_hosts)];
+        let ssh_options = files
+            .into_iter()
+            .filter_map(|(option, file)| {
+                Some([option.to_owned(), file.as_ref()?.display().to_string()])
+            })
+            .flatten()
+            .collect();
         Ok(Inputs {
             command,
+            ssh_options,
             config: self.config,
             service: self.service,
             model: self.model,

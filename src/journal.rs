@@ -76,7 +76,14 @@ impl Hint for JournalError {
             Self::Newer { .. } => {
                 vec!["use the version of model-swap that wrote it, or a newer one".to_owned()]
             }
-            Self::Illegal { .. } | Self::Line { .. } => Vec::new(),
+            // Nothing that it says can be trusted: a person has to look instead.
+            Self::Illegal { path, .. } | Self::Line { path, .. } => {
+                let folder = path.parent().unwrap_or(path).display();
+                vec![format!(
+                    "see on the server that nginx sends requests where it shall, and end what shall not run; then move \
+                     {folder} away"
+                )]
+            }
         }
     }
 }

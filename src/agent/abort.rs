@@ -81,6 +81,6 @@ async fn begun(dir: &ServiceDir, swap: &SwapId) -> bool {
             return false;
         }
         // A plan is made within moments; nothing tells of a lease that was given back.
-        tokio::time::sleep(super::aftermath::RETRY).await;
+        tokio::time::sleep(super::turn::RETRY).await;
     }
 }

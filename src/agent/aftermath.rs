@@ -6,12 +6,13 @@ use jiff::SignedDuration;
 
 use super::follow;
 use super::left::Left;
+use super::turn::RETRY;
 use crate::executor::{self, Context};
 use crate::host::agent_unit::AgentUnit;
 use crate::host::watch::Watch;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
-use crate::lease::{Lease, LeaseError, RETIRE};
+use crate::lease::{Lease, RETIRE};
 use crate::model::event::{Closing, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{SlotName, SwapId};
@@ -23,41 +24,8 @@ use crate::model::wire::Secrets;
 use crate::service_dir::ServiceDir;
 use crate::swap::transition::StepStatus;
 
-/// How long a command waits for such a holder: stopping a drained engine takes seconds.
-const RETIRE_WAIT: Duration = Duration::from_secs(120);
-/// Between two tries for the lease; flock tells nobody when it comes free.
-pub(super) const RETRY: Duration = Duration::from_millis(100);
-
 /// Between two looks whether nginx runs; a boot takes seconds.
 const NGINX_LOOK: Duration = Duration::from_secs(1);
-
-/// Takes the lease; waits only for a holder that is retiring what an earlier swap left, or that `attaches` would follow
-/// once somebody works on it.
-pub(super) async fn take_lease(
-    dir: &ServiceDir,
-    holder: Holder,
-    attaches: impl Fn(&Holder) -> Option<SwapId>,
-) -> Result<Lease, LeaseError> {
-    let begin = tokio::time::Instant::now();
-    // It ends by itself or begins: after what it plans, and after whatever it first brings to its end.
-    let begins = |other: &Holder| {
-        let works_on = |swap| follow::at_work(&dir.swap(&swap)).is_some_and(process::alive);
-        attaches(other).is_some_and(|swap| !works_on(swap))
-    };
-    loop {
-        let held = match Lease::take(&dir.root(), &holder) {
-            Err(LeaseError::Held { holder }) => holder,
-            taken => return taken,
-        };
-        // One that has just got it names itself within moments.
-        let passes = held.as_deref().is_none_or(|other| other.command == RETIRE)
-            && begin.elapsed() < RETIRE_WAIT;
-        if !passes && !held.as_deref().is_some_and(begins) {
-            return Err(LeaseError::Held { holder: held });
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-}
 
 /// The swap that has its outcome and has left a replica warm, whose story nobody has closed.
 pub(super) fn kept_by(dir: &ServiceDir) -> Result<Option<SwapId>, Failure> {
@@ -248,53 +216,5 @@ async fn superseded<H: Host>(cx: &Context<'_, H>) {
     let mut watch = Watch::folder(&cx.dir.root());
     while mine(cx).is_some() {
         watch.changed().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::process;
-    use crate::model::state::Requester;
-    use jiff::Timestamp;
-
-    fn holder(swap: &str) -> Holder {
-        Holder {
-            swap: swap.parse().unwrap(),
-            since: Timestamp::UNIX_EPOCH,
-            process: process::own(),
-            command: "swap".to_owned(),
-            requester: Requester::default(),
-            recovers: None,
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn ones_own_swap_is_awaited_for_as_long_as_it_recovers_another() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
-        Lease::take(&dir.root(), &holder("s-1")).unwrap().leave_to_the_next();
-        let mut lease = Lease::take(&dir.root(), &holder("s-2")).unwrap();
-        let own = |held: &Holder| Some(held.swap.clone()).filter(|swap| swap.as_str() == "s-2");
-        let again = take_lease(&dir, holder("s-2"), own);
-        let goes_on = async {
-            tokio::time::sleep(RETIRE_WAIT * 5).await;
-            lease.recovered(&holder("s-2")).unwrap();
-            tokio::time::sleep(RETIRE_WAIT / 2).await;
-            let folder = dir.make_swap(&"s-2".parse().unwrap()).unwrap();
-            // A follower that looks now would take it for one whose agent is gone.
-            tokio::time::sleep(RETIRE_WAIT / 2).await;
-            follow::take_over(&folder).unwrap();
-            std::future::pending::<()>().await;
-        };
-        let begin = tokio::time::Instant::now();
-        let taken = tokio::select! {
-            taken = again => taken,
-            () = goes_on => unreachable!(),
-        };
-        let Err(LeaseError::Held { holder: Some(held) }) = taken else { panic!("{taken:?}") };
-        assert_eq!((held.swap.as_str(), held.recovers), ("s-2", None));
-        assert!(begin.elapsed() >= RETIRE_WAIT * 5, "it gave up before it was followable");
-        assert_eq!(follow::at_work(&dir.swap(&held.swap)), Some(process::own()));
     }
 }

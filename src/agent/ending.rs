@@ -87,11 +87,11 @@ fn close(cx: &Context<'_, SystemHost>, journal: &mut Journal) -> Result<(), Fail
     Ok(())
 }
 
-/// The newest swap that is not at its end, unless that is stuck: an older one is undone after it. For the holder of the lease,
-/// nobody works on it.
+/// The newest swap that is not at its end, unless a person has to mend it first: an older one is undone after it. For the
+/// holder of the lease, nobody works on it.
 pub(super) fn left_open(dir: &ServiceDir) -> Option<SwapId> {
     let newest = unfinished_swaps(dir).into_iter().next();
-    newest.filter(|unfinished| !unfinished.is_stuck()).map(|unfinished| unfinished.swap)
+    newest.filter(|unfinished| !unfinished.needs_a_person()).map(|unfinished| unfinished.swap)
 }
 
 /// Brings every swap to its end that can be, newest first, for the holder of the lease.

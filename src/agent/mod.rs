@@ -20,6 +20,7 @@ mod rollback;
 mod run;
 mod sampling;
 mod stuck;
+mod turn;
 mod uninstall;
 
 pub use install::install;

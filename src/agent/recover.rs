@@ -4,9 +4,9 @@
 use jiff::Timestamp;
 
 use super::abort::nothing_to_abort;
-use super::aftermath::RETRY;
 use super::answer::Answers;
 use super::ending::{Wanted, bring_to_end, left_open, needs};
+use super::turn::{self, RETRY};
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
@@ -59,23 +59,24 @@ async fn follow_repair(dir: &ServiceDir, swap: &SwapId, answers: &mut Answers) {
 /// The detached agent's part: takes up the newest swap that is stuck or unfinished. Backwards, as all undoing: what was done
 /// last stands on what was done before.
 pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Result<(), Refusal> {
-    let RepairRequest { asked, requester } = wanted;
+    let RepairRequest { asked, lock_wait, requester } = wanted;
     let dir = place::service_dir(asked).map_err(Refusal::environment)?;
     // Where no swap ever was, there is nobody's id to hold the lease by.
     let Some(newest) = begun(&dir).next() else {
         return nothing_to_repair(&dir, asked, answers).await;
     };
     let own = |swap: &SwapId| holder(swap.clone(), REPAIR, requester);
-    let mut lease =
-        match Lease::take(&dir.root(), &own(to_repair(&dir).as_ref().unwrap_or(&newest))) {
-            Ok(lease) => lease,
-            // Asked again by a runner that had lost the first answer.
-            Err(LeaseError::Held { holder: Some(holder) }) if holder.command == REPAIR => {
-                answers.send(&Frame::Accepted { swap: holder.swap.clone() });
-                return Ok(());
-            }
-            Err(error) => return Err(Refusal::environment(error.to_failure())),
-        };
+    let at_first = || own(to_repair(&dir).as_ref().unwrap_or(&newest));
+    // Asked again by a runner that had lost the first answer.
+    let attaches = |held: &Holder| Some(held.swap.clone()).filter(|_| held.command == REPAIR);
+    let mut lease = match turn::take((&dir, *lock_wait), &at_first, &attaches, answers).await {
+        Ok(lease) => lease,
+        Err(LeaseError::Held { holder: Some(held) }) if attaches(&held).is_some() => {
+            answers.send(&Frame::Accepted { swap: held.swap });
+            return Ok(());
+        }
+        Err(error) => return Err(Refusal::environment(error.to_failure())),
+    };
     // Another command may have ended meanwhile what had no outcome a moment ago.
     let swap = to_repair(&dir);
     if let Some(died) = lease.died.clone().filter(|died| Some(&died.swap) != swap.as_ref()) {

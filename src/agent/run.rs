@@ -11,7 +11,7 @@ use super::answer::Answers;
 use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::{
     aftermath, barred, confirm_route, follow, parse, place, prune, recover, rollback, sampling,
-    stuck, unchanged, uninstall,
+    stuck, turn, unchanged, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -120,9 +120,10 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let dir = place::service_dir(&work.asked).map_err(Refusal::environment)?;
     let own = holder(&work, Timestamp::now());
     let attaches = |held: &Holder| attaches_to(held, &own);
+    let now = || holder(&work, Timestamp::now());
     let taken = tokio::select! {
         biased;
-        taken = wait_for_lease(&dir, &work, &attaches, answers) => taken,
+        taken = turn::take((&dir, work.lock_wait), &now, &attaches, answers) => taken,
         _ = abort::until_ordered(&dir, &work.swap) => return Err(never_begun(&work.swap)),
     };
     dir.forget_last_boot(&process::boot())
@@ -194,34 +195,6 @@ async fn arm(dir: &ServiceDir) -> Result<(), Failure> {
     // The agent that it kept last may be about to remove the unit.
     let _lock = dir.lock_host().await?;
     AgentUnit::of(dir.service()).arm(dir.state_dir()).await
-}
-
-/// Takes the lease; waits for another command's for as long as was asked for, and says so.
-async fn wait_for_lease(
-    dir: &ServiceDir,
-    work: &Work,
-    attaches: &impl Fn(&Holder) -> Option<SwapId>,
-    answers: &mut Answers,
-) -> Result<Lease, LeaseError> {
-    let begin = tokio::time::Instant::now();
-    let mut told = None;
-    loop {
-        let taken = aftermath::take_lease(dir, holder(work, Timestamp::now()), attaches).await;
-        let held = match taken {
-            Err(LeaseError::Held { holder }) if begin.elapsed() < work.lock_wait => holder,
-            taken => return taken,
-        };
-        if let Some(holder) = held {
-            if attaches(&holder).is_some() {
-                return Err(LeaseError::Held { holder: Some(holder) });
-            }
-            if told.as_ref() != Some(&holder.swap) {
-                told = Some(holder.swap.clone());
-                answers.send(&Frame::Waiting { holder, limit: work.lock_wait });
-            }
-        }
-        tokio::time::sleep(aftermath::RETRY).await;
-    }
 }
 
 /// What a command comes to.

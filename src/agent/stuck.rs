@@ -1,5 +1,5 @@
-//! While a swap of a service is stuck, no other one begins: it would build on what a person has yet to mend, and the way
-//! back that the stuck one still needs would be lost.
+//! While a swap of a service is stuck, or nobody can tell whether it is, no other one begins: it would build on what a person
+//! has yet to mend, and the way back that the stuck one still needs would be lost.
 
 use crate::executor::{Unfinished, traffic_now, unfinished_swaps};
 use crate::host::SystemHost;
@@ -11,22 +11,37 @@ use crate::model::wire::{Asked, Fault, Refusal};
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery::MEND_FIRST;
 
-/// Goes on only where no swap of the service is stuck.
+/// Goes on only where no swap of the service waits for a person.
 ///
 /// # Errors
-/// All that are, with what is left of each and why, and where new requests go meanwhile. Nothing is changed.
+/// All that do, with what is left of each and why, and where new requests go meanwhile. Nothing is changed.
 pub(super) async fn refuse_while_stuck(dir: &ServiceDir, asked: &Asked) -> Result<(), Refusal> {
     let unfinished = unfinished_swaps(dir);
-    let stuck: Vec<_> = unfinished.iter().filter(|unfinished| unfinished.is_stuck()).collect();
-    // The newest one was the last to move traffic.
-    let plan = stuck.first().and_then(|newest| Journal::plan(&dir.swap(&newest.swap)));
-    let Some(plan) = plan else { return Ok(()) };
-    let (traffic, _) = traffic_now(&SystemHost::new(asked), &asked.spec, &plan).await;
-    let failures = stuck.into_iter().map(|Unfinished { swap, found, .. }| {
-        let message = format!(
-            "swap {swap} is stuck, and nothing new begins before it is repaired: {found}; {traffic}"
-        );
-        Failure { causes: why(dir, swap), ..Failure::new(message) }.hint(MEND_FIRST)
+    let stuck: Vec<_> = unfinished.iter().filter(|one| one.needs_a_person()).collect();
+    if stuck.is_empty() {
+        return Ok(());
+    }
+    // The newest one whose plan is known was the last to move traffic.
+    let traffic = match stuck.iter().find_map(|one| Journal::plan(&dir.swap(&one.swap))) {
+        Some(plan) => {
+            format!("; {}", traffic_now(&SystemHost::new(asked), &asked.spec, &plan).await.0)
+        }
+        None => String::new(),
+    };
+    let failures = stuck.into_iter().map(|Unfinished { swap, recovery, found }| match recovery {
+        Ok(_) => {
+            let message = format!(
+                "swap {swap} is stuck, and nothing new begins before it is repaired: {found}{traffic}"
+            );
+            Failure { causes: why(dir, swap), ..Failure::new(message) }.hint(MEND_FIRST)
+        }
+        Err(failure) => {
+            let message = format!(
+                "swap {swap} may not be at its end, and nothing new begins before that is known: {}{traffic}",
+                failure.message
+            );
+            Failure { message, ..failure.clone() }
+        }
     });
     Err(Refusal { failures: failures.collect(), fault: Fault::Stuck })
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::answer::Answers;
 use super::follow::AGENT;
-use super::{aftermath, confirm_route, observe_at_rest, place, prune, stuck};
+use super::{confirm_route, observe_at_rest, place, prune, stuck, turn};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, Unfinished, World, unfinished_swaps};
 use crate::host::agent_unit::AgentUnit;
@@ -34,7 +34,7 @@ pub(super) async fn uninstall(
 ) -> Result<(), Refusal> {
     let spec = &wanted.asked.spec;
     let dir = place::service_dir(&wanted.asked).map_err(Refusal::environment)?;
-    let lease = aftermath::take_lease(&dir, holder(wanted), |_| None)
+    let lease = turn::take_soon(&dir, holder(wanted), |_| None)
         .await
         .map_err(|error| Refusal::environment(error.to_failure()))?;
     if let Some(died) = &lease.died {
@@ -43,14 +43,14 @@ pub(super) async fn uninstall(
             died.command, died.swap
         ));
         return Err(Refusal::environment(
-            failure.hint("bring it to its end first: model-swap abort"),
+            failure.hint("bring it to its end first: `model-swap abort`"),
         ));
     }
     stuck::refuse_while_stuck(&dir, &wanted.asked).await?;
     if let Some(Unfinished { swap, found, .. }) = unfinished_swaps(&dir).into_iter().next() {
         let failure = Failure::new(format!("swap {swap} is not at its end: {found}"));
         return Err(Refusal::environment(
-            failure.hint("bring it to its end first: model-swap repair"),
+            failure.hint("bring it to its end first: `model-swap repair`"),
         ));
     }
     let host = SystemHost::new(&wanted.asked);

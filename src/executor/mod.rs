@@ -170,6 +170,16 @@ pub async fn finish<H: Host>(
     journal: &mut Journal,
 ) -> Result<Conclusion, JournalError> {
     cx.heed_no_order();
+    let before = cx.plan.incumbent.as_ref();
+    let served = before.map_or_else(
+        || "what served before".to_owned(),
+        |side| format!("{} in slot {}, which served before,", side.revision.model, side.slot),
+    );
+    let text = format!(
+        "{served} does not come back: the swap goes on to its end with {}",
+        cx.plan.candidate.revision.model
+    );
+    cx.tell(EventKind::Warning { text });
     for index in 0..cx.plan.steps.len() {
         let done = match journal.status().steps[index] {
             StepStatus::Succeeded => continue,

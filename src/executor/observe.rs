@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::UpstreamView;
 use crate::journal::Journal;
-use crate::model::failure::Failure;
+use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{SlotName, SwapId};
 use crate::model::replica::Replica;
 use crate::model::state::{ServiceState, SlotReport, StatusReport};
@@ -164,27 +164,37 @@ fn step_of(dir: &ServiceDir, swap: &SwapId) -> Option<String> {
 pub struct Unfinished {
     /// The swap.
     pub swap: SwapId,
-    /// What its journal calls for.
-    pub recovery: Recovery,
+    /// What its journal calls for, or why nobody can tell here.
+    pub recovery: Result<Recovery, Failure>,
     /// What is found of it, one line for people.
     pub found: String,
 }
 
 impl Unfinished {
-    /// Whether a person has to mend something first.
-    pub fn is_stuck(&self) -> bool {
-        self.recovery == Recovery::Stuck
+    /// Whether a person has to do something first: it is stuck, or its journal is not understood.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self.recovery, Ok(Recovery::Stuck) | Err(_))
     }
 }
 
-/// The swaps that are not at their end, newest first. Where nobody holds the lease, nobody works on them. One whose journal is
-/// not understood is not known to be one of them.
+/// The swaps that are not at their end, newest first. Where nobody holds the lease, nobody works on them. The newest that has
+/// begun is one of them too where its journal is not understood and tells of no end; over an older one others have ended since.
 pub fn unfinished_swaps(dir: &ServiceDir) -> Vec<Unfinished> {
-    let unfinished = |swap: SwapId| {
+    let begun = dir.swaps().into_iter().filter(|swap| Journal::has_begun(&dir.swap(swap)));
+    let unfinished = |(age, swap): (usize, SwapId)| {
         let folder = dir.swap(&swap);
-        let (status, plan) = (Journal::look(&folder).ok()?, Journal::plan(&folder)?);
-        let (recovery, found) = (recovery::decide(&status), recovery::found(&status, &plan));
-        (recovery != Recovery::Finished).then_some(Unfinished { swap, recovery, found })
+        let (recovery, found) = match (Journal::look(&folder), Journal::plan(&folder)) {
+            (Ok(status), Some(plan)) => {
+                (Ok(recovery::decide(&status)), recovery::found(&status, &plan))
+            }
+            (Err(error), _) if age == 0 && !Journal::is_at_its_end(&folder) => {
+                let failure = error.to_failure();
+                let found = format!("what is left of it is not known: {failure}");
+                (Err(failure), found)
+            }
+            _ => return None,
+        };
+        (recovery != Ok(Recovery::Finished)).then_some(Unfinished { swap, recovery, found })
     };
-    dir.swaps().into_iter().filter_map(unfinished).collect()
+    begun.enumerate().filter_map(unfinished).collect()
 }

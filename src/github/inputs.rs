@@ -73,6 +73,8 @@ pub struct Inputs {
     pub ssh_key: Option<Secret>,
     /// Lines of a `known_hosts` file.
     pub known_hosts: Option<String>,
+    /// The files that both came from, as the options of a terminal; empty in a workflow.
+    pub ssh_options: Vec<String>,
     /// GitHub's environment for the deployment; see [`Inputs::environment_for`].
     pub environment: Option<String>,
     /// The swap that a rollback undoes, or that has failed.
@@ -247,6 +249,7 @@ impl Inputs {
             host: reader.text("host"),
             ssh_key: reader.raw("ssh-key").map(Secret::new),
             known_hosts: reader.raw("known-hosts").map(str::to_owned),
+            ssh_options: Vec::new(),
             environment: reader.text("environment"),
             swap_id: reader.name("swap-id"),
             plan_digest: reader.name("plan-digest"),

@@ -219,6 +219,9 @@ pub struct ConfirmRequest {
 pub struct RepairRequest {
     /// Which service.
     pub asked: Asked,
+    /// How long to wait for another command's swap to have its outcome.
+    #[serde(default)]
+    pub lock_wait: Duration,
     /// Who asks.
     pub requester: Requester,
 }

@@ -23,7 +23,10 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
             .map(|until| format!("a warm rollback is possible until {}", moment(until))),
     );
     text.extend(report.unfinished.as_ref().map(|(swap, found)| {
-        format!("{swap} is not at its end: {}; `model-swap repair` brings it there", inert(found))
+        format!(
+            "{swap} is not at its end: {}; `model-swap repair` brings it there, or says what is in the way",
+            inert(found)
+        )
     }));
     text.push(report.holder.as_ref().map_or_else(|| "nobody is at work".to_owned(), holder));
     text.extend(report.step.as_ref().map(|step| format!("in {}", inert(step))));
@@ -195,7 +198,7 @@ mod tests {
   b     8002  serving  yes    12         Qwen/B\r (r-b)
 serving is the result of s-2
 a warm rollback is possible until 2026-11-23 09:25:00 UTC
-s-3 is not at its end: its agent ended\n in cut_over; `model-swap repair` brings it there
+s-3 is not at its end: its agent ended\n in cut_over; `model-swap repair` brings it there, or says what is in the way
 at work since 2026-11-23 09:20:00 UTC: swap s-3 (pid 77, asked by ann, https://github.com/x)
 in verify b: wait
 history, newest first:

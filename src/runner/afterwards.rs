@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::typed::Typed;
 use super::{Setting, Stopped, Voice, converse, refusal, request};
 use crate::github::output;
 use crate::model::failure::{Failure, Hint};
@@ -41,6 +42,7 @@ fn note(setting: &Setting, name: &str, value: &str, voice: &mut Voice) {
 
 /// Says how the swap of a step ended that could not say so itself. A step that could needs nothing.
 pub async fn afterwards(setting: Setting, voice: &mut Voice) -> Exit {
+    voice.typed = Typed::of(&setting.inputs);
     let saved = |name: &str| setting.env.get(&format!("STATE_{name}")).filter(|v| !v.is_empty());
     let (Some(swap), None) = (saved(SWAP), saved(TOLD)) else { return Exit::Done };
     let text = format!("the step did not say how it ended: asking the server about swap {swap}");

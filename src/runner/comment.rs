@@ -27,7 +27,9 @@ pub(super) async fn keep(
     let environment = setting.inputs.environment_for(service);
     let mark = Mark { service: service.clone(), environment, digest };
     let kept = match Comments::new(spec) {
-        Ok(comments) => comments.keep(pull_request.number, &mark, markdown).await,
+        Ok(comments) => {
+            comments.keep(pull_request.number, &mark, &voice.typed.spell(markdown)).await
+        }
         Err(error) => Err(error),
     };
     if let Err(error) = kept {

@@ -15,6 +15,7 @@ mod report;
 mod request;
 mod tint;
 mod trust;
+mod typed;
 mod verify;
 mod voice;
 
@@ -43,6 +44,7 @@ use crate::render::{self, Line, failure, summary};
 use crate::swap::outline;
 use follow::Followed;
 use report::Reporter;
+use typed::Typed;
 
 /// Where GitHub's runner mounts the workspace into the container of an action, and nowhere else.
 const ACTION_WORKSPACE: &str = "/github/workspace";
@@ -88,6 +90,7 @@ impl Stopped {
 
 /// Runs one command to its end and says how the process should exit.
 pub async fn run(setting: Setting, voice: &mut Voice) -> Exit {
+    voice.typed = Typed::of(&setting.inputs);
     let ended = command(&setting, voice).await;
     if !matches!(&ended, Ok(told) if told.is_open) {
         afterwards::note_told(&setting, voice);
@@ -368,7 +371,7 @@ fn summarise(run: &WorkflowRun, markdown: &str, voice: &mut Voice) {
     let Some(path) = run.step_summary.as_ref().filter(|_| !markdown.is_empty()) else {
         return;
     };
-    if let Err(error) = output::append_summary(path, markdown) {
+    if let Err(error) = output::append_summary(path, &voice.typed.spell(markdown)) {
         voice.say([Line::Warning(error.to_failure().to_string())]);
     }
 }

@@ -39,7 +39,7 @@ impl Patience {
             Command::Swap(request) => (&request.asked, request.wait, request.lock_wait),
             Command::Rollback(request) => (&request.asked, request.wait, request.lock_wait),
             Command::Abort(request) => (&request.asked, Wait::Promoted, Duration::ZERO),
-            Command::Repair(request) => (&request.asked, Wait::Promoted, Duration::ZERO),
+            Command::Repair(request) => (&request.asked, Wait::Promoted, request.lock_wait),
             _ => return None,
         };
         let over = Instant::now() + lock_wait + own_time(&asked.spec, wait);
@@ -89,7 +89,12 @@ mod tests {
         (spec.ready.timeout, spec.drain.timeout) = (20 * MINUTE, MINUTE);
         let asked = Asked { spec, secrets: Secrets::default() };
         let requester = Requester::default();
-        Patience::of(&Command::Repair(RepairRequest { asked, requester })).unwrap()
+        Patience::of(&Command::Repair(RepairRequest {
+            asked,
+            lock_wait: Duration::ZERO,
+            requester,
+        }))
+        .unwrap()
     }
 
     /// How long it tries, if every try is in vain.

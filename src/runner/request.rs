@@ -49,7 +49,9 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         CommandName::Abort => Command::Abort(AbortRequest { asked, of: None, since: 0, requester }),
         // Before anything else it asks what serves.
         CommandName::Fail | CommandName::Status => Command::Status(asked),
-        CommandName::Repair => Command::Repair(RepairRequest { asked, requester }),
+        CommandName::Repair => {
+            Command::Repair(RepairRequest { asked, lock_wait: inputs.lock_wait, requester })
+        }
         CommandName::Logs => Command::Logs(asked),
         CommandName::History => Command::History(asked),
         CommandName::Doctor => Command::Doctor(asked),

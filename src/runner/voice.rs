@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::tint::tinted;
+use super::typed::Typed;
 use crate::github::command::{self, Annotation};
 use crate::model::event::{Event, EventKind};
 use crate::model::failure::Failure;
@@ -41,6 +42,8 @@ pub struct Voice {
     /// Whether a group is open: they are never nested.
     grouped: bool,
     bar: Option<(ProgressBar, Plan)>,
+    /// How commands are typed that are named.
+    pub(super) typed: Typed,
 }
 
 /// Title of annotations.
@@ -58,7 +61,14 @@ impl Voice {
             || env.get("TERM").is_none_or(|term| term == "dumb");
         let lively = surface == Surface::Terminal && out.is_terminal() && !plain;
         let manner = if lively { Manner::Lively } else { Manner::Plain };
-        Self { surface, manner, out: Box::new(out), grouped: false, bar: None }
+        Self {
+            surface,
+            manner,
+            out: Box::new(out),
+            grouped: false,
+            bar: None,
+            typed: Typed::default(),
+        }
     }
 
     /// Says lines. A log that cannot be written to stops nothing.
@@ -66,6 +76,7 @@ impl Voice {
         let bar = self.bar.as_ref().map(|(bar, _)| bar.clone());
         let write = || {
             for line in lines {
+                let line = self.spelled(line);
                 let texts = match self.surface {
                     Surface::Workflow => self.for_workflow(line),
                     Surface::Terminal => self.for_terminal(line),
@@ -147,6 +158,16 @@ impl Voice {
             }
             (EventKind::Closed(_), Some((bar, _))) => bar.finish_and_clear(),
             _ => {}
+        }
+    }
+
+    /// The line with every command as it has to be typed. What a log of the server says stays as it is.
+    fn spelled(&self, line: Line) -> Line {
+        match line {
+            Line::Text(text) => Line::Text(self.typed.spell(&text)),
+            Line::Warning(text) => Line::Warning(self.typed.spell(&text)),
+            Line::Error(text, at) => Line::Error(self.typed.spell(&text), at),
+            Line::GroupStart(_) | Line::GroupEnd | Line::Remote(_) => line,
         }
     }
 

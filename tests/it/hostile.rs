@@ -262,7 +262,7 @@ async fn a_journal_of_a_newer_agent_is_refused_and_an_older_ones_is_understood()
     let run = Step::run(world.action("swap", NEW, &[])?).await?;
     world.server.strike(None)?;
     let swap = run.output("swap-id").to_owned();
-    let path = world.server.state_dir().join("chat/swaps").join(swap).join("journal.ndjson");
+    let path = world.server.state_dir().join("chat/swaps").join(&swap).join("journal.ndjson");
     let text = fs::read_to_string(&path)?;
     let newer = text.replace("{\"v\":2,", "{\"v\":3,");
     assert_ne!(newer, text);
@@ -272,6 +272,20 @@ async fn a_journal_of_a_newer_agent_is_refused_and_an_older_ones_is_understood()
         let run = Step::run(world.action(command, NEW, &[])?).await?;
         run.refused(3, &["has version 3; this binary knows 2", "use the version of model-swap"]);
     }
+    // Nor is anything built on it where its agent has given the lease back.
+    fs::write(world.server.state_dir().join("chat/lease.json"), "")?;
+    let unknown = format!("swap {swap} may not be at its end, and nothing new begins before");
+    for (command, code, first) in [
+        ("plan", 7, unknown.as_str()),
+        ("swap", 7, &unknown),
+        ("rollback", 7, &unknown),
+        ("repair", 3, ""),
+    ] {
+        let run = Step::run(world.action(command, "Qwen/Third", &[])?).await?;
+        run.refused(code, &[first, "has version 3; this binary knows 2", "use the version of"]);
+    }
+    let left = format!("{swap} is not at its end: what is left of it is not known: ");
+    world.run("status", NEW, &[]).await?.answered(&[&left, "has version 3"]);
     assert_eq!(Facts::of(&world)?, after, "something was done");
     assert_eq!(fs::read_to_string(&path)?, newer, "the journal was changed");
     assert_eq!(world.serves().await?, NEW);

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use testbed::github::FakeGitHub;
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::server::{Aim, listeners};
@@ -83,12 +83,26 @@ async fn what_cannot_be_undone_is_said_and_repaired_when_a_person_has_mended_it(
     let doctor =
         doctor.refused(3, &["nothing new begins before it is repaired", "model-swap repair"]);
     assert_eq!(mark(&doctor, "stuck swap"), "fail", "{doctor}");
-    // Nothing has changed yet: stuck it is.
-    Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
+    // Nothing has changed yet: stuck it is, also for somebody at a terminal, who reads what is to be typed there.
+    let terminal = Terminal::at(&world)?;
+    fs::rename(
+        terminal.folder.path().join("model-swap.yaml"),
+        terminal.folder.path().join("it.yaml"),
+    )?;
+    let output = terminal.run("repair --known-hosts hosts --config it.yaml --ssh-key key").await?;
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    let said = String::from_utf8(output.stdout)?;
+    let typed = said.split_once("mend that first, then `model-swap ").map(|(_, rest)| rest);
+    let typed = typed.and_then(|rest| Some(rest.split_once('`')?.0)).context("no command")?;
+    assert_eq!(typed, "repair --config it.yaml --ssh-key key --known-hosts hosts", "{said}");
 
     fs::write(&config, &text)?;
-    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "rolled-back");
-    assert!(run.stdout.contains("taken up again: cut_over a -> b could not be undone"), "{run}");
+    let output = terminal.run(typed).await?;
+    let run = String::from_utf8(output.stdout)?;
+    assert!(output.status.success(), "{run}");
+    for told in ["taken up again: cut_over a -> b could not be undone", "rolled-back"] {
+        assert!(run.contains(told), "{run}");
+    }
     assert_eq!(Facts::of(&world)?, before, "{run}");
     assert_eq!(world.serves().await?, OLD);
     let history = world.run("status", NEW, &[]).await?.answered(&["rolled-back  Qwen/New"]);

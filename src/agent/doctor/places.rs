@@ -103,15 +103,18 @@ fn unfinished(dir: &ServiceDir) -> Finding {
             format!("{} {} was left by an agent that is gone", holder.command, holder.swap),
             "the next swap, rollback or abort brings it to its end first",
         ),
-        // What is stuck is a finding of its own.
-        None => match unfinished_swaps(dir).into_iter().find(|unfinished| !unfinished.is_stuck()) {
-            Some(Unfinished { swap, found, .. }) => Finding::warn(
-                LEFT,
-                format!("swap {swap} is not at its end: {found}"),
-                "the next swap, rollback, abort or repair brings it there first",
-            ),
-            None => Finding::ok(LEFT, "none"),
-        },
+        // What a person has to mend is a finding of its own.
+        None => {
+            match unfinished_swaps(dir).into_iter().find(|unfinished| !unfinished.needs_a_person())
+            {
+                Some(Unfinished { swap, found, .. }) => Finding::warn(
+                    LEFT,
+                    format!("swap {swap} is not at its end: {found}"),
+                    "the next swap, rollback, abort or repair brings it there first",
+                ),
+                None => Finding::ok(LEFT, "none"),
+            }
+        }
     }
 }
 

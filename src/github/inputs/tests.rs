@@ -23,6 +23,7 @@ fn nothing_given_is_a_swap_by_the_file() {
             host: None,
             ssh_key: None,
             known_hosts: None,
+            ssh_options: Vec::new(),
             environment: None,
             swap_id: None,
             to: None,

@@ -103,6 +103,8 @@ async fn is_finished_whatever_dies(kind: Kind) {
         let begun = lone.scene.records(&lone.attempt);
         let conclusion = lone.scene.finish(&lone.attempt, &[]).await.unwrap();
         assert_eq!(conclusion.failure, None, "{what}: {conclusion:#?}");
+        let why = |event: &EventKind| matches!(event, EventKind::Warning { text } if text.contains("does not come back"));
+        assert!(lone.scene.events(&lone.attempt).iter().any(why), "{what}: nobody is told why");
         let calls = lone.scene.host.calls();
         after = Some(lone.assert_finished(after.as_ref(), &what).await);
         finished += 1;
