@@ -140,6 +140,8 @@ fn a_reboot_within_retain_leaves_the_way_back_warm() -> Result<()> {
         let status = world.run("status", NEW, &[]).await?;
         let row = status.stdout.lines().find(|line| line.starts_with("  a ")).context("slot a")?;
         assert!(row.contains("retained"), "{status}");
+        let kept = format!("kept for a rollback, {NAME} ({OLD})");
+        world.run("doctor", NEW, &[]).await?.answered(&[&kept]);
         world.settings.retain = "0s".to_owned();
         let load = world.load().await?;
         let run = world.run("rollback", NEW, &[("wait", "retired")]).await?;

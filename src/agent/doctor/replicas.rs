@@ -16,6 +16,7 @@ use crate::model::replica::{Found, Systemd};
 use crate::model::spec::{Gpu, Runtime, Slot, SwapSpec};
 use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
+use crate::swap::planner;
 
 const ROUTE: &str = "probe through nginx";
 const PROGRAM: &str = "engine program";
@@ -90,12 +91,8 @@ impl Role {
             return Self::Serving;
         }
         let state = dir.load().unwrap_or_default();
-        let known = state.serving.iter().chain(state.retained.iter().map(|r| &r.replica));
-        let is_ours = |occupant: &Occupant| {
-            known
-                .clone()
-                .any(|replica| &replica.slot == name && occupant.found.tree.contains(&replica.main))
-        };
+        let is_ours =
+            |occupant: &Occupant| planner::recorded(name, &occupant.found, &state).is_some();
         if occupant.is_some_and(is_ours) { Self::Kept } else { Self::Free }
     }
 }

@@ -92,8 +92,8 @@ pub fn replica_in(slot: &SlotName, spec: &SwapSpec, observed: &Observed) -> Opti
     }))
 }
 
-/// The replica on record that was found in a slot, if it is one.
-fn recorded(slot: &SlotName, found: &Found, state: &ServiceState) -> Option<Replica> {
+/// The replica on record that was found in a slot, if it is one; its keeper may have started it again since.
+pub fn recorded(slot: &SlotName, found: &Found, state: &ServiceState) -> Option<Replica> {
     let known = [state.serving.as_ref(), state.retained.as_ref().map(|r| &r.replica)];
     let is_it = |replica: &&Replica| &replica.slot == slot && is_still(replica, found);
     known.into_iter().flatten().find(is_it).map(|replica| as_found(replica, found))
