@@ -44,7 +44,7 @@ pub enum Exit {
     Bug,
     /// 2: bad input: configuration, inputs or arguments.
     Input,
-    /// 3: the environment: ssh, host, nginx or a lost connection.
+    /// 3: the environment: ssh, host, nginx or a lost connection; GitHub, where a command cannot do without its answer.
     Environment,
     /// 4: failed before cutover; traffic untouched.
     Failed,

@@ -32,7 +32,13 @@ fn a_release_is_tried_signed_and_pinned_before_anybody_gets_it() -> Result<()> {
     let workflow: Value = serde_yaml::from_str(RELEASE)?;
     assert_eq!(workflow["on"]["push"]["tags"][0], *"release/v[0-9]+.[0-9]+.[0-9]+");
     assert_eq!(workflow["concurrency"]["cancel-in-progress"], false);
-    let [build, index, publish] = ["build", "index", "publish"].map(|job| &workflow["jobs"][job]);
+    let [merged, build, index, publish] =
+        ["merged", "build", "index", "publish"].map(|job| &workflow["jobs"][job]);
+    does_in_turn(
+        merged,
+        &["git branch --remotes --contains HEAD", "gh run list --workflow ci.yml"],
+    )?;
+    assert_eq!(build["needs"], *"merged");
     let kinds = build["strategy"]["matrix"]["include"].as_sequence().context("a matrix")?;
     let kinds: Vec<_> = kinds.iter().filter_map(|kind| kind["arch"].as_str()).collect();
     assert_eq!(kinds, ["amd64", "arm64"]);
@@ -114,7 +120,7 @@ impl Origin {
     }
 
     /// The last step of a release of a version, in a checkout of its own, as the runner carries it out.
-    fn publish(&self, version: &str) -> Result<Output> {
+    fn publish(&self, version: &str, digest: &str) -> Result<Output> {
         let workflow: Value = serde_yaml::from_str(RELEASE)?;
         let steps = workflow["jobs"]["publish"]["steps"].as_sequence().context("steps")?;
         let script = steps.iter().find_map(|step| step["run"].as_str()).context("a script")?;
@@ -135,7 +141,7 @@ impl Origin {
         bash.env("HOME", self.folder.path()).env("CALLS", self.at("calls"));
         bash.env("GITHUB_REF_NAME", format!("release/{version}"));
         bash.env("GITHUB_REPOSITORY", "acme/model-swap");
-        bash.env("IMAGE", IMAGE).env("DIGEST", digest(version));
+        bash.env("IMAGE", IMAGE).env("DIGEST", digest);
         Ok(bash.output()?)
     }
 
@@ -170,11 +176,31 @@ fn digest(version: &str) -> String {
     format!("sha256:{bytes:0<64}")
 }
 
+/// Whoever can push a tag has not merged anything yet.
+#[test]
+fn only_what_was_merged_is_released() -> Result<()> {
+    let workflow: Value = serde_yaml::from_str(RELEASE)?;
+    let steps = workflow["jobs"]["merged"]["steps"].as_sequence().context("steps")?;
+    let script = steps.iter().find_map(|step| step["run"].as_str()).context("a script")?;
+    let origin = Origin::make()?;
+    for (branch, is_merged) in
+        [("main", true), ("maintenance/v1.9", true), ("ann/main", false), ("release/v1.9.0", false)]
+    {
+        origin.git(&["-C", "work", "commit", "--quiet", "--allow-empty", "--message", branch])?;
+        origin.git(&["-C", "work", "push", "--quiet", "origin", &format!("HEAD:{branch}")])?;
+        origin.git(&["-C", "work", "fetch", "--quiet", "origin"])?;
+        let mut bash = Command::new("bash");
+        bash.args(["-e", "-c", script]).current_dir(origin.at("work"));
+        assert_eq!(bash.output()?.status.success(), is_merged, "{branch}");
+    }
+    Ok(())
+}
+
 #[test]
 fn whoever_pins_a_release_pins_its_image_and_v1_is_the_newest_of_them() -> Result<()> {
     let origin = Origin::make()?;
     let published = |version: &str| -> Result<String> {
-        let output = origin.publish(version)?;
+        let output = origin.publish(version, &digest(version))?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         origin.tagged(version)
     };
@@ -199,10 +225,18 @@ fn whoever_pins_a_release_pins_its_image_and_v1_is_the_newest_of_them() -> Resul
     fs::rename(origin.at("v1.10.0"), origin.at("before"))?;
     origin.git(&["-C", "work", "commit", "--quiet", "--allow-empty", "--message", "Another"])?;
     origin.git(&["-C", "work", "push", "--quiet", "origin", "HEAD:main"])?;
-    assert!(!origin.publish("v1.10.0")?.status.success());
-    assert_eq!((origin.tagged("v1.10.0")?, origin.tagged("v1")?), (second.clone(), second));
+    assert!(!origin.publish("v1.10.0", &digest("another"))?.status.success());
+    let tags = || -> Result<_> { Ok((origin.tagged("v1.10.0")?, origin.tagged("v1")?)) };
+    assert_eq!(tags()?, (second.clone(), second.clone()));
     let calls = fs::read_to_string(origin.at("calls"))?;
     assert_eq!(calls.matches("release create v1.10.0 --verify-tag").count(), 1, "{calls}");
+    // What was pushed before its release could be made is released by the next try.
+    fs::rename(origin.at("v1.10.0"), origin.at("refused"))?;
+    assert_eq!(published("v1.10.0")?, second);
+    assert_eq!(tags()?, (second.clone(), second.clone()));
+    let again = fs::read_to_string(origin.at("calls"))?;
+    assert_eq!(again.matches("release create v1.10.0 --verify-tag").count(), 2, "{again}");
+    assert!(again.trim_end().lines().any(|line| line.contains(&format!("@{second}"))), "{again}");
     assert!(
         calls.contains(&format!("attestation verify oci://{IMAGE}@{}", digest("v2.0.0"))),
         "{calls}"
