@@ -218,7 +218,11 @@ pub enum Part {
     /// Answers one request from stdin.
     Session,
     /// Works on one request from stdin, detached.
-    Run,
+    Run {
+        /// Within what the files of this folder allow; without it, whatever is asked.
+        #[arg(long)]
+        services: Option<PathBuf>,
+    },
     /// Goes on with what is unfinished or kept warm, as systemd's unit.
     Resume {
         /// The folder of state and journals.

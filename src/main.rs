@@ -130,7 +130,9 @@ fn serve(part: Part) -> anyhow::Result<ExitCode> {
     match part {
         Part::Launch => return Ok(process::launch_main()),
         Part::Session => on_one_thread(agent::session(Access::Full))?,
-        Part::Run => on_one_thread(agent::run())?,
+        Part::Run { services } => {
+            on_one_thread(agent::run(services.map_or(Access::Full, Access::Listed)))?;
+        }
         Part::Resume { state_dir, service } => on_one_thread(agent::resume(&state_dir, &service))?,
         Part::Install { digest } => {
             agent::install(&digest)?;

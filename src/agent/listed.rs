@@ -8,7 +8,9 @@ use std::path::Path;
 use crate::config::listing::Listing;
 use crate::model::failure::Failure;
 use crate::model::ids::ServiceName;
-use crate::model::wire::{Asked, Command, Fault, Refusal};
+use crate::model::wire::{Asked, Command, Fault, Refusal, RollbackRequest};
+
+use super::Access;
 
 /// Others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -36,6 +38,23 @@ pub(super) fn check(folder: &Path, command: &Command) -> Result<(), Refusal> {
         format!("this key may ask for what {origin} on the server allows; root can change it");
     let failures = objections.into_iter().map(|objection| objection.hint(&hint)).collect();
     Err(Refusal { failures, fault: Fault::Input })
+}
+
+/// The same for what a rollback starts again, by what was once asked for: perhaps with another key, or before root changed the
+/// file. A model that a person had started is theirs, and is started again as it was.
+pub(super) fn check_revived(
+    access: &Access,
+    wanted: &RollbackRequest,
+    then: &Asked,
+) -> Result<(), Refusal> {
+    let Access::Listed(folder) = access else { return Ok(()) };
+    let command = Command::Rollback(RollbackRequest { asked: then.clone(), ..wanted.clone() });
+    check(folder, &command).map_err(|mut refusal| {
+        for failure in &mut refusal.failures {
+            failure.message = format!("what the rollback would start again: {}", failure.message);
+        }
+        refusal
+    })
 }
 
 fn read(folder: &Path, path: &Path, service: &ServiceName) -> Result<String, Refusal> {

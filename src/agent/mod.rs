@@ -27,6 +27,7 @@ pub use install::install;
 pub use resume::resume;
 pub use run::run;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ async fn serve(
         answers.send(&Frame::Survey { survey });
         return Ok(());
     }
-    about_service(&request.command, line, &state_dir, answers).await
+    about_service((&request.command, access), line, &state_dir, answers).await
 }
 
 /// What a command other than `init` is about.
@@ -112,7 +113,7 @@ fn asked(command: &Command) -> Result<&Asked, Refusal> {
 }
 
 async fn about_service(
-    command: &Command,
+    (command, access): (&Command, &Access),
     line: &str,
     state_dir: &Path,
     answers: &mut Answers,
@@ -161,7 +162,8 @@ async fn about_service(
         Command::Repair(_) => recover::hand_over_repair(&dir, line, answers).await,
         Command::Swap(SwapRequest { wait, .. })
         | Command::Rollback(RollbackRequest { wait, .. }) => {
-            if let Some(swap) = begin(&dir, line, answers).await.map_err(Refusal::environment)? {
+            let begun = begin((&dir, access), line, answers).await;
+            if let Some(swap) = begun.map_err(Refusal::environment)? {
                 follow::follow(&dir, &swap, (0, *wait), answers).await;
             }
             Ok(())
@@ -266,25 +268,26 @@ async fn hand_over(
     line: &str,
     answers: &mut Answers,
 ) -> Result<Option<SwapId>, Failure> {
-    detach((dir, &refuge::fate().await), line, answers).await
+    // What it asks was checked, and all that it does.
+    detach((dir, &refuge::fate().await, &Access::Full), line, answers).await
 }
 
 /// Has the detached agent begin something that lasts, and relays its answer.
 async fn begin(
-    dir: &ServiceDir,
+    (dir, access): (&ServiceDir, &Access),
     line: &str,
     answers: &mut Answers,
 ) -> Result<Option<SwapId>, Failure> {
     let fate = refuge::fate().await;
     match refuge::barred(&fate) {
         Some(failure) => Err(failure),
-        None => detach((dir, &fate), line, answers).await,
+        None => detach((dir, &fate, access), line, answers).await,
     }
 }
 
 /// Starts the detached agent, gives it the request and relays its answer.
 async fn detach(
-    (dir, fate): (&ServiceDir, &Fate),
+    (dir, fate, access): (&ServiceDir, &Fate, &Access),
     line: &str,
     answers: &mut Answers,
 ) -> Result<Option<SwapId>, Failure> {
@@ -302,7 +305,11 @@ async fn detach(
         .open(&path)
         .map_err(unwritable)?;
     let words = refuge::words(fate);
-    let mut child = exec::detached(words, &["agent", "run"], Stdio::from(log)).map_err(io)?;
+    let mut arguments = ["agent", "run"].map(OsStr::new).to_vec();
+    if let Access::Listed(folder) = access {
+        arguments.extend([OsStr::new("--services"), folder.as_os_str()]);
+    }
+    let mut child = exec::detached(words, &arguments, Stdio::from(log)).map_err(io)?;
     if let Some(mut stdin) = child.stdin.take() {
         // The request goes through a pipe: secrets are in no argv and on no disk.
         stdin.write_all(line.as_bytes()).await.map_err(io)?;

@@ -10,8 +10,8 @@ use super::abort::never_begun;
 use super::answer::Answers;
 use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::{
-    aftermath, barred, confirm_route, follow, parse, place, prune, recover, rollback, sampling,
-    stuck, turn, unchanged, uninstall,
+    Access, aftermath, barred, confirm_route, follow, listed, parse, place, prune, recover,
+    rollback, sampling, stuck, turn, unchanged, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -41,10 +41,11 @@ struct Work {
     requester: Requester,
     lock_wait: Duration,
     command: Command,
+    access: Access,
 }
 
 /// Reads a request from stdin, answers on stdout what becomes of it, and works on it to its end.
-pub async fn run() {
+pub async fn run(access: Access) {
     // From here on no hang-up of the ssh session reaches this process.
     let _ = rustix::process::setsid();
     let mut answers = Answers::on_stdout();
@@ -65,7 +66,7 @@ pub async fn run() {
         Command::Uninstall(wanted) => {
             return refused(uninstall::uninstall(&wanted, &mut answers).await, &mut answers);
         }
-        _ => match work(request) {
+        _ => match work(request, access) {
             Some(work) => act(work, &mut answers).await,
             None => return,
         },
@@ -85,7 +86,7 @@ fn refused(ended: Result<(), Refusal>, answers: &mut Answers) {
     }
 }
 
-fn work(request: Request) -> Option<Work> {
+fn work(request: Request, access: Access) -> Option<Work> {
     let command = request.command.clone();
     match request.command {
         Command::Swap(wanted) => Some(Work {
@@ -94,6 +95,7 @@ fn work(request: Request) -> Option<Work> {
             requester: wanted.requester,
             lock_wait: wanted.lock_wait,
             command,
+            access,
         }),
         Command::Rollback(wanted) => Some(Work {
             asked: wanted.asked,
@@ -101,6 +103,7 @@ fn work(request: Request) -> Option<Work> {
             requester: wanted.requester,
             lock_wait: wanted.lock_wait,
             command,
+            access,
         }),
         Command::Abort(_)
         | Command::Repair(_)
@@ -155,7 +158,11 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     }
     stuck::refuse_while_stuck(&dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {
-        Command::Rollback(wanted) => rollback::decide(&dir, wanted).await?,
+        Command::Rollback(wanted) => {
+            let decided = rollback::decide(&dir, wanted).await?;
+            listed::check_revived(&work.access, wanted, &decided.asked)?;
+            decided
+        }
         Command::Swap(wanted) => decide(&dir, wanted).await?,
         _ => return Ok(()),
     };

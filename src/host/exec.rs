@@ -1,5 +1,6 @@
 //! Runs one program to its end: argv only, never a shell, always bounded.
 
+use std::ffi::OsStr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -76,7 +77,7 @@ pub async fn run(argv: &[String], limit: Duration) -> Result<Output, ExecError> 
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn detached(wrapper: &[&str], arguments: &[&str], stderr: Stdio) -> std::io::Result<Child> {
+pub fn detached(wrapper: &[&str], arguments: &[&OsStr], stderr: Stdio) -> std::io::Result<Child> {
     let mut command = match wrapper {
         [] => {
             let mut command = Command::new("/proc/self/exe");

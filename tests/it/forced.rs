@@ -123,6 +123,30 @@ async fn a_locked_down_key_gets_nothing_that_is_not_listed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_locked_down_key_brings_back_only_what_is_listed_now() -> Result<()> {
+    let mut world = world("").await?;
+    world.settings.retain = "0s".to_owned();
+    let retired = [("wait", "retired")];
+    world.run("swap", NEW, &retired).await?.ended(0, "promoted");
+    world.run("swap", "Qwen/Third", &retired).await?.ended(0, "promoted");
+    let path = world.server.scratch().join("services.d/chat.yaml");
+    let listing = fs::read_to_string(&path)?;
+    fs::write(&path, listing.replace("[\"Qwen/*\"]", "[\"Qwen/Third\"]"))?;
+    world.run("rollback", "Qwen/Third", &[]).await?.refused(
+        2,
+        &[
+            "what the rollback would start again: model \"Qwen/New\" is none of the allowed ones (Qwen/Third)",
+            &format!("what {} on the server allows", path.display()),
+        ],
+    );
+    assert_eq!(world.serves().await?, "Qwen/Third");
+    fs::write(&path, listing)?;
+    world.run("rollback", "Qwen/Third", &[]).await?.ended(0, "rolled-back");
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_locked_down_key_opens_no_shell_and_forwards_nothing() -> Result<()> {
     let world = world("").await?;
     let (a, _) = world.server.slot_ports();
