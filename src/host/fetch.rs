@@ -28,7 +28,7 @@ const DENIED: [&str; 6] =
 pub struct Fetch {
     /// The program, with its environment.
     pub launch: Launch,
-    /// The folder whose growth is its progress.
+    /// The folder of these weights alone: what is in it counts as brought, and its growth is progress.
     pub folder: PathBuf,
     /// What they need, in bytes; `None`: nobody knows.
     pub size: Option<u64>,
@@ -123,9 +123,11 @@ fn room_for(order: &Fetch, needed: u64) -> Result<(), Failure> {
     .hint("make room, or put fetch.folder and the engine's cache on a larger disk"))
 }
 
-/// What the files below a folder take on the disk, in bytes: a link counts once, a hole not at all.
+/// What a file, or the files below a folder, take on the disk, in bytes: a link counts once, a hole not at all.
 fn on_disk(folder: &Path) -> u64 {
-    let mut sum = 0;
+    // stat(2): blocks of 512 bytes, whatever the file system's are.
+    let taken = |found: std::fs::Metadata| found.blocks() * 512;
+    let mut sum = std::fs::metadata(folder).ok().filter(|found| found.is_file()).map_or(0, taken);
     let mut folders = vec![folder.to_owned()];
     while let Some(entries) = folders.pop().map(std::fs::read_dir) {
         // Files come and go meanwhile.
@@ -134,8 +136,7 @@ fn on_disk(folder: &Path) -> u64 {
             if found.is_dir() {
                 folders.push(entry.path());
             } else {
-                // stat(2): blocks of 512 bytes, whatever the file system's are.
-                sum += found.blocks() * 512;
+                sum += taken(found);
             }
         }
     }

@@ -113,7 +113,8 @@ pub struct FetchSpec {
     pub command: Vec<String>,
     /// From its start to its end.
     pub timeout: Duration,
-    /// The folder whose growth is its progress; `None`: where Hugging Face's library keeps models.
+    /// The folder of this model alone, whose growth is its progress; `None`: `model` if that is a path, else its folder in
+    /// the cache of Hugging Face's library.
     pub folder: Option<PathBuf>,
     /// What the model needs on the disk, in bytes: with less, nothing is begun.
     pub size: Option<u64>,

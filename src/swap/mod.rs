@@ -9,3 +9,4 @@ pub mod recovery;
 pub mod redact;
 pub mod revision;
 pub mod transition;
+pub mod weights;

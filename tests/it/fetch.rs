@@ -13,24 +13,24 @@ use crate::swap::claims;
 /// A world whose swaps begin with a script.
 struct Fetching {
     world: World,
-    /// Where the weights go.
-    folder: PathBuf,
 }
+
+/// Where the weights go, in a cache of Hugging Face's library.
+const WEIGHTS: &str = "hf/hub/models--Qwen--New";
 
 impl Fetching {
     async fn with(script: &str, more: &str) -> Result<Self> {
         let mut world = World::start().await?;
         let scratch = world.server.scratch().to_owned();
-        let folder = scratch.join("weights");
         let path = scratch.join("fetch.sh");
         fs::write(&path, format!("#!/bin/sh\ncd '{}'\n{script}\n", scratch.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        world.settings.env = format!("HF_HOME: {}", scratch.join("hf").display());
         world.settings.fetch = format!(
-            "fetch: {{ command: \"{} --from {{model}}@{{revision}}\", folder: {}, {more} }}",
-            path.display(),
-            folder.display()
+            "fetch: {{ command: \"{} --from {{model}}@{{revision}}\", {more} }}",
+            path.display()
         );
-        Ok(Self { world, folder })
+        Ok(Self { world })
     }
 
     fn scratch(&self, name: &str) -> PathBuf {
@@ -49,13 +49,19 @@ impl Fetching {
 #[tokio::test]
 async fn weights_are_here_before_anything_is_reserved_and_their_growth_is_told() -> Result<()> {
     const CANARY: &str = "canary-4711-fetch";
-    let script = "echo \"$2 $HF_TOKEN\" > told; mkdir -p weights; mkfifo go
-        head -c 3000000 /dev/zero | tr '\\0' x > weights/part; read -r word < go";
-    let mut fetching = Fetching::with(script, "size: 3MB").await?;
-    fetching.world.settings.env = format!("HF_TOKEN: {CANARY}");
+    let script = format!(
+        "echo \"$2 $HF_TOKEN\" > told; mkdir -p {WEIGHTS}; mkfifo go
+        head -c 3000000 /dev/zero | tr '\\0' x > {WEIGHTS}/part; read -r word < go"
+    );
+    let mut fetching = Fetching::with(&script, "size: 3MB").await?;
+    fetching.world.settings.env += &format!(", HF_TOKEN: {CANARY}");
+    // Other models in the same cache are no part of this one.
+    let other = fetching.scratch("hf/hub/models--Qwen--Old");
+    fs::create_dir_all(&other)?;
+    fs::write(other.join("part"), vec![1; 7_000_000])?;
     let load = fetching.world.load().await?;
     let mut step = Step::start(fetching.world.action("swap", NEW, &[])?)?;
-    step.says("of 3 MB on the disk").await?;
+    step.says("3 MB of 3 MB on the disk").await?;
     fetching.untouched().await?;
     assert_eq!(fs::read_to_string(fetching.scratch("told"))?, format!("{NEW}@main {CANARY}\n"));
     fs::write(fetching.scratch("go"), "go\n")?;
@@ -74,7 +80,11 @@ async fn what_keeps_weights_from_coming_is_named_and_nothing_else_was_begun() ->
     let rows = [
         (refused, "", "the token was not accepted, or may not read this model"),
         ("echo broken >&2; exit 7", "", "failed: exit status: 7"),
-        ("touch begun", "size: 900TB", "the weights need 900000.0 GB more in "),
+        (
+            "touch begun",
+            "size: 900TB, folder: /srv/w",
+            "the weights need 900000.0 GB more in /srv/w,",
+        ),
         ("exec sleep 600", "timeout: 1s", "the weights were not here within 1s"),
     ];
     for (script, more, said) in rows {
@@ -83,7 +93,7 @@ async fn what_keeps_weights_from_coming_is_named_and_nothing_else_was_begun() ->
         assert!(run.stdout.contains("✗ fetch"), "{run}");
         assert!(run.stdout.contains(said), "no {said:?} in\n{run}");
         assert!(!fetching.scratch("begun").exists(), "{run}");
-        assert!(!fetching.folder.exists(), "{run}");
+        assert!(!fetching.scratch(WEIGHTS).exists(), "{run}");
         fetching.untouched().await?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! `fetch`: brings image and weights to the server before anything is reserved. Its undo ends what still runs; what was
 //! brought is kept.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::{Acted, Undone, ended, start_replica};
 use crate::config::command;
@@ -13,6 +13,7 @@ use crate::model::failure::Failure;
 use crate::model::record::Undo;
 use crate::model::replica::Keeper;
 use crate::model::spec::FetchSpec;
+use crate::swap::weights;
 
 /// In the place of a slot's name in the marker of the program that fetches.
 const PLACE: &str = "fetch";
@@ -34,23 +35,19 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> 
         done.push(format!("{image} is here"));
     }
     if let Some(spec) = &cx.spec().fetch {
-        done.push(weights(cx, spec).await?);
+        done.push(bring(cx, spec).await?);
     }
     Ok(Acted::plainly(done.join("; ")))
 }
 
-async fn weights<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String, Failure> {
+async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String, Failure> {
     let inherited = start_replica::inherited(cx)?;
     let env = start_replica::environment(cx, &inherited, marker(cx));
-    let home = PathBuf::from(env.get("HOME").map_or("/", String::as_str));
+    let home = Path::new(env.get("HOME").map_or("/", String::as_str));
     let asked = cx.spec();
+    let folder = spec.folder.clone().unwrap_or_else(|| weights::place(&asked.model, &env, home));
     let order = Fetch {
-        folder: spec.folder.clone().unwrap_or_else(|| {
-            // Where Hugging Face's library keeps models (huggingface_hub, environment variables).
-            let hub = env.get("HF_HUB_CACHE").map(PathBuf::from);
-            let data = env.get("HF_HOME").map(|data| PathBuf::from(data).join("hub"));
-            hub.or(data).unwrap_or_else(|| home.join(".cache/huggingface/hub"))
-        }),
+        folder,
         size: spec.size,
         secrets: asked.replica.secret_env.clone(),
         launch: Launch {
