@@ -49,12 +49,16 @@ pub fn annotation(
     format!("::{name} title={}{}::{}", property(title), at.unwrap_or_default(), data(message))
 }
 
-/// One of our own lines, with whatever in it the runner would take for a command made plain.
+/// A text of our own, with whatever in it the runner would take for a command made plain.
 ///
-/// The runner obeys `::name` at a line's start and its older form `##[name]` anywhere in a line.
-pub fn plain(line: &str) -> String {
-    let inert = line.replace("##[", "## [");
-    if inert.trim_start().starts_with("::") { format!("| {inert}") } else { inert }
+/// The runner obeys `::name` at a line's start and its older form `##[name]` anywhere in a line. To it a line ends with
+/// either of `\r` and `\n`.
+pub fn plain(text: &str) -> String {
+    let inert = text.replace("##[", "## [");
+    let plain = |line: &str| {
+        if line.trim_start().starts_with("::") { format!("| {line}") } else { line.to_owned() }
+    };
+    inert.split(['\r', '\n']).map(plain).collect::<Vec<_>>().join("\n")
 }
 
 /// Lines from the server, between commands that make the runner obey nothing in them.
@@ -145,5 +149,6 @@ mod tests {
         assert_eq!(plain("  ::add-mask::a"), "|   ::add-mask::a");
         assert_eq!(plain("12s ##[error]x ##[a]"), "12s ## [error]x ## [a]");
         assert_eq!(plain("12s chat::x"), "12s chat::x");
+        assert_eq!(plain("a\n::error::b\r ::c\n"), "a\n| ::error::b\n|  ::c\n");
     }
 }

@@ -46,6 +46,11 @@ pub fn remote<S: AsRef<str>>(lines: &[S]) -> Line {
     Line::Remote(lines.iter().map(|line| text::inert(line.as_ref())).collect())
 }
 
+/// A line that repeats what the server says.
+pub fn told(text: &str) -> Line {
+    Line::Text(text::inert(text))
+}
+
 /// What was seen of the service from outside while a swap waits for that.
 pub fn seen(text: &str) -> Line {
     Line::Text(format!("{:>8}    {}", "", text::inert(text)))

@@ -9,7 +9,7 @@ use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Exit;
 use crate::model::state::StatusReport;
-use crate::render::Line;
+use crate::render::{self, Line};
 
 /// How many deployments are looked at, newest first: each costs a request. What is older was looked at before.
 const LOOKED_AT: usize = 30;
@@ -46,7 +46,7 @@ pub(super) async fn reconcile(
         }
         agree = false;
         let text = format!("deployment {id} of {} was {state}: {}", past.swap, truth.description);
-        voice.say([Line::Text(text)]);
+        voice.say([render::told(&text)]);
         let log_url = setting.run.requester.url.clone();
         deployments.add_status(id, &Status { log_url, ..truth }).await.map_err(told)?;
     }
