@@ -1,6 +1,6 @@
 //! The pull request that a run is for, as the event's payload tells it.
 //!
-//! Fields: GitHub's documentation, "Webhook events and payloads": `pull_request`.
+//! Fields: GitHub's documentation, "Webhook events and payloads": `pull_request`, `workflow_run`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,14 +10,17 @@ use serde::Deserialize;
 
 use crate::model::failure::Hint;
 
-/// A pull request.
+/// The event of a run that another run has started, with the repository's secrets, whoever that one was for.
+const WORKFLOW_RUN: &str = "workflow_run";
+
+/// A pull request, or what a run that follows another one is told of its.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullRequest {
-    /// Its number.
-    pub number: u64,
+    /// Its number; `None` where the run only follows one that may have been for a pull request.
+    pub number: Option<u64>,
     /// Where its commits come from.
     pub head: Head,
-    /// `pull_request`, or `pull_request_target`, which has the secrets of the repository whoever asks.
+    /// `pull_request`, `workflow_run`, or `pull_request_target`, which has the secrets of the repository whoever asks.
     pub event: String,
 }
 
@@ -33,7 +36,7 @@ pub enum Head {
 /// The event could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
-    /// The run is for a pull request, and nothing says which.
+    /// The run is for a pull request, or follows one that may have been, and nothing says which.
     #[error("GITHUB_EVENT_NAME is {event}, and GITHUB_EVENT_PATH is not set")]
     NoPath {
         /// The event's name.
@@ -47,9 +50,11 @@ pub enum EventError {
         /// Why.
         source: io::Error,
     },
-    /// It is no pull request's.
-    #[error("{} is not the event of a pull request", path.display())]
+    /// It is none of that name.
+    #[error("{} is not the event of a {event}", path.display())]
     Unknown {
+        /// The event's name.
+        event: String,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -66,6 +71,17 @@ impl Hint for EventError {
 #[derive(Deserialize)]
 struct Payload {
     pull_request: Body,
+}
+
+#[derive(Deserialize)]
+struct Following {
+    workflow_run: Followed,
+    repository: Repo,
+}
+
+#[derive(Deserialize)]
+struct Followed {
+    head_repository: Option<Repo>,
 }
 
 #[derive(Deserialize)]
@@ -87,15 +103,15 @@ struct Repo {
 }
 
 impl PullRequest {
-    /// The pull request of the run that these variables describe; `None` for any other event.
+    /// The pull request of the run that these variables describe, or of the run that it follows; `None` for any other event.
     ///
     /// # Errors
-    /// If the event is a pull request's and cannot be read: who asks is then not known.
+    /// If the event is such a one and cannot be read: who asks is then not known.
     pub fn of_run(env: &BTreeMap<String, String>) -> Result<Option<Self>, EventError> {
         let get = |name: &str| env.get(name).filter(|value| !value.is_empty()).cloned();
         // Reviews and comments on a review carry the pull request as well.
-        let Some(event) =
-            get("GITHUB_EVENT_NAME").filter(|event| event.starts_with("pull_request"))
+        let Some(event) = get("GITHUB_EVENT_NAME")
+            .filter(|event| event.starts_with("pull_request") || event == WORKFLOW_RUN)
         else {
             return Ok(None);
         };
@@ -104,10 +120,9 @@ impl PullRequest {
         };
         let text = std::fs::read(&path)
             .map_err(|source| EventError::Unreadable { path: path.clone(), source })?;
-        let Payload { pull_request: Body { number, head, base } } =
-            serde_json::from_slice(&text).map_err(|source| EventError::Unknown { path, source })?;
-        let name = |side: Side| side.repo.map(|repo| repo.full_name);
-        let (head, base) = (name(head), name(base));
+        let read = if event == WORKFLOW_RUN { following(&text) } else { own(&text) };
+        let (number, head, base) =
+            read.map_err(|source| EventError::Unknown { event: event.clone(), path, source })?;
         let head = if head.is_some() && head == base {
             Head::Own
         } else {
@@ -123,10 +138,28 @@ impl PullRequest {
                 "pull_request_target runs with this repository's secrets for whoever opens a pull request"
                     .to_owned(),
             ),
+            Head::Fork(name) if self.event == WORKFLOW_RUN => {
+                Some(format!("the run that started this one was for a fork, {name}"))
+            }
             Head::Fork(name) => Some(format!("the pull request comes from a fork, {name}")),
             Head::Own => None,
         }
     }
+}
+
+/// Number, and the names of both repositories, where they are still there.
+type Sides = (Option<u64>, Option<String>, Option<String>);
+
+fn own(text: &[u8]) -> serde_json::Result<Sides> {
+    let Payload { pull_request: Body { number, head, base } } = serde_json::from_slice(text)?;
+    let name = |side: Side| side.repo.map(|repo| repo.full_name);
+    Ok((Some(number), name(head), name(base)))
+}
+
+fn following(text: &[u8]) -> serde_json::Result<Sides> {
+    let Following { workflow_run, repository } = serde_json::from_slice(text)?;
+    let head = workflow_run.head_repository.map(|repo| repo.full_name);
+    Ok((None, head, Some(repository.full_name)))
 }
 
 #[cfg(test)]
@@ -153,7 +186,7 @@ mod tests {
     fn only_the_repositorys_own_branches_are_trusted() {
         let own = payload(r#"{"full_name": "acme/llm"}"#);
         let pull = read("pull_request", &own).unwrap().unwrap();
-        assert_eq!((pull.number, &pull.head, pull.distrust()), (7, &Head::Own, None));
+        assert_eq!((pull.number, &pull.head, pull.distrust()), (Some(7), &Head::Own, None));
         let why = |event: &str, head: &str| {
             read(event, &payload(head)).unwrap().unwrap().distrust().unwrap()
         };
@@ -161,6 +194,23 @@ mod tests {
         assert!(why("pull_request", "null").contains("that is gone"));
         let target = why("pull_request_target", r#"{"full_name": "acme/llm"}"#);
         assert!(target.contains("secrets"), "{target}");
+    }
+
+    #[test]
+    fn a_run_that_follows_one_for_a_fork_is_not_trusted_either() {
+        let follows = |head: &str| {
+            let repository = r#"{"full_name": "acme/llm"}"#;
+            let event = format!(
+                r#"{{"workflow_run": {{"event": "pull_request", "head_repository": {head}}}, "repository": {repository}}}"#
+            );
+            read("workflow_run", &event).unwrap().unwrap()
+        };
+        let own = follows(r#"{"full_name": "acme/llm"}"#);
+        assert_eq!((own.number, own.distrust()), (None, None));
+        let fork = follows(r#"{"full_name": "eve/llm"}"#).distrust().unwrap();
+        assert!(fork.contains("for a fork, eve/llm"), "{fork}");
+        assert!(follows("null").distrust().is_some());
+        assert!(read("workflow_run", "{}").is_err());
     }
 
     #[test]

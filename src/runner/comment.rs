@@ -3,7 +3,6 @@
 use super::api::{self, Missing};
 use super::{Setting, Voice, warning};
 use crate::github::comment::{Comments, Mark};
-use crate::github::pull_request::PullRequest;
 use crate::model::failure::Hint;
 use crate::model::ids::ServiceName;
 use crate::render::Line;
@@ -11,7 +10,7 @@ use crate::render::Line;
 /// Keeps the comment on the pull request: the text of the job summary.
 pub(super) async fn keep(
     setting: &Setting,
-    pull_request: &PullRequest,
+    number: u64,
     (service, digest): (&ServiceName, Option<String>),
     markdown: &str,
     voice: &mut Voice,
@@ -27,9 +26,7 @@ pub(super) async fn keep(
     let environment = setting.inputs.environment_for(service);
     let mark = Mark { service: service.clone(), environment, digest };
     let kept = match Comments::new(spec) {
-        Ok(comments) => {
-            comments.keep(pull_request.number, &mark, &voice.typed.spell(markdown)).await
-        }
+        Ok(comments) => comments.keep(number, &mark, &voice.typed.spell(markdown)).await,
         Err(error) => Err(error),
     };
     if let Err(error) = kept {

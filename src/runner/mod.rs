@@ -136,15 +136,15 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Told, Stopped> 
     if let (Ok(Told { status: Some(report), .. }), true) = (&told, setting.inputs.reconcile) {
         reconcile::reconcile(setting, report, voice).await?;
     }
-    if let Some(pull_request) = pull_request.filter(|_| setting.inputs.command == CommandName::Plan)
-    {
+    let commented = pull_request.filter(|_| setting.inputs.command == CommandName::Plan);
+    if let Some(number) = commented.and_then(|pull_request| pull_request.number) {
         // A plan that has become impossible must not leave the last one standing.
         let (markdown, digest) = match &told {
             Ok(told) => (told.markdown.clone(), told.plan_digest.clone()),
             Err(stopped) => (summary::of_refusal(&stopped.failures), None),
         };
         let of = (&config.spec.service, digest);
-        comment::keep(setting, &pull_request, of, &markdown, voice).await;
+        comment::keep(setting, number, of, &markdown, voice).await;
     }
     told
 }

@@ -99,8 +99,11 @@ async fn the_configuration_of_a_stranger_never_reaches_the_server() -> Result<()
     let world = World::start().await?;
     // Every request makes it, even `status`.
     let service = world.server.state_dir().join("chat");
-    let strangers =
-        [("pull_request_target", "acme/llm", "secrets"), ("pull_request", "eve/llm", "eve/llm")];
+    let strangers = [
+        ("pull_request_target", "acme/llm", "secrets"),
+        ("pull_request", "eve/llm", "eve/llm"),
+        ("workflow_run", "eve/llm", "for a fork, eve/llm"),
+    ];
     for (event, head, why) in strangers {
         for command in ["swap", "rollback", "status", "logs"] {
             let action = world.action(command, NEW, &[])?.for_pull_request(event, head)?;

@@ -124,7 +124,8 @@ impl Action {
         ])
     }
 
-    /// Adds what GitHub tells a run for pull request 7 of `acme/llm`, whose commits come from the repository `head`.
+    /// Adds what GitHub tells a run for pull request 7 of `acme/llm`, whose commits come from the repository `head`; or, as
+    /// `workflow_run`, a run that follows one for it.
     ///
     /// # Errors
     /// If the event cannot be written.
@@ -139,10 +140,21 @@ impl Action {
                 "base": { "ref": "main", "repo": { "full_name": "acme/llm" } },
             },
         });
-        fs::write(&path, payload.to_string())?;
-        Ok(self.with(&[
+        let following = json!({
+            "action": "completed",
+            "workflow_run": { "event": "pull_request", "head_repository": { "full_name": head } },
+            "repository": { "full_name": "acme/llm" },
+        });
+        let follows = event == "workflow_run";
+        fs::write(&path, if follows { following } else { payload }.to_string())?;
+        let event = self.with(&[
             ("GITHUB_EVENT_NAME", event),
             ("GITHUB_EVENT_PATH", &path.display().to_string()),
+        ]);
+        if follows {
+            return Ok(event);
+        }
+        Ok(event.with(&[
             ("GITHUB_REF", "refs/pull/7/merge"),
             ("GITHUB_REF_NAME", "7/merge"),
             ("GITHUB_HEAD_REF", "new-model"),
