@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, ApiSpec, one_line};
+use super::run::Reference;
 use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status, marks};
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
@@ -63,10 +64,10 @@ impl Opened {
 pub struct NewDeployment {
     /// The swap; what it is found by.
     pub swap: SwapId,
-    /// Branch, tag or commit.
-    pub reference: String,
+    /// What is deployed.
+    pub reference: Reference,
     /// What is named instead where the repository does not have the reference.
-    pub otherwise: Option<String>,
+    pub otherwise: Option<Reference>,
     /// GitHub's environment.
     pub environment: String,
     /// One line on the deployment's page.
@@ -81,10 +82,10 @@ impl NewDeployment {
     /// The deployment of a plan that is about to be carried out by a run for `reference`.
     ///
     /// A rollback's is of the commit that the revision came from: the run's own is of what is taken out of service.
-    pub fn of_plan(plan: &Plan, swap: SwapId, reference: String, environment: String) -> Self {
+    pub fn of_plan(plan: &Plan, swap: SwapId, reference: Reference, environment: String) -> Self {
         let came_from = plan.candidate.revision.git_sha.clone();
         let (reference, otherwise) = match came_from.filter(|_| plan.strategy.is_rollback()) {
-            Some(commit) => (commit, Some(reference)),
+            Some(commit) => (Reference::fixed(commit), Some(reference)),
             None => (reference, None),
         };
         let candidate = &plan.candidate.revision;
@@ -164,14 +165,27 @@ impl Deployments {
     async fn create_at(
         &self,
         new: &NewDeployment,
-        reference: &str,
+        reference: &Reference,
         tried: &str,
     ) -> Result<DeploymentId, ApiError> {
+        let reference = self.true_name(reference).await;
         let post = async || {
             let made: Made = self.api.post(tried, "/deployments", &new.body(reference)).await?;
             Ok(made.id)
         };
         self.post_once(CREATE_TRIES, post, async || self.look(new).await).await
+    }
+
+    /// A branch by its name while the run's commit is its newest, else the commit: GitHub takes a branch for whatever it is at
+    /// by now, and a run may have waited. Where it does not answer, the commit is right in any case.
+    async fn true_name<'a>(&self, reference: &'a Reference) -> &'a str {
+        let Some(commit) = &reference.commit else { return &reference.name };
+        let tried = format!("list the branches that are at {commit} in {}", self.api.repository);
+        let route = format!("/commits/{commit}/branches-where-head");
+        let there: Result<Vec<Branch>, ApiError> = self.api.get(&tried, &route, &[]).await;
+        let is_there =
+            there.is_ok_and(|there| there.iter().any(|branch| branch.name == reference.name));
+        if is_there { &reference.name } else { commit }
     }
 
     /// The deployment of a swap: one that an earlier attempt has begun, or that GitHub has made for the job of this run
@@ -362,6 +376,11 @@ impl Listed {
         };
         object.get("swap_id")?.as_str()?.parse().ok()
     }
+}
+
+#[derive(Deserialize)]
+struct Branch {
+    name: String,
 }
 
 #[derive(Deserialize)]

@@ -27,13 +27,22 @@ pub struct WorkflowRun {
     /// The repository that gets the deployment.
     pub repository: Option<Repository>,
     /// What a deployment names as its `ref`.
-    pub deployment_ref: Option<String>,
+    pub deployment_ref: Option<Reference>,
     /// File that takes the step's outputs.
     pub output: Option<PathBuf>,
     /// File that takes what the step's later stage shall know.
     pub state: Option<PathBuf>,
     /// File that takes the job summary.
     pub step_summary: Option<PathBuf>,
+}
+
+/// What is deployed, by a name that GitHub knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// Branch, tag or commit.
+    pub name: String,
+    /// The commit that a branch has to be at for its name to be true; `None` for what does not move.
+    pub commit: Option<String>,
 }
 
 /// `owner/name`, taken apart.
@@ -64,6 +73,13 @@ impl WorkflowRun {
             state: get("GITHUB_STATE").map(PathBuf::from),
             step_summary: get("GITHUB_STEP_SUMMARY").map(PathBuf::from),
         }
+    }
+}
+
+impl Reference {
+    /// What stays where it is: a tag or a commit.
+    pub fn fixed(name: String) -> Self {
+        Self { name, commit: None }
     }
 }
 
@@ -107,15 +123,18 @@ fn requester(get: &impl Fn(&str) -> Option<String>) -> Requester {
 
 /// A branch or tag where there is one: with a SHA, workflows on the deployment's events have no `GITHUB_REF`.
 ///
-/// On a pull request `GITHUB_REF` is `refs/pull/N/merge`, which is neither, so that its branch is preferred.
-fn deployment_ref(get: &impl Fn(&str) -> Option<String>) -> Option<String> {
-    let named = get("GITHUB_REF")
-        .filter(|full| full.starts_with("refs/heads/") || full.starts_with("refs/tags/"))
-        .and_then(|full| {
-            let short = full.splitn(3, '/').nth(2).map(str::to_owned);
-            get("GITHUB_REF_NAME").or(short)
-        });
-    get("GITHUB_HEAD_REF").or(named).or_else(|| get("GITHUB_SHA"))
+/// On a pull request `GITHUB_REF` is `refs/pull/N/merge`, which is neither, so that its branch is preferred. No branch is at
+/// the commit of such a run.
+fn deployment_ref(get: &impl Fn(&str) -> Option<String>) -> Option<Reference> {
+    let full = get("GITHUB_REF").unwrap_or_default();
+    let branch = full.strip_prefix("refs/heads/");
+    let named = branch.or_else(|| full.strip_prefix("refs/tags/"));
+    let of_run = named.map(|short| Reference {
+        name: get("GITHUB_REF_NAME").unwrap_or_else(|| short.to_owned()),
+        commit: branch.and_then(|_| get("GITHUB_SHA")),
+    });
+    let fixed = |name: &str| get(name).map(Reference::fixed);
+    fixed("GITHUB_HEAD_REF").or(of_run).or_else(|| fixed("GITHUB_SHA"))
 }
 
 fn without_final_slash(url: String) -> String {
@@ -157,7 +176,8 @@ mod tests {
         assert_eq!(run.requester.step.as_deref(), Some("swap"));
         assert_eq!(run.api_url, "https://ghe.acme.example/api/v3");
         assert_eq!(run.graphql_url, "https://ghe.acme.example/api/graphql");
-        assert_eq!(run.deployment_ref.as_deref(), Some("feature/x"));
+        let branch = Reference { name: "feature/x".to_owned(), commit: Some("c0ffee".to_owned()) };
+        assert_eq!(run.deployment_ref, Some(branch));
         assert_eq!(run.repository, Repository::parse("acme/serving"));
         assert_eq!(run.output, Some(PathBuf::from("/github/file_commands/out")));
         assert_eq!(run.step_summary, None);
@@ -178,12 +198,13 @@ mod tests {
     #[test]
     fn a_branch_or_tag_is_preferred_as_ref() {
         let of = |pairs: &[(&str, &str)]| run(pairs).deployment_ref;
+        let fixed = |name: &str| Some(Reference::fixed(name.to_owned()));
         let sha = ("GITHUB_SHA", "c0ffee");
-        assert_eq!(of(&[("GITHUB_REF", "refs/tags/v1"), sha]).as_deref(), Some("v1"));
+        assert_eq!(of(&[("GITHUB_REF", "refs/tags/v1"), sha]), fixed("v1"));
         let pull = ("GITHUB_REF", "refs/pull/7/merge");
         let pull_name = ("GITHUB_REF_NAME", "7/merge");
-        assert_eq!(of(&[pull, pull_name, ("GITHUB_HEAD_REF", "fix"), sha]).as_deref(), Some("fix"));
-        assert_eq!(of(&[pull, pull_name, sha]).as_deref(), Some("c0ffee"));
+        assert_eq!(of(&[pull, pull_name, ("GITHUB_HEAD_REF", "fix"), sha]), fixed("fix"));
+        assert_eq!(of(&[pull, pull_name, sha]), fixed("c0ffee"));
     }
 
     #[test]

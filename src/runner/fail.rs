@@ -97,7 +97,8 @@ async fn judge(setting: &Setting, config: &Config, swap: &SwapId) -> Result<Verd
     }
     let mut said = format!("deployment {id} of swap {swap} is a failure now");
     if let Some(workflow) = &setting.inputs.rollback_workflow {
-        let reference = setting.run.deployment_ref.clone().unwrap_or_default();
+        let reference = setting.run.deployment_ref.as_ref();
+        let reference = reference.map(|reference| reference.name.clone()).unwrap_or_default();
         let spec = api::spec(setting, "actions: write").map_err(missing)?;
         let workflows = Workflows::new(spec).map_err(told)?;
         workflows.dispatch(workflow, &reference, (swap, &environment)).await.map_err(told)?;

@@ -8,6 +8,7 @@ use super::{Setting, Voice};
 use crate::github::api::{ApiError, ApiSpec};
 use crate::github::deployment::{DeploymentId, Deployments, NewDeployment, Opened};
 use crate::github::inputs::CommandName;
+use crate::github::run::Reference;
 use crate::github::status::{Purpose, State, Status};
 use crate::model::event::{Event, EventKind};
 use crate::model::failure::{Failure, Hint};
@@ -30,7 +31,7 @@ struct Told {
 
 /// What does not change while a swap goes on.
 struct Frame {
-    reference: String,
+    reference: Reference,
     environment: String,
     purpose: Purpose,
     log_url: Option<String>,
@@ -56,8 +57,7 @@ impl Reporter {
                 return quiet(Some("no deployment is reported: the input github-token is empty"));
             }
         };
-        let Some(reference) = run.deployment_ref.clone().or_else(|| run.requester.sha.clone())
-        else {
+        let Some(reference) = run.deployment_ref.clone() else {
             return quiet(Some(
                 "no deployment is reported: neither GITHUB_REF_NAME nor GITHUB_SHA is set",
             ));

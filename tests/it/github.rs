@@ -100,6 +100,7 @@ async fn each_swap_and_each_rollback_is_one_deployment_that_says_where_traffic_i
     let github = FakeGitHub::start()?;
     let (first_sha, second_sha) = ("1".repeat(40), "2".repeat(40));
 
+    github.push("main", &first_sha);
     let first = action(&world, &github, "swap", NEW)?.with(&[("GITHUB_SHA", &first_sha)]);
     let first = Step::run(first).await?.ended(0, "promoted");
     let [told] = &*github.deployments() else { panic!("{github}\n{first}") };
@@ -132,6 +133,7 @@ async fn each_swap_and_each_rollback_is_one_deployment_that_says_where_traffic_i
     assert_told(&told, &second, "success", &format!("{NEWER} serves from slot a, port {a}"));
     assert_eq!(told.payload["previous_revision"], first.output("revision"));
     assert_eq!(told.payload["git_sha"], *second_sha);
+    assert_eq!((&told.git_ref, &told.sha), (&second_sha, &second_sha), "main is elsewhere");
     assert_eq!(told.payload["previous_git_sha"], *first_sha);
     let (states, by) = over(&github, &first);
     assert_eq!(states, ["in_progress", "success", "inactive"], "{github}");

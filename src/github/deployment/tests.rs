@@ -140,7 +140,7 @@ fn revision(model: &str, digest: &str, sha: Option<&str>) -> Revision {
 fn new() -> NewDeployment {
     NewDeployment {
         swap: "s-1".parse().unwrap(),
-        reference: "main".to_owned(),
+        reference: Reference::fixed("main".to_owned()),
         otherwise: None,
         environment: "chat é".to_owned(),
         description: "chat: Qwen/A -> Qwen/B".to_owned(),
@@ -256,8 +256,8 @@ async fn a_refusal_is_told_with_its_reason_and_not_repeated() {
 async fn a_commit_that_is_not_there_is_replaced_by_the_runs_own_reference() {
     let gone = || json!({"message": "No ref found for: c0ffee"});
     let new = NewDeployment {
-        reference: "c0ffee".to_owned(),
-        otherwise: Some("main".to_owned()),
+        reference: Reference::fixed("c0ffee".to_owned()),
+        otherwise: Some(Reference::fixed("main".to_owned())),
         ..new()
     };
     let (fake, deployments) = github(&[Next::Refuse(422, gone())]).await;

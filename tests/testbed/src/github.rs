@@ -153,6 +153,11 @@ impl FakeGitHub {
         self.world().state.pulls.merge("acme/llm", number, commit);
     }
 
+    /// A branch is at this commit from now on.
+    pub fn push(&self, branch: &str, commit: &str) {
+        self.world().state.branches.insert(branch.to_owned(), commit.to_owned());
+    }
+
     /// From now on the token may no more than a job's `permissions:` say.
     pub fn grant(&self, permissions: BTreeMap<String, String>) {
         self.world().granted = Some(permissions);

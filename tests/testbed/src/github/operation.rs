@@ -27,13 +27,15 @@ pub enum Operation {
     UpdateComment,
     /// `repos/list-pull-requests-associated-with-commit`.
     ListPullRequests,
+    /// `repos/list-branches-for-head-commit`.
+    ListBranches,
     /// The field `viewer` of GraphQL's `Query`.
     Viewer,
 }
 
 impl Operation {
     /// All of them: "GitHub is in trouble".
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ListDeployments,
         Self::CreateDeployment,
         Self::GetDeployment,
@@ -46,6 +48,7 @@ impl Operation {
         Self::CreateComment,
         Self::UpdateComment,
         Self::ListPullRequests,
+        Self::ListBranches,
         Self::Viewer,
     ];
 
@@ -72,6 +75,9 @@ impl Operation {
             Self::CreateComment => ("POST", "/repos/{owner}/{repo}/issues/{issue_number}/comments"),
             Self::UpdateComment => ("PATCH", "/repos/{owner}/{repo}/issues/comments/{comment_id}"),
             Self::ListPullRequests => ("GET", "/repos/{owner}/{repo}/commits/{commit_sha}/pulls"),
+            Self::ListBranches => {
+                ("GET", "/repos/{owner}/{repo}/commits/{commit_sha}/branches-where-head")
+            }
             Self::Viewer => ("POST", "/graphql"),
         }
     }
@@ -83,6 +89,7 @@ impl Operation {
             Self::ListDeployments | Self::GetDeployment => Some(("deployments", "read")),
             Self::ListStatuses | Self::GetStatus => Some(("deployments", "read")),
             Self::CreateDeployment | Self::CreateStatus => Some(("deployments", "write")),
+            Self::ListBranches => Some(("contents", "read")),
             Self::DispatchRepository => Some(("contents", "write")),
             Self::DispatchWorkflow => Some(("actions", "write")),
             Self::ListComments | Self::ListPullRequests => Some(("pull-requests", "read")),

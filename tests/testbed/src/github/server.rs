@@ -375,6 +375,9 @@ impl World {
                 let commit = path.text("commit_sha");
                 Some(Answer::page(self.state.pulls.list(&repository, commit, &request.query)))
             }
+            Operation::ListBranches => {
+                Some(Answer::new(200, self.state.branches(path.text("commit_sha"))))
+            }
             Operation::Viewer => {
                 Some(Answer::new(200, json!({ "data": { "viewer": { "login": self.login } } })))
             }

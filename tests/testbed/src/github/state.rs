@@ -1,5 +1,6 @@
 //! What a fake GitHub knows: deployments and their statuses, and how both look to callers and to people.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -90,6 +91,8 @@ pub(super) struct State {
     pub(super) deployments: Vec<Deployment>,
     pub(super) comments: Comments,
     pub(super) pulls: Pulls,
+    /// The newest commit of each branch that somebody has pushed to.
+    pub(super) branches: BTreeMap<String, String>,
     last_id: u64,
 }
 
@@ -104,7 +107,8 @@ pub(super) struct Page {
 impl State {
     pub(super) fn new(base: String) -> Self {
         let comments = Comments::new(base.clone());
-        Self { base, deployments: Vec::new(), comments, pulls: Pulls::default(), last_id: 0 }
+        let (deployments, pulls, branches) = (Vec::new(), Pulls::default(), BTreeMap::new());
+        Self { base, deployments, comments, pulls, branches, last_id: 0 }
     }
 
     /// Creates a deployment from a request that was found good, with GitHub's defaults.
@@ -115,7 +119,7 @@ impl State {
         self.deployments.push(Deployment {
             id: next(&mut self.last_id),
             repository,
-            sha: commit(&git_ref),
+            sha: self.branches.get(&git_ref).cloned().unwrap_or_else(|| commit(&git_ref)),
             git_ref,
             task: text("task").unwrap_or_else(|| "deploy".into()),
             description: text("description"),
@@ -161,6 +165,14 @@ impl State {
             deployment.statuses.iter().rev().map(|status| self.show_status(deployment, status)),
             query,
         )
+    }
+
+    /// The branches that are at a commit.
+    pub(super) fn branches(&self, commit: &str) -> Value {
+        let at = self.branches.iter().filter(|(_, tip)| *tip == commit);
+        let url = format!("{}/repos/acme/llm/commits/{commit}", self.base);
+        let show = |name| json!({ "name": name, "commit": { "sha": commit, "url": url }, "protected": false });
+        at.map(|(name, _)| show(name)).collect()
     }
 
     /// Adds a status from a request that was found good; `None` if there is no such deployment. A success makes earlier
