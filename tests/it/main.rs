@@ -35,6 +35,7 @@ mod on_itself;
 mod output;
 mod pid1;
 mod plan;
+mod power;
 mod pull;
 mod reboot;
 mod release;

@@ -24,7 +24,7 @@ use std::process::Child;
 use anyhow::Context;
 use tempfile::TempDir;
 
-pub use self::faults::Aim;
+pub use self::faults::{Aim, Deed};
 pub use self::incumbent::{ByHand, Wrapped};
 pub use self::ports::free_port;
 use self::processes::Owner;
@@ -260,6 +260,22 @@ impl GpuServer {
     /// If the order cannot be written.
     pub fn strike(&self, aim: Option<Aim>) -> anyhow::Result<()> {
         faults::order(self.scratch(), aim)
+    }
+
+    /// Has the agents of this server note from now on what they bring to the disk.
+    ///
+    /// # Errors
+    /// If the order cannot be written.
+    pub fn note_disk(&self) -> anyhow::Result<()> {
+        faults::note_disk(self.scratch())
+    }
+
+    /// What they have noted, in turn.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn deeds(&self) -> anyhow::Result<Vec<Deed>> {
+        faults::deeds(self.scratch())
     }
 
     /// What was started on this server (sessions, incumbents, whatever came of them) and still runs, one line each:

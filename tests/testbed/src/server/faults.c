@@ -1,13 +1,16 @@
-/* Stands before libc in the agents of a throwaway server, strikes one at an exact write, and sets its clock: see faults.rs.
-   $FAULTS is the server's folder; the file `aim` in it says where, and is read at every write that counts. */
+/* Stands before libc in the agents of a throwaway server, strikes one at an exact write, sets its clock, and notes what it brings
+   to the disk: see faults.rs. $FAULTS is the server's folder; the file `aim` in it says where, and is read at every write that
+   counts. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -83,6 +86,64 @@ int inotify_init1(int flags) {
     return -1;
 }
 
+/* A line in the file `disk`, where there is one: what was done to which file. */
+static void note(const char *what, const char *path) {
+    ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
+    char disk[4096], line[4200];
+    int before = errno;
+    const char *folder = getenv("FAULTS");
+    if (folder == NULL)
+        return;
+    snprintf(disk, sizeof disk, "%s/disk", folder);
+    int fd = open(disk, O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (fd >= 0) {
+        int length = snprintf(line, sizeof line, "%d %s %s\n", getpid(), what, path);
+        if (real(fd, line, length) != length)
+            raise(SIGABRT);
+        close(fd);
+    }
+    errno = before;
+}
+
+static void note_fd(const char *what, int fd) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0)
+        return;
+    path[length] = 0;
+    note(what, path);
+}
+
+int open64(const char *path, int flags, ...) {
+    int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, "open64");
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0;
+    va_end(rest);
+    int is_new = (flags & O_CREAT) && access(path, F_OK) != 0;
+    int fd = real(path, flags, mode);
+    if (fd >= 0 && is_new)
+        note("made", path);
+    return fd;
+}
+
+int mkdir(const char *path, mode_t mode) {
+    int (*real)(const char *, mode_t) = dlsym(RTLD_NEXT, "mkdir");
+    int made = real(path, mode);
+    if (made == 0)
+        note("made", path);
+    return made;
+}
+
+int fsync(int fd) {
+    int (*real)(int) = dlsym(RTLD_NEXT, "fsync");
+    int synced = real(fd);
+    if (synced == 0)
+        note_fd("synced", fd);
+    return synced;
+}
+
 static unsigned records, writes;
 
 ssize_t write(int fd, const void *bytes, size_t count) {
@@ -101,12 +162,15 @@ ssize_t write(int fd, const void *bytes, size_t count) {
         if (real(fd, bytes, count / 2) >= 0)
             raise(SIGKILL);
     }
+    note_fd("wrote", fd);
     return real(fd, bytes, count);
 }
 
 int fdatasync(int fd) {
     int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
     int journal = 0, synced = real(fd);
+    if (synced == 0)
+        note_fd("synced", fd);
     if (counts(fd, &journal) && journal) {
         if (records == aimed("after"))
             raise(SIGKILL);

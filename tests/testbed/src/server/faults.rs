@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::Context;
+
 use super::programs;
 
 /// The C of the library. In C because a library that stands before libc needs what is unsafe in Rust.
@@ -47,6 +49,32 @@ pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         Some(Aim::Unwatched) => "unwatched 1".to_owned(),
     };
     Ok(fs::write(file(scratch), text)?)
+}
+
+/// From now on every agent notes what it makes, what it writes, and what it brings to the disk.
+pub(super) fn note_disk(scratch: &Path) -> anyhow::Result<()> {
+    Ok(fs::write(scratch.join("disk"), "")?)
+}
+
+/// One of the deeds that an agent has noted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deed {
+    /// Whose.
+    pub pid: u32,
+    /// `made` a file or a folder, `wrote` a file, or `synced` either.
+    pub what: String,
+    /// The file or folder.
+    pub path: PathBuf,
+}
+
+pub(super) fn deeds(scratch: &Path) -> anyhow::Result<Vec<Deed>> {
+    let text = fs::read_to_string(scratch.join("disk"))?;
+    let deed = |line: &str| {
+        let mut words = line.splitn(3, ' ').map(str::to_owned);
+        let (pid, what, path) = (words.next()?.parse().ok()?, words.next()?, words.next()?);
+        Some(Deed { pid, what, path: path.into() })
+    };
+    text.lines().map(|line| deed(line).with_context(|| format!("no deed: {line}"))).collect()
 }
 
 /// Every process reads it whenever it asks for the time: it is never there by half.
