@@ -19,7 +19,7 @@ mod examine;
 
 pub use container::Container;
 pub use error::DockerError;
-pub use examine::{hands_out_gpus, offered, versions};
+pub use examine::{data_root, hands_out_gpus, offered, versions};
 
 use super::exec::{self, ExecError};
 use crate::model::ids::Port;

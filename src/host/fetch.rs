@@ -45,7 +45,7 @@ pub struct Fetch {
 pub async fn fetch(order: &Fetch, told: impl Fn(String)) -> Result<String, Failure> {
     let before = on_disk(&order.folder);
     if let Some(size) = order.size {
-        room_for(order, size.saturating_sub(before))?;
+        room_for(&order.folder, size)?;
     }
     let mut child = process::start(&order.launch, &Launcher::default()).await?.child;
     let step = order.size.map_or(PART, |size| size / PARTS).max(1);
@@ -106,9 +106,13 @@ fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
     failure.log(log)
 }
 
-/// Refuses to begin what cannot be brought to its end.
-fn room_for(order: &Fetch, needed: u64) -> Result<(), Failure> {
-    let place = order.folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));
+/// Refuses to begin what cannot be brought to its end: so many bytes in all, in a folder where some may be already.
+///
+/// # Errors
+/// If there is no room for what is missing.
+pub fn room_for(folder: &Path, size: u64) -> Result<(), Failure> {
+    let needed = size.saturating_sub(on_disk(folder));
+    let place = folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));
     let Ok(disk) = rustix::fs::statvfs(place) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free >= needed {
@@ -117,7 +121,7 @@ fn room_for(order: &Fetch, needed: u64) -> Result<(), Failure> {
     Err(Failure::new(format!(
         "the weights need {} more in {}, which has {} free",
         bytes(needed),
-        order.folder.display(),
+        folder.display(),
         bytes(free)
     ))
     .hint("make room, or put fetch.folder and the engine's cache on a larger disk"))
@@ -144,7 +148,7 @@ fn on_disk(folder: &Path) -> u64 {
 }
 
 /// A size for people.
-fn bytes(number: u64) -> String {
+pub fn bytes(number: u64) -> String {
     match number {
         0..1_000_000 => format!("{:.0} kB", number as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.0} MB", number as f64 / 1e6),

@@ -252,6 +252,27 @@ async fn doctor_looks_at_docker_and_says_what_becomes_of_a_container_of_composes
         assert_eq!(mark(&run, what), expected, "{what}\n{run}");
     }
 
+    // What a container sees is judged by what of the server is mounted there.
+    let weights = docked.world.server.scratch().join("models");
+    fs::create_dir_all(weights.join("qwen"))?;
+    let mounted = |inside: &str| {
+        let label = "--label=team=llm";
+        let options = format!("{label}, \"--volume={}:{inside}:ro\"", weights.display());
+        config.replace(label, &options)
+    };
+    let row = async |config: &str, model: &str| {
+        let inputs = [("model", model)];
+        Step::run(docked.world.action("doctor", NEW, &inputs)?.with_config(config)?).await
+    };
+    let run = row(&mounted("/models"), "/models/qwen").await?;
+    let there = weights.join("qwen").display().to_string();
+    run.answered(&[&format!("{there} is there")]);
+    let run = row(&mounted("/models"), "/models/absent").await?;
+    run.refused(3, &[&format!("there is no {}/absent", weights.display())]);
+    let run = row(&mounted("/elsewhere"), "/models/qwen").await?;
+    let run = run.answered(&["nothing is mounted where its container looks for /models/qwen"]);
+    assert_eq!(mark(&run, "model on disk"), "warn", "{run}");
+
     let nobody = "#!/bin/sh\nDOCKER_HOST=unix:///nowhere exec /usr/bin/docker \"$@\"\n";
     docked.world.server.put_program("docker", nobody)?;
     let run = ask().await?.refused(3, &["start the Docker Engine: systemctl start docker"]);

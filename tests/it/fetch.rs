@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use crate::doctor::mark;
 use crate::step::Step;
-use crate::support::{NEW, OLD, World, alive, until};
+use crate::support::{NEW, OLD, Run, World, alive, until};
 use crate::swap::claims;
 
 /// A world whose swaps begin with a script.
@@ -96,6 +97,29 @@ async fn what_keeps_weights_from_coming_is_named_and_nothing_else_was_begun() ->
         assert!(!fetching.scratch(WEIGHTS).exists(), "{run}");
         fetching.untouched().await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn doctor_sees_what_a_fetch_needs_and_does_not_miss_what_it_brings() -> Result<()> {
+    let fetching = Fetching::with("touch begun", "size: 900TB").await?;
+    let config = fetching.world.config(NEW);
+    // The model is where the script will put it.
+    let weights = fetching.scratch("models/qwen").display().to_string();
+    let ask = async |config: &str| {
+        let action = fetching.world.action("doctor", NEW, &[("model", &weights)])?;
+        Step::run(action.with_config(config)?).await
+    };
+    let full = format!("the weights need 900000.0 GB more in {weights}, which has ");
+    let run = ask(&config).await?.refused(3, &[&full]);
+    let marks = |run: &Run| {
+        ["model on disk", "fetch program", "room for weights"].map(|what| mark(run, what))
+    };
+    assert_eq!(marks(&run), ["ok", "ok", "fail"], "{run}");
+    let run = ask(&config.replace("fetch.sh", "no-such.sh").replace("900TB", "1MB")).await?;
+    let run = run.refused(3, &["no-such.sh", "Write the full path of the program"]);
+    assert_eq!(marks(&run), ["ok", "fail", "ok"], "{run}");
+    assert!(!fetching.scratch("begun").exists(), "{run}");
     Ok(())
 }
 

@@ -60,7 +60,10 @@ async fn an_image_is_pulled_before_anything_is_reserved_and_pinned_by_its_id() -
     doctor.answered(&[&format!("{name} is not here, and "), &format!("`docker pull {name}`")]);
     docked.world.server.put_program("docker", TRUSTING)?;
     let doctor = docked.world.run("doctor", NEW, &[]).await?;
-    doctor.answered(&[&format!("{name} is in its registry, and the next swap pulls it")]);
+    doctor.answered(&[
+        &format!("{name} is in its registry, and the next swap pulls it; "),
+        " free in ",
+    ]);
     let run = docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
     docked.world.until_serves(NEW).await?;
     let at = |text: &str| run.stdout.find(text).with_context(|| format!("no {text:?} in\n{run}"));

@@ -1,11 +1,17 @@
 //! Docker, where replicas are containers: client and Engine, the image, GPUs, and what somebody else has made.
 
+use super::size;
+use crate::host::disk;
 use crate::host::docker::{self, Container, DockerError};
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::Hint;
 use crate::model::replica::Keeper;
 use crate::model::spec::SwapSpec;
+
+/// With less than this on Docker's disk a pull may fail: an image with CUDA and PyTorch takes some 20 GB, and what is downloaded is
+/// beside it until it is unpacked.
+const LITTLE_ROOM: u64 = 32 << 30;
 
 const DOCKER: &str = "Docker";
 const IMAGE: &str = "image";
@@ -38,15 +44,32 @@ async fn image(host: &SystemHost, name: &str) -> Finding {
         Err(failure) => return Finding::fail(IMAGE, failure),
     }
     match docker::offered(name).await {
-        Ok(()) => {
-            Finding::ok(IMAGE, format!("{name} is in its registry, and the next swap pulls it"))
-        }
+        Ok(()) => coming(name).await,
         // "no such manifest" is what the client says of a registry, too, that shuts it out or that it does not reach.
         Err(error) => Finding::warn(
             IMAGE,
             format!("{name} is not here, and {}", error.to_failure()),
             format!("see on the server whether `docker pull {name}` brings it"),
         ),
+    }
+}
+
+/// What the next swap pulls, and the room for it.
+async fn coming(name: &str) -> Finding {
+    let seen = format!("{name} is in its registry, and the next swap pulls it");
+    // An Engine elsewhere has its folder there.
+    let data = docker::data_root().await.ok().filter(|data| data.is_dir());
+    let Some(folder) = data.and_then(|data| disk::folder(&data).ok()) else {
+        return Finding::ok(IMAGE, seen);
+    };
+    let seen = format!("{seen}; {} are free in {}", size(folder.free), folder.there.display());
+    match folder.free {
+        ..LITTLE_ROOM => Finding::warn(
+            IMAGE,
+            seen,
+            "make room there: `docker image prune` removes images without a name, `docker system df` shows what there is",
+        ),
+        _ => Finding::ok(IMAGE, seen),
     }
 }
 

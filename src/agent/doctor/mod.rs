@@ -4,6 +4,7 @@ mod containers;
 mod places;
 mod proxy;
 mod replicas;
+mod weights;
 
 use jiff::Timestamp;
 
@@ -32,7 +33,7 @@ pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
         findings.insert(1, refuge::finding(logind::fate().await));
     }
     let (proxy, upstream) = proxy::look(&host, &asked.spec).await;
-    findings.push(places::model(&host, &asked.spec, upstream.as_ref()).await);
+    findings.extend(weights::look(&host, &asked.spec, upstream.as_ref()).await);
     findings.extend(proxy);
     findings.extend(replicas::look(&host, dir, asked, upstream.as_ref()).await);
     findings.push(plan(&host, dir, asked, &findings).await);

@@ -1,30 +1,24 @@
-//! Who we are here, and the folders: state, what an earlier swap left in it, the models' cache.
+//! Who we are here, and the folders: state, what an earlier swap left in it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::size;
 use crate::executor::{Unfinished, unfinished_swaps};
 use crate::host::disk::{self, Folder};
-use crate::host::nginx::UpstreamView;
 use crate::host::process::user_name;
-use crate::host::{Host, SystemHost};
 use crate::lease::Lease;
 use crate::model::checkup::Finding;
 use crate::model::failure::Failure;
-use crate::model::spec::SwapSpec;
 use crate::service_dir::ServiceDir;
 
 /// Less room than this for journals, logs and binaries, and a swap is about to fail in the middle.
 const LEAST_STATE: u64 = 64 << 20;
 /// Below this, logs of a few replicas fill what is left.
 const LITTLE_STATE: u64 = 1 << 30;
-/// Weights that are not in the cache yet need far more than this: 8 billion parameters in 16 bits have 16 GB.
-const LITTLE_CACHE: u64 = 16 << 30;
 
 const STATE: &str = "state folder";
 const ROOM: &str = "room for state";
 const LEFT: &str = "unfinished swap";
-const MODEL: &str = "model on disk";
 
 pub(super) fn look(dir: &ServiceDir) -> Vec<Finding> {
     let state_dir = dir.state_dir();
@@ -116,58 +110,4 @@ fn unfinished(dir: &ServiceDir) -> Finding {
             }
         }
     }
-}
-
-/// Where the weights are, or would be fetched to by the engine: the new model runs as the user of the one that serves.
-pub(super) async fn model(
-    host: &SystemHost,
-    spec: &SwapSpec,
-    upstream: Option<&UpstreamView>,
-) -> Finding {
-    if spec.model.starts_with('/') {
-        let found = Path::new(&spec.model).exists();
-        return match found {
-            true => Finding::ok(MODEL, format!("{} is there", spec.model)),
-            false => Finding::fail(
-                MODEL,
-                Failure::new(format!("there is no {}", spec.model))
-                    .hint("bring the weights there, or correct `model`"),
-            ),
-        };
-    }
-    let serves = match upstream {
-        Some(view) => host.find(view.port).await.ok().flatten(),
-        None => None,
-    };
-    let user = host.inherited(serves.map(|found| found.main));
-    let Some(hub) = hub(spec, user.ok().map(|user| user.home)) else {
-        return Finding::unseen(MODEL, "the home of the replica's user is not known");
-    };
-    // Folders of the hub's cache (huggingface_hub, `constants.py` and `file_download.py`).
-    let cached = hub.join(format!("models--{}", spec.model.replace('/', "--")));
-    if cached.is_dir() {
-        return Finding::ok(MODEL, format!("{} is there", cached.display()));
-    }
-    match disk::folder(&hub) {
-        Ok(folder) => {
-            let seen =
-                format!("not in {} yet, where {} are free", hub.display(), size(folder.free));
-            match folder.free {
-                ..LITTLE_CACHE => Finding::warn(
-                    MODEL,
-                    seen,
-                    "make room for the weights, or set HF_HOME in replica.env to a larger disk",
-                ),
-                _ => Finding::ok(MODEL, seen),
-            }
-        }
-        Err(error) => Finding::unseen(MODEL, format!("{}: {error}", hub.display())),
-    }
-}
-
-/// The hub's cache, as the replica's environment and its user's home choose it.
-fn hub(spec: &SwapSpec, home: Option<PathBuf>) -> Option<PathBuf> {
-    let set = |name: &str| spec.replica.env.get(name).map(PathBuf::from);
-    let home = || Some(home?.join(".cache/huggingface"));
-    set("HF_HUB_CACHE").or_else(|| Some(set("HF_HOME").or_else(home)?.join("hub")))
 }

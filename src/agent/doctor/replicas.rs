@@ -7,11 +7,11 @@ use crate::executor::prove_route;
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
-use crate::host::process::{self, ProcessError, reaches};
+use crate::host::process::{self, Inherited, reaches};
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::{ProcessId, SlotName};
+use crate::model::ids::SlotName;
 use crate::model::replica::{Found, Systemd};
 use crate::model::spec::{Gpu, Runtime, Slot, SwapSpec};
 use crate::model::wire::Asked;
@@ -59,7 +59,10 @@ pub(super) async fn look(
     match spec.replica.image {
         // Its program only the image knows.
         Some(_) => findings.extend(containers::look(host, spec).await),
-        None => findings.push(program(host, spec, serving.map(|occupant| occupant.found.main))),
+        None => {
+            let inherited = host.inherited(serving.map(|occupant| occupant.found.main));
+            findings.push(program(PROGRAM, &spec.replica.command, spec, &inherited));
+        }
     }
     if let Some(occupant) = serving {
         findings.extend(containers::incumbent(&occupant.found.keeper).await);
@@ -180,25 +183,33 @@ async fn route(
     }
 }
 
-fn program(host: &SystemHost, spec: &SwapSpec, incumbent: Option<ProcessId>) -> Finding {
-    let resolved = || -> Result<Finding, Failure> {
-        let inherited = host.inherited(incumbent)?;
-        let path = spec.replica.env.get("PATH").unwrap_or(&inherited.path);
-        let word = spec.replica.command.first().map_or("", String::as_str);
-        let file = process::resolve(word, path, &inherited.cwd)
-            .map_err(|error: ProcessError| error.to_failure())?;
-        let user = inherited.user.clone().unwrap_or_else(|| inherited.identity.uid.to_string());
-        let seen = format!("{}, to run as {user}", file.display());
-        Ok(match reaches(&inherited.identity, &file) {
-            Ok(()) => Finding::ok(PROGRAM, seen),
-            Err(barrier) => Finding::warn(
-                PROGRAM,
-                format!("{seen}, who may not pass {}", barrier.display()),
-                format!("let {user} in (chmod o+x {0}), or set replica.user", barrier.display()),
-            ),
-        })
+/// The file that a command runs, as the user and with the variables of the replica.
+pub(super) fn program(
+    what: &str,
+    command: &[String],
+    spec: &SwapSpec,
+    inherited: &Result<Inherited, Failure>,
+) -> Finding {
+    let inherited = match inherited {
+        Ok(inherited) => inherited,
+        Err(failure) => return Finding::fail(what, failure.clone()),
     };
-    resolved().unwrap_or_else(|failure| Finding::fail(PROGRAM, failure))
+    let path = spec.replica.env.get("PATH").unwrap_or(&inherited.path);
+    let word = command.first().map_or("", String::as_str);
+    let file = match process::resolve(word, path, &inherited.cwd) {
+        Ok(file) => file,
+        Err(error) => return Finding::fail(what, error.to_failure()),
+    };
+    let user = inherited.user.clone().unwrap_or_else(|| inherited.identity.uid.to_string());
+    let seen = format!("{}, to run as {user}", file.display());
+    match reaches(&inherited.identity, &file) {
+        Ok(()) => Finding::ok(what, seen),
+        Err(barrier) => Finding::warn(
+            what,
+            format!("{seen}, who may not pass {}", barrier.display()),
+            format!("let {user} in (chmod o+x {0}), or set replica.user", barrier.display()),
+        ),
+    }
 }
 
 fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {

@@ -45,9 +45,8 @@ async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String,
     let env = start_replica::environment(cx, &inherited, marker(cx));
     let home = Path::new(env.get("HOME").map_or("/", String::as_str));
     let asked = cx.spec();
-    let folder = spec.folder.clone().unwrap_or_else(|| weights::place(&asked.model, &env, home));
     let order = Fetch {
-        folder,
+        folder: weights::brought_to(asked, &env, home),
         size: spec.size,
         secrets: asked.replica.secret_env.clone(),
         launch: Launch {

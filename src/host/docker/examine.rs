@@ -1,6 +1,7 @@
 //! What `doctor` asks of Docker: whether there is an Engine, what its registries have, whether it hands out GPUs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::de::IgnoredAny;
 
@@ -33,6 +34,15 @@ pub async fn hands_out_gpus() -> Result<bool, DockerError> {
     let own = Inherited::of_self();
     let called = |own: Inherited| process::resolve(GPU_HOOK, &own.path, &own.cwd).is_ok();
     Ok(named || own.is_ok_and(called))
+}
+
+/// Where the Engine keeps images and containers, as its own machine names it.
+///
+/// # Errors
+/// If docker does not say.
+pub async fn data_root() -> Result<PathBuf, DockerError> {
+    let said = ask(&["info", "--format", "{{.DockerRootDir}}"], "name its folder", LIMIT).await?;
+    Ok(said.trim().into())
 }
 
 /// Asks an image's registry for it, with the client's own login, and brings nothing.

@@ -166,7 +166,7 @@ impl Hint for ProcessError {
                     .to_owned()
             }
             Self::NoProgram { .. } => {
-                "Write the full path of the program as the first word of replica.command".to_owned()
+                "Write the full path of the program as the first word of the command".to_owned()
             }
             Self::NotExecutable(file) => format!("chmod +x {}", file.display()),
             Self::Survivors { .. } => {
