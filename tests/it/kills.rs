@@ -150,8 +150,7 @@ async fn assert_settled(world: &World, what: &str) -> Result<()> {
 }
 
 /// A swap that dies before it is promoted comes to nothing, again and again on the same server.
-async fn comes_to_nothing(aims: Vec<Aim>) -> Result<()> {
-    let world = world().await?;
+async fn comes_to_nothing(world: World, aims: Vec<Aim>) -> Result<()> {
     let load = world.load().await?;
     // The folder of claims is made by whoever comes first.
     world.run("plan", NEW, &[]).await?.answered(&[]);
@@ -189,7 +188,31 @@ async fn an_agent_that_is_killed_before_promote_leaves_the_world_as_it_was() -> 
     // The record that says that a step is done, lost: it is done all the same.
     aims.extend([1, 3, 5, 7, 9, PROMOTED].map(Aim::Within));
     let rest = aims.split_off(aims.len() / 2);
-    tokio::try_join!(comes_to_nothing(aims), comes_to_nothing(rest))?;
+    let (one, other) = tokio::try_join!(world(), world())?;
+    tokio::try_join!(comes_to_nothing(one, aims), comes_to_nothing(other, rest))?;
+    Ok(())
+}
+
+/// The record that customers meet another model, which is the last of five steps; each is undone; then the outcome, and the
+/// end.
+const UNVERIFIED: usize = 1 + 2 * 5;
+const UNWOUND: usize = UNVERIFIED + 2 * 5;
+
+/// A world whose customers never meet the new model: every swap is rolled back.
+async fn unmet() -> Result<World> {
+    let mut world = world().await?;
+    let url = format!("http://{}/v1/models", world.server.nginx_addr());
+    world.settings.verify = format!("{{ url: {url:?}, expect_model: \"Qwen/Other\", within: 1s }}");
+    Ok(world)
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_while_it_unwinds_leaves_the_world_as_it_was() -> Result<()> {
+    let aims: Vec<_> = (UNVERIFIED..=UNWOUND).map(Aim::After).collect();
+    let (some, rest) = aims.split_at(aims.len() / 2);
+    let (one, other) = tokio::try_join!(unmet(), unmet())?;
+    let (some, rest) = (some.to_vec(), rest.to_vec());
+    tokio::try_join!(comes_to_nothing(one, some), comes_to_nothing(other, rest))?;
     Ok(())
 }
 
@@ -335,17 +358,10 @@ async fn a_link_that_is_cut_until_the_old_model_is_retired_is_made_again_and_the
     Ok(())
 }
 
-/// The record that customers meet another model, which is the last of five steps; each is undone; then the outcome, and the
-/// end.
-const UNVERIFIED: usize = 1 + 2 * 5;
-const UNWOUND: usize = UNVERIFIED + 2 * 5;
-
 #[tokio::test]
 async fn a_link_that_is_cut_while_a_swap_is_unwound_is_made_again_and_the_story_is_whole()
 -> Result<()> {
-    let mut world = world().await?;
-    let url = format!("http://{}/v1/models", world.server.nginx_addr());
-    world.settings.verify = format!("{{ url: {url:?}, expect_model: \"Qwen/Other\", within: 2s }}");
+    let world = unmet().await?;
     let load = world.load().await?;
     let relay = crate::runner::relay(&world).await?;
     world.server.strike(Some(Aim::FreezeAtEach))?;
