@@ -2,7 +2,8 @@
 //!
 //! Between fork and exec only a launcher may run, and no `unsafe` is wanted here: so the binary runs itself once more as
 //! `model-swap agent launch`, reads what to do from its standard input (secrets are in no argv), and becomes the program.
-//! Until that moment its standard error is a pipe that closes when exec succeeds, and says why when it does not.
+//! Until that moment its standard error is a pipe that closes when exec succeeds, and says why when it does not. It carries
+//! the replica's marker from its beginning: whoever clears up after a dead agent finds it, wherever it hangs.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -27,6 +28,7 @@ use super::inherit::Identity;
 use crate::model::ids::{Port, ProcessId};
 use crate::model::replica::Keeper;
 use crate::model::spec::Gpu;
+use crate::model::wire::MARKER;
 
 /// The launcher needs milliseconds; only a file system that hangs makes it slow.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(30);
@@ -125,6 +127,7 @@ pub async fn start(launch: &Launch, launcher: &Launcher) -> Result<Started, Proc
     let mut child = Command::new(&launcher.program)
         .arg0("model-swap")
         .args(&launcher.arguments)
+        .envs(launch.env.get_key_value(MARKER))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -138,7 +138,8 @@ pub async fn restarted_by(
 /// Everything that an order concerns, living or not.
 fn members(order: &StopOrder) -> Result<BTreeSet<ProcessId>, ProcessError> {
     let table = Table::read()?;
-    let mut known: BTreeSet<_> = order.tree.iter().copied().chain([order.main]).collect();
+    let named = order.tree.iter().copied().chain([order.main]);
+    let mut known: BTreeSet<_> = named.filter(|process| *process != ProcessId::GONE).collect();
     if let Some(marker) = &order.marker {
         known.extend(find_marked(marker)?);
         known.extend(table.orphans(order.main, marker));

@@ -155,7 +155,8 @@ impl Table {
     /// The pid of a session's leader is not given away while the session has members. It may be afterwards, so a
     /// process with another marker or none, and a legible environment, is a stranger.
     pub(super) fn orphans(&self, main: ProcessId, marker: &str) -> Vec<ProcessId> {
-        if self.0.contains_key(&main.pid) {
+        // Session 0 has no leader: the kernel's own threads are in it.
+        if main == ProcessId::GONE || self.0.contains_key(&main.pid) {
             return Vec::new();
         }
         let members =

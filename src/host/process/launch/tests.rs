@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use super::super::testing::{LIMIT, Strays, until};
-use super::super::{Inherited, alive};
+use super::super::{Inherited, alive, find_marked};
 use super::*;
+use crate::model::wire::MARKER;
 
 const LAUNCHER: &str = "as-launcher";
 
@@ -143,4 +144,24 @@ async fn a_launcher_that_is_none_is_an_error() {
     };
     let error = start(&launch, &talker).await.unwrap_err();
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "no");
+}
+
+#[tokio::test]
+async fn a_launcher_is_marked_before_it_is_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let marker = format!("chat/s-{}/a", folder.path().display());
+    let mut launch = script(folder.path(), "exec sleep 1000");
+    launch.env.insert(MARKER.to_owned(), marker.clone());
+    // It stays where it opens its log until somebody reads that.
+    let pipe = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &launch.log, pipe, rustix::fs::Mode::RWXU, 0).unwrap();
+    let (log, launcher) = (launch.log.clone(), launcher());
+    let starting = tokio::spawn(async move { start(&launch, &launcher).await });
+    let marked =
+        until("the launcher is marked", || find_marked(&marker).ok()?.first().copied()).await;
+    let _strays = Strays(vec![marked]);
+    assert!(!starting.is_finished());
+    let reader = OpenOptions::new().read(true).open(log).unwrap();
+    assert_eq!(starting.await.unwrap().unwrap().main, marked);
+    drop(reader);
 }

@@ -147,6 +147,16 @@ async fn what_outlived_its_main_process_is_ended_by_its_marker_alone() {
 }
 
 #[tokio::test]
+async fn of_what_ran_before_a_boot_nobody_is_stopped() {
+    let marker = Some("chat/s-before-the-boot/a".to_owned());
+    let main = ProcessId::GONE;
+    let order =
+        StopOrder { main, tree: vec![main], marker, grace: PATIENT, keeper: Keeper::Nobody };
+    // Here no more than looked at: were anybody meant, it would not be ours.
+    assert!(members(&order).unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_cut_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let asked = folder.path().join("asked");

@@ -94,3 +94,14 @@ async fn what_an_ended_main_process_left_behind_is_told_from_strangers() {
     assert_eq!(orphans, left);
     assert!(table.orphans(ProcessId { start: u64::MAX, ..id }, "chat/s-2/a").is_empty());
 }
+
+#[tokio::test]
+async fn a_main_process_of_another_boot_left_nobody_behind() {
+    let child = Process::spawn(Command::new("sleep").arg("1000").env_clear());
+    until_runs(child.id(), "sleep").await;
+    assert_eq!(mark(child.id(), "chat/s-1/a"), Mark::Unknown);
+    // As a thread of the kernel: in no session, and without an environment.
+    let kernel = Row { id: child.id(), parent: 2, session: 0 };
+    let table = Table(BTreeMap::from([(kernel.id.pid, kernel)]));
+    assert!(table.orphans(ProcessId::GONE, "chat/s-1/a").is_empty());
+}
