@@ -58,9 +58,9 @@ pub(super) async fn follow(
     let folder = dir.swap(swap);
     let mut watch = Watch::folder(&folder);
     if !folder.is_dir() {
-        let failure = Failure::new(format!("there is no swap {swap} of service {}", dir.service()))
-            .hint("model-swap status lists the latest swaps");
-        return answers.send(&Frame::Refused(Refusal::input(failure)));
+        let failure = Failure::new(format!("swap {swap} of service {} has not begun", dir.service()))
+            .hint("if it still waits for its turn it begins then: `model-swap status` shows it, `model-swap abort` gives it up");
+        return answers.send(&Frame::Refused(Refusal::environment(failure)));
     }
     let mut agent = at_work(&folder);
     let mut waited = None;

@@ -271,6 +271,11 @@ pub fn of_loss(failures: &[Failure]) -> String {
     failures.iter().map(|failure| format!("\n{}", why("Lost", failure))).collect()
 }
 
+/// Why nobody can say how a swap ended that was asked for.
+pub fn of_unknown(failures: &[Failure]) -> String {
+    format!("## Outcome not known\n{}", of_loss(failures))
+}
+
 fn sides(plan: &Plan) -> String {
     let side = |side: &Side| format!("{} on slot {}", code(&side.revision.to_string()), side.slot);
     let now = plan.incumbent.as_ref().map_or_else(|| "nothing".to_owned(), side);

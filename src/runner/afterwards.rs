@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use super::typed::Typed;
-use super::{Setting, Stopped, Voice, converse, refusal, request};
+use super::{Setting, Stopped, Voice, converse, request, summarise};
 use crate::github::output;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Exit;
-use crate::render::Line;
+use crate::render::{Line, failure, summary};
 
 /// The swap that the step has asked for.
 const SWAP: &str = "swap";
@@ -22,7 +22,7 @@ const TOLD: &str = "told";
 /// How long a swap that is still under way is followed: after five minutes GitHub ends a job that was cancelled.
 const FOLLOW_LIMIT: Duration = Duration::from_secs(4 * 60);
 
-/// Leaves word of the swap that is about to be asked for.
+/// Leaves word of the swap that is about to be asked for, or is followed in its place.
 pub(super) fn note_swap(setting: &Setting, swap: &SwapId, voice: &mut Voice) {
     note(setting, SWAP, swap.as_str(), voice);
 }
@@ -57,7 +57,8 @@ pub async fn afterwards(setting: Setting, voice: &mut Voice) -> Exit {
     match told.await {
         Ok(told) => told.exit,
         Err(Stopped { failures, exit }) => {
-            refusal(&setting.run, &failures, voice);
+            voice.say(failure::refusal(&failures));
+            summarise(&setting.run, &summary::of_unknown(&failures), voice);
             exit
         }
     }

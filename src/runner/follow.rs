@@ -6,7 +6,7 @@ use super::cancel::{self, Order, Traffic};
 use super::patience::Patience;
 use super::report::Reporter;
 use super::verify::{Customer, Seen, Visit};
-use super::{Setting, Stopped, Voice};
+use super::{Setting, Stopped, Voice, afterwards};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
 use crate::model::event::{Closing, Conclusion, Event, EventKind};
@@ -16,7 +16,9 @@ use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::Plan;
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
-use crate::model::wire::{Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets, Wait};
+use crate::model::wire::{
+    Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets, Wait,
+};
 use crate::remote::agent::{Install, ask};
 use crate::remote::error::RemoteError;
 use crate::remote::session::{Credentials, Session};
@@ -30,6 +32,7 @@ const REPAIRED: [Outcome; 4] =
 
 /// The way to the server.
 pub(super) struct Line<'a> {
+    pub(super) setting: &'a Setting,
     pub(super) target: &'a Target,
     pub(super) credentials: Credentials,
     pub(super) install: Install,
@@ -205,6 +208,11 @@ async fn listen(
             }
         };
         let Some(frame) = frame else { return Ok(Heard::All) };
+        if let (Frame::Accepted { swap }, Some(own)) = (&frame, request.command.begins())
+            && swap != own
+        {
+            afterwards::note_swap(line.setting, swap, voice);
+        }
         followed.take(frame, voice, reporter)?;
         followed.visit(line);
     }
@@ -236,17 +244,11 @@ async fn confirm(
 }
 
 fn thread(command: &Command) -> Option<Thread> {
-    match command {
-        Command::Swap(request) => Some(Thread { asked: request.asked.clone(), wait: request.wait }),
-        Command::Rollback(request) => {
-            Some(Thread { asked: request.asked.clone(), wait: request.wait })
-        }
-        Command::Abort(request) => {
-            Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
-        }
-        Command::Repair(request) => {
-            Some(Thread { asked: request.asked.clone(), wait: Wait::Promoted })
-        }
+    let (asked, wait) = match command {
+        Command::Swap(request) => (&request.asked, request.wait),
+        Command::Rollback(request) => (&request.asked, request.wait),
+        Command::Abort(request) => (&request.asked, Wait::Promoted),
+        Command::Repair(request) => (&request.asked, Wait::Promoted),
         Command::Plan(_)
         | Command::Confirm(_)
         | Command::Status(_)
@@ -255,8 +257,9 @@ fn thread(command: &Command) -> Option<Thread> {
         | Command::Doctor(_)
         | Command::Uninstall(_)
         | Command::Survey(_)
-        | Command::Follow { .. } => None,
-    }
+        | Command::Follow { .. } => return None,
+    };
+    Some(Thread { asked: asked.clone(), wait })
 }
 
 impl Followed {

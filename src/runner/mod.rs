@@ -183,7 +183,7 @@ async fn converse(
 ) -> Result<Told, Stopped> {
     let (credentials, install) = (credentials(setting), install(config)?);
     let customer = verify::Customer::of(setting, config, &request.command)?;
-    let line = follow::Line { target: &config.target, credentials, install, customer };
+    let line = follow::Line { setting, target: &config.target, credentials, install, customer };
     let mut reporter = Reporter::new(setting, &config.spec.service);
     let mut followed = Followed::of(setting.inputs.command);
     let following = follow::follow(&line, request, &mut followed, (&mut *voice, &mut reporter));

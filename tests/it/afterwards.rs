@@ -1,14 +1,17 @@
 //! The stage after a step: what the step could not say, or never learnt, it asks the server and tells.
 
-use std::fs;
+use std::fs::{self, File};
 
 use anyhow::Result;
+use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 
-use crate::runner::{cut_before_the_answer, in_mid_swap, outcome, relay, swaps, world};
+use crate::runner::{
+    agent, cut_before_the_answer, events, in_mid_swap, outcome, relay, swaps, world,
+};
 use crate::step::{Step, until};
-use crate::support::{Action, NEW, Run, World, binary};
+use crate::support::{Action, NAME, NEW, Run, World, binary};
 
 /// The stage after a step, with what the step left in its state.
 fn afterwards(world: &World, github: &FakeGitHub, state: &str) -> Result<(Action, TempDir)> {
@@ -40,11 +43,16 @@ async fn what_a_step_that_was_killed_could_not_say_is_said_after_it() -> Result<
     let world = world().await?;
     let github = FakeGitHub::start()?;
     let load = world.load().await?;
-    let action = world.action("swap", NEW, &[])?.on_github(&github);
-    let path = action.env["GITHUB_STATE"].clone();
-    let (step, candidate) = in_mid_swap(&world, action).await?;
-    let state = fs::read_to_string(path)?;
+    let action = || -> Result<Action> { Ok(world.action("swap", NEW, &[])?.on_github(&github)) };
+    let (step, candidate) = in_mid_swap(&world, action()?).await?;
     step.kill()?;
+    // Run again it follows the swap that it has begun already, and not the one that it asks for.
+    let again = action()?;
+    let path = again.env["GITHUB_STATE"].clone();
+    let mut again = Step::start(again)?;
+    again.says("→ await_ready b").await?;
+    let state = fs::read_to_string(path)?;
+    again.kill()?;
 
     let (action, _program) = afterwards(&world, &github, &state)?;
     let mut later = Step::start(action)?;
@@ -73,6 +81,32 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
     assert!(!run.summary.contains("Nothing was done"), "{run}");
     assert_eq!(outcome(&world).await?, "promoted");
     is_told_after(&world, &run).await
+}
+
+#[tokio::test]
+async fn a_step_that_was_killed_while_its_swap_waits_is_not_said_to_have_done_nothing() -> Result<()>
+{
+    let world = World::start().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    // As another command does that works on the service.
+    let lease = File::create(world.server.state_dir().join(NAME).join("lease.json"))?;
+    flock(&lease, FlockOperation::LockExclusive)?;
+    let action = world.action("swap", NEW, &[("lock-wait", "10m")])?;
+    let path = action.env["GITHUB_STATE"].clone();
+    let step = Step::start(action)?;
+    until("the agent", || agent(&world)).await?;
+    let state = fs::read_to_string(path)?;
+    step.kill()?;
+
+    let github = FakeGitHub::start()?;
+    let (action, _program) = afterwards(&world, &github, &state)?;
+    let run = Step::run(action).await?.refused(3, &["has not begun", "`model-swap abort`"]);
+    assert!(run.summary.contains("Outcome not known"), "{run}");
+    assert_eq!(swaps(&world), 0, "{run}");
+    flock(&lease, FlockOperation::Unlock)?;
+    until("the swap", || Ok(events(&world).ok().map(drop))).await?;
+    assert_eq!(outcome(&world).await?, "promoted");
+    Ok(())
 }
 
 #[tokio::test]
