@@ -17,7 +17,7 @@ use crate::model::plan::Plan;
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
 use crate::model::wire::{
-    Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets, Wait,
+    AbortRequest, Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets, Wait,
 };
 use crate::remote::agent::{Install, ask};
 use crate::remote::error::RemoteError;
@@ -115,6 +115,9 @@ pub(super) async fn follow(
         }
         // Only a swap goes on without us; and a connection that never was has begun nothing.
         followed.lost |= error.is_lost() && thread.is_some();
+        if followed.lost && followed.swap.is_none() && means_any_swap(&request) {
+            return Err(Stopped::remote(&error));
+        }
         let patience = patience.as_mut().filter(|_| followed.began());
         let (Some(thread), Some(pause)) = (&thread, patience.and_then(Patience::pause)) else {
             return Err(Stopped::remote(&error));
@@ -138,6 +141,11 @@ pub(super) async fn follow(
                 Request { v: request.v, command: Command::Follow { asked, swap, since, wait } };
         }
     }
+}
+
+/// Whether the request is about whatever swap is under way when it comes: asked again it may meet another one.
+fn means_any_swap(request: &Request) -> bool {
+    matches!(request.command, Command::Abort(AbortRequest { of: None, .. }))
 }
 
 /// Why an answer was not heard to its end.

@@ -1,15 +1,17 @@
 //! The command `abort`: a swap is given up while nobody notices, and one that has its outcome is left alone.
 
-use std::fs::File;
+use std::fs::{self, File};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
 use testbed::action::Run;
 use testbed::server::Aim;
 
 use crate::kills;
+use crate::runner::{relay, through_for};
 use crate::step::{Step, send};
-use crate::support::{NEW, OLD, World};
+use crate::support::{NAME, NEW, OLD, World};
 
 /// Asserts that a swap's own step says that it was aborted, and that nothing of it is left.
 async fn assert_given_up(world: &World, run: Run) -> Result<()> {
@@ -60,6 +62,31 @@ async fn a_swap_whose_cutover_nginx_has_loaded_is_aborted_and_traffic_comes_back
     assert_given_up(&world, step.finish().await?).await?;
     load.stop().await.assert_clean();
     Ok(())
+}
+
+#[tokio::test]
+async fn an_abort_whose_answer_is_lost_is_not_asked_for_again() -> Result<()> {
+    let world = World::start().await?;
+    let relay = relay(&world).await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    // A swap that is still planned: nobody can say yet what becomes of it.
+    let pid = world.old.pid;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let started = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19));
+    let started: u64 = started.context("no start")?.parse()?;
+    let holder = json!({
+        "swap": "s-1", "since": "2026-11-23T09:15:00Z", "process": { "pid": pid, "start": started },
+        "command": "swap", "requester": {},
+    });
+    let lease = world.server.state_dir().join(NAME).join("lease.json");
+    fs::write(&lease, holder.to_string())?;
+    let mut step = Step::start(through_for("abort", &relay, &world)?)?;
+    kills::ordered(&world).await?;
+    relay.cut();
+    // By the next time another swap may be under way.
+    step.says("what was begun on the server goes on without us").await?;
+    step.finish().await?.refused(3, &[]);
+    Ok(fs::remove_file(&lease)?)
 }
 
 #[tokio::test]
