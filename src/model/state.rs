@@ -22,7 +22,7 @@ pub struct ServiceState {
     pub serving_swap: Option<SwapId>,
     /// The replica that served before, while it is still there.
     pub retained: Option<Retained>,
-    /// The latest swaps, newest last, at most [`HISTORY`].
+    /// The latest swaps, newest last, at most [`HISTORY`]; see [`ServiceState::remember`].
     pub history: Vec<Past>,
 }
 
@@ -38,12 +38,22 @@ impl ServiceState {
         }
     }
 
-    /// Adds a swap to the history and forgets the oldest beyond [`HISTORY`]. One that was stuck has one entry all the same.
+    /// Adds a swap to the history. One that was stuck has one entry all the same.
+    ///
+    /// Beyond [`HISTORY`] the oldest goes of those that were promoted or of the others, whichever are more: a job that fails
+    /// time and again takes no way back away. What brought that which serves stays.
     pub fn remember(&mut self, past: Past) {
         self.history.retain(|other| other.swap != past.swap);
         self.history.push(past);
-        let surplus = self.history.len().saturating_sub(HISTORY);
-        self.history.drain(..surplus);
+        while self.history.len() > HISTORY {
+            let promoted = |past: &Past| past.outcome == Outcome::Promoted;
+            let more = 2 * self.history.iter().filter(|past| promoted(past)).count() > HISTORY;
+            let serves = self.serving.as_ref().map(|replica| replica.revision.digest.as_str());
+            let brought = brought_by(self.serving_swap.as_ref(), &self.history, serves);
+            let goes = |past: &Past| promoted(past) == more && Some(&past.swap) != brought;
+            let oldest = self.history.iter().position(goes).unwrap_or(0);
+            self.history.remove(oldest);
+        }
     }
 }
 
@@ -230,4 +240,71 @@ pub struct SlotReport {
     pub ready: bool,
     /// Requests in flight by the engine's own count.
     pub in_flight: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn past(swap: &str, outcome: Outcome, digest: &str) -> Past {
+        let revision = Revision { digest: digest.to_owned(), model: "m".to_owned(), git_sha: None };
+        Past { swap: swap.parse().unwrap(), at: Timestamp::UNIX_EPOCH, outcome, revision }
+    }
+
+    fn serving(digest: &str) -> Replica {
+        serde_json::from_value(serde_json::json!({
+            "slot": "a", "port": 8001, "main": { "pid": 1, "start": 1 }, "swap": null, "log": null,
+            "revision": { "digest": digest, "model": "m", "git_sha": null },
+        }))
+        .unwrap()
+    }
+
+    fn swaps(state: &ServiceState) -> Vec<&str> {
+        state.history.iter().map(|past| past.swap.as_str()).collect()
+    }
+
+    fn fail(state: &mut ServiceState, times: usize) {
+        for n in 0..times {
+            let outcome = if n % 2 == 0 { Outcome::Failed } else { Outcome::RolledBack };
+            state.remember(past(&format!("s-bad-{n}"), outcome, "r-bad"));
+        }
+    }
+
+    #[test]
+    fn swaps_that_come_to_nothing_take_no_way_back_away() {
+        let mut state = ServiceState::default();
+        for n in 0..3 {
+            state.remember(past(&format!("s-{n}"), Outcome::Promoted, &format!("r-{n}")));
+        }
+        state.serving_swap = Some("s-2".parse().unwrap());
+        state.serving = Some(serving("r-2"));
+        fail(&mut state, 2 * HISTORY);
+        let kept = swaps(&state);
+        assert_eq!((kept.len(), &kept[..3]), (HISTORY, &["s-0", "s-1", "s-2"][..]));
+        assert_eq!((kept[3], kept[HISTORY - 1]), ("s-bad-53", "s-bad-99"), "the oldest go");
+    }
+
+    #[test]
+    fn the_rollback_that_brought_what_serves_stays() {
+        let mut state = ServiceState::default();
+        state.remember(past("s-0", Outcome::Promoted, "r-0"));
+        state.remember(past("s-1", Outcome::Promoted, "r-1"));
+        state.remember(past("s-back", Outcome::RolledBack, "r-0"));
+        state.serving = Some(serving("r-0"));
+        fail(&mut state, 2 * HISTORY);
+        assert_eq!(swaps(&state)[..3], ["s-0", "s-1", "s-back"]);
+    }
+
+    #[test]
+    fn of_promoted_swaps_the_latest_stay_and_half_of_the_others() {
+        let mut state = ServiceState::default();
+        fail(&mut state, HISTORY);
+        for n in 0..HISTORY {
+            state.remember(past(&format!("s-{n}"), Outcome::Promoted, "r"));
+        }
+        let kept = swaps(&state);
+        let promoted = kept.iter().filter(|swap| !swap.contains("bad")).count();
+        assert_eq!((kept.len(), promoted), (HISTORY, HISTORY / 2));
+        assert_eq!(kept.last(), Some(&"s-49"));
+    }
 }
