@@ -95,6 +95,7 @@ mod tests {
             at: at("2026-11-23T09:08:12.7Z"),
             outcome,
             revision: Revision { digest: "r-1".into(), model: model.into(), git_sha: None },
+            strategy: None,
         };
         let began = |_: &SwapId| Some(at("2026-11-23T09:00:00Z"));
         let other = past("s-1", "Qwen/Other", Outcome::Promoted);

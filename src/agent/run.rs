@@ -307,6 +307,7 @@ pub(super) fn remember(
             at,
             outcome,
             revision: plan.candidate.revision.clone(),
+            strategy: Some(plan.strategy),
         });
         // The history is for people: a disk that refuses it has already been told of.
         drop(dir.save(&state));

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, ApiSpec, one_line};
 use super::run::Reference;
-use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status, marks};
+use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status, marked};
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::replica::Revision;
@@ -24,11 +24,14 @@ const CREATE_TRIES: usize = 2;
 /// How often a status is posted.
 const STATUS_TRIES: usize = 3;
 
-/// How many of the newest deployments or statuses are looked through (the most a page holds).
+/// How many deployments or statuses are asked for at once (the most a page holds).
 const PAGE: &str = "100";
 
-/// How many of the newest deployments, whoever made them, are looked through: each that is not ours costs a request.
-const AUTOMATIC: &str = "5";
+/// How many pages of the newest deployments of our task are looked through: several services may share an environment.
+const PAGES: usize = 5;
+
+/// How many of the newest deployments of others are looked through, of those on one page: each costs a request.
+const AUTOMATIC: usize = 30;
 
 /// GitHub's id of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,7 +209,9 @@ impl Deployments {
             }
             if let Some(run) = run {
                 let of_run = format!("/actions/runs/{run}/");
-                let is_of_run = |url: &str| url.contains(&of_run);
+                let is_of_run = |(id, urls): Automatic<'_>| {
+                    urls.iter().any(|url| url.contains(&of_run)).then_some(id)
+                };
                 if let Some(id) = self.automatic(&new.environment, is_of_run).await? {
                     return Ok(Opened::Automatic(id));
                 }
@@ -216,21 +221,23 @@ impl Deployments {
         self.api.operation(&tried, found).await
     }
 
-    /// The newest deployment to an environment that GitHub has made for a job, with a status whose link passes. Nothing
-    /// else in it tells the job, nor the swap that goes on with it.
-    async fn automatic(
+    /// The first thing to be found in the deployments to an environment that GitHub has made for jobs, newest first. The links
+    /// of their statuses are all that tells the job, or a swap that went on with one.
+    async fn automatic<T>(
         &self,
         environment: &str,
-        passes: impl Fn(&str) -> bool,
-    ) -> Result<Option<DeploymentId>, ApiError> {
+        mut found: impl FnMut(Automatic<'_>) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
         let tried = format!("list the deployments to {environment} in {}", self.api.repository);
-        let query = [("environment", environment), ("per_page", AUTOMATIC)];
+        let query = [("environment", environment), ("per_page", PAGE)];
         let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
-        for listed in there.iter().filter(|listed| listed.task != TASK) {
+        for listed in there.iter().filter(|listed| listed.task != TASK).take(AUTOMATIC) {
             let route = format!("/deployments/{}/statuses", listed.id);
             let posted: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
-            if posted.iter().filter_map(|posted| posted.log_url.as_deref()).any(&passes) {
-                return Ok(Some(listed.id));
+            let urls: Vec<&str> =
+                posted.iter().filter_map(|posted| posted.log_url.as_deref()).collect();
+            if let Some(found) = found((listed.id, &urls)) {
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -282,19 +289,62 @@ impl Deployments {
 
     /// The newest deployments of our task to the environment, searched for the swap's id.
     async fn look(&self, new: &NewDeployment) -> Result<Option<DeploymentId>, ApiError> {
-        let there = self.list(&new.environment).await?;
-        Ok(there.into_iter().find(|(swap, _)| *swap == new.swap).map(|(_, id)| id))
+        self.of_swap(&new.environment, &new.swap).await
     }
 
-    /// The newest deployments of our task to an environment, with the swap of each, newest first.
+    async fn of_swap(
+        &self,
+        environment: &str,
+        swap: &SwapId,
+    ) -> Result<Option<DeploymentId>, ApiError> {
+        self.ours(environment, |(of, id)| (of == *swap).then_some(id)).await
+    }
+
+    /// The first thing to be found in the deployments of our task to an environment, newest first, with the swap of each.
+    async fn ours<T>(
+        &self,
+        environment: &str,
+        mut found: impl FnMut((SwapId, DeploymentId)) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
+        for page in 1..=PAGES {
+            let page = page.to_string();
+            let of = [("environment", environment), ("task", TASK)];
+            let query = [of[0], of[1], ("per_page", PAGE), ("page", &page)];
+            let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
+            let mut swaps = there.iter().filter_map(|listed| Some((listed.swap()?, listed.id)));
+            if let Some(found) = swaps.find_map(&mut found) {
+                return Ok(Some(found));
+            }
+            if there.len().to_string() != PAGE {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The deployments to an environment that are known to be of swaps, with the swap of each, newest first: ours, and those
+    /// that GitHub has made for jobs whose swaps went on with them. Of several swaps in one the newest counts.
     ///
     /// # Errors
     /// If GitHub refuses or does not answer.
-    pub async fn list(&self, environment: &str) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
-        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
-        let query = [("environment", environment), ("task", TASK), ("per_page", PAGE)];
-        let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
-        Ok(there.iter().filter_map(|listed| Some((listed.swap()?, listed.id))).collect())
+    pub async fn list_all(
+        &self,
+        environment: &str,
+    ) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
+        let mut all = Vec::new();
+        let keep = |one| {
+            all.push(one);
+            None::<()>
+        };
+        self.ours(environment, keep).await?;
+        let keep = |(id, urls): Automatic<'_>| {
+            all.extend(urls.iter().find_map(|url| marked(url)).map(|swap| (swap, id)));
+            None::<()>
+        };
+        self.automatic(environment, keep).await?;
+        all.sort_by_key(|(_, id)| std::cmp::Reverse(id.0));
+        Ok(all)
     }
 
     /// The state of a deployment's newest status, in GitHub's words; `pending` without one, as GitHub shows it.
@@ -321,10 +371,12 @@ impl Deployments {
     ) -> Result<Option<(DeploymentId, String)>, ApiError> {
         let tried = format!("find the deployment of {swap} in {}", self.api.repository);
         let found = async {
-            let there = self.list(environment).await?;
-            let id = match there.into_iter().find(|(of, _)| of == swap) {
-                Some((_, id)) => Some(id),
-                None => self.automatic(environment, |url| marks(url, swap)).await?,
+            let is_marked = |(id, urls): Automatic<'_>| {
+                urls.iter().any(|url| marked(url).as_ref() == Some(swap)).then_some(id)
+            };
+            let id = match self.of_swap(environment, swap).await? {
+                None => self.automatic(environment, is_marked).await?,
+                found => found,
             };
             match id {
                 Some(id) => Ok(Some((id, self.state(id).await?))),
@@ -335,22 +387,25 @@ impl Deployments {
     }
 
     /// Takes the deployment of a swap that does not serve any more out of GitHub's list of what does. One that GitHub does
-    /// not count as active stays as it is.
+    /// not count as active stays as it is, and so does the deployment `by` of what serves now: a job's own may be both.
     ///
     /// # Errors
     /// If GitHub refuses or does not answer.
     pub async fn supersede(
         &self,
         environment: &str,
-        swap: &SwapId,
+        (swap, by): (&SwapId, DeploymentId),
         status: &Status,
     ) -> Result<(), ApiError> {
         match self.find(environment, swap).await? {
-            Some((id, state)) if state == ACTIVE => self.add_status(id, status).await,
+            Some((id, state)) if state == ACTIVE && id != by => self.add_status(id, status).await,
             _ => Ok(()),
         }
     }
 }
+
+/// A deployment that GitHub has made for a job, and the links of its statuses, newest first.
+type Automatic<'a> = (DeploymentId, &'a [&'a str]);
 
 /// Only what is needed is read: Enterprise Servers differ in the rest.
 #[derive(Deserialize)]

@@ -54,9 +54,9 @@ pub struct Status {
     pub log_url: Option<String>,
 }
 
-/// Whether a status's link marks a swap; see [`Status::marked`].
-pub(super) fn marks(url: &str, swap: &SwapId) -> bool {
-    url.rsplit_once('#').is_some_and(|(_, mark)| mark == swap.as_str())
+/// The swap that a status's link marks; see [`Status::marked`].
+pub(super) fn marked(url: &str) -> Option<SwapId> {
+    url.rsplit_once('#')?.1.parse().ok()
 }
 
 impl State {
@@ -138,17 +138,21 @@ impl Status {
             .and_then(|slot| Some((slot, slot.revision.as_ref()?)))
         {
             Some((slot, revision)) => format!("{} serves from slot {}", revision.model, slot.slot),
-            None => "it serves".to_owned(),
+            None => "what serves is not known".to_owned(),
         };
         Self { state: State::Success, description, log_url: None }
     }
 
-    /// What became of a swap or rollback whose result does not serve, where its deployment is in this state, in GitHub's
-    /// words.
-    pub fn over(past: &Past, state: &str) -> Self {
+    /// What became of a swap or rollback whose result does not serve, by the server's own account.
+    pub fn over(past: &Past, report: &StatusReport) -> Self {
+        if let Some(by) = report.ended_by(past).filter(|_| past.brought()) {
+            let is_rollback = by.strategy.is_some_and(Strategy::is_rollback);
+            let purpose = if is_rollback { Purpose::Rollback } else { Purpose::Swap };
+            return Self::superseded(purpose, &by.swap, &Self::serving(report).description);
+        }
         let state = match past.outcome {
-            _ if state == ACTIVE => State::Inactive,
             Outcome::Promoted | Outcome::Unchanged => State::Inactive,
+            Outcome::RolledBack if past.brought() => State::Inactive,
             Outcome::RolledBack | Outcome::Aborted | Outcome::Failed => State::Failure,
             Outcome::Stuck => State::Error,
         };

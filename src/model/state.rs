@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{Port, ProcessId, ServiceName, SlotName, SwapId};
 use super::outcome::Outcome;
+use super::plan::Strategy;
 use super::record::Retained;
 use super::replica::{Replica, Revision};
 
@@ -64,13 +65,13 @@ pub fn brought_by<'a>(
     history: &'a [Past],
     serves: Option<&str>,
 ) -> Option<&'a SwapId> {
-    let brought = |past: &&Past| match past.outcome {
+    let is_its = |past: &Past| match past.outcome {
         Outcome::Promoted => Some(&past.swap) == serving_swap,
-        // Of a swap that failed after its cutover as well, whose revision serves only where it was swapped to itself.
-        Outcome::RolledBack => serving_swap.is_none(),
-        _ => false,
+        _ => serving_swap.is_none(),
     };
-    let is_it = |past: &&Past| Some(past.revision.digest.as_str()) == serves && brought(past);
+    let is_it = |past: &&Past| {
+        Some(past.revision.digest.as_str()) == serves && past.brought() && is_its(past)
+    };
     history.iter().rev().find(is_it).map(|past| &past.swap)
 }
 
@@ -100,6 +101,20 @@ pub struct Past {
     pub outcome: Outcome,
     /// What it was to bring.
     pub revision: Revision,
+    /// How it was to bring it; `None` in what was written before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+}
+
+impl Past {
+    /// Whether its revision served when it was over.
+    pub fn brought(&self) -> bool {
+        match self.outcome {
+            Outcome::Promoted => true,
+            Outcome::RolledBack => self.strategy.is_none_or(Strategy::is_rollback),
+            Outcome::Unchanged | Outcome::Failed | Outcome::Aborted | Outcome::Stuck => false,
+        }
+    }
 }
 
 /// Who holds the lease, and why.
@@ -180,10 +195,20 @@ impl StatusReport {
         self.slots.iter().find(|slot| slot.port == self.nginx_port)
     }
 
+    /// The digest of what serves.
+    pub fn serves(&self) -> Option<&str> {
+        Some(self.serving()?.revision.as_ref()?.digest.as_str())
+    }
+
     /// The swap or rollback that brought what serves now.
     pub fn brought_by(&self) -> Option<&SwapId> {
-        let serves = self.serving().and_then(|slot| Some(slot.revision.as_ref()?.digest.as_str()));
-        brought_by(self.serving_swap.as_ref(), &self.history, serves)
+        brought_by(self.serving_swap.as_ref(), &self.history, self.serves())
+    }
+
+    /// What took the result of a swap of the past out of service: the next one that brought something.
+    pub fn ended_by(&self, past: &Past) -> Option<&Past> {
+        let mut after = self.history.iter().skip_while(|other| other.swap != past.swap).skip(1);
+        after.find(|other| other.brought())
     }
 }
 
@@ -248,7 +273,13 @@ mod tests {
 
     fn past(swap: &str, outcome: Outcome, digest: &str) -> Past {
         let revision = Revision { digest: digest.to_owned(), model: "m".to_owned(), git_sha: None };
-        Past { swap: swap.parse().unwrap(), at: Timestamp::UNIX_EPOCH, outcome, revision }
+        Past {
+            swap: swap.parse().unwrap(),
+            at: Timestamp::UNIX_EPOCH,
+            outcome,
+            revision,
+            strategy: None,
+        }
     }
 
     fn serving(digest: &str) -> Replica {

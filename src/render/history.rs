@@ -66,6 +66,7 @@ mod tests {
                 at: at.parse().unwrap(),
                 outcome,
                 revision: revision("Qwen/B\r", "r-b"),
+                strategy: None,
             },
             way,
             previous,

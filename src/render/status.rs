@@ -102,7 +102,7 @@ fn holder(holder: &Holder) -> String {
 }
 
 fn past(past: &Past) -> String {
-    let Past { swap, at, outcome, revision } = past;
+    let Past { swap, at, outcome, revision, .. } = past;
     format!(
         "  {}  {swap}  {:<11}  {}",
         moment(*at),
@@ -169,12 +169,14 @@ mod tests {
                     at: at("2026-11-22T09:15:00Z"),
                     outcome: Outcome::RolledBack,
                     revision: revision("Qwen/A", "r-a"),
+                    strategy: None,
                 },
                 Past {
                     swap: "s-2".parse().unwrap(),
                     at: at("2026-11-23T09:15:00Z"),
                     outcome: Outcome::Promoted,
                     revision: revision("Qwen/B", "r-b"),
+                    strategy: None,
                 },
             ],
         }

@@ -3,12 +3,12 @@
 use super::api;
 use super::{Setting, Stopped, Voice};
 use crate::github::api::ApiError;
-use crate::github::deployment::Deployments;
+use crate::github::deployment::{DeploymentId, Deployments};
 use crate::github::status::Status;
 use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Exit;
-use crate::model::state::StatusReport;
+use crate::model::state::{Past, StatusReport};
 use crate::render::{self, Line};
 
 /// How many deployments are looked at, newest first: each costs a request. What is older was looked at before.
@@ -31,16 +31,17 @@ pub(super) async fn reconcile(
         .map_err(|missing| Stopped::input(vec![missing.failure()]))?;
     let deployments = Deployments::new(spec).map_err(told)?;
     let environment = setting.inputs.environment_for(&report.service);
-    let listed = deployments.list(&environment).await.map_err(told)?;
-    let serves = report.brought_by();
+    let listed = deployments.list_all(&environment).await.map_err(told)?;
     let past = |swap: &SwapId| report.history.iter().find(|past| past.swap == *swap);
     // Other services and other servers may share the environment: theirs are not in this history.
-    let ours = listed.iter().filter_map(|(swap, id)| Some((past(swap)?, *id)));
+    let ours: Vec<(&Past, DeploymentId)> =
+        listed.iter().filter_map(|(swap, id)| Some((past(swap)?, *id))).collect();
+    let active = active(report, &ours);
     let mut agree = true;
-    for (past, id) in ours.take(LOOKED_AT) {
+    for (past, id) in ours.into_iter().take(LOOKED_AT) {
         let state = deployments.state(id).await.map_err(told)?;
-        let is_serving = serves == Some(&past.swap);
-        let truth = if is_serving { Status::serving(report) } else { Status::over(past, &state) };
+        let is_active = active == Some(id);
+        let truth = if is_active { Status::serving(report) } else { Status::over(past, report) };
         if !truth.corrects(&state) {
             continue;
         }
@@ -50,9 +51,7 @@ pub(super) async fn reconcile(
         let log_url = setting.run.requester.url.clone();
         deployments.add_status(id, &Status { log_url, ..truth }).await.map_err(told)?;
     }
-    if let Some(serves) = serves.filter(|swap| !listed.iter().any(|(of, _)| of == *swap))
-        && deployments.find(&environment, serves).await.map_err(told)?.is_none()
-    {
+    if let Some(serves) = report.brought_by().filter(|_| active.is_none()) {
         agree = false;
         let text =
             format!("there is no deployment to {environment} of {serves}, whose result serves");
@@ -63,4 +62,111 @@ pub(super) async fn reconcile(
         voice.say([Line::Text(text)]);
     }
     Ok(())
+}
+
+/// The deployment that GitHub should call active: of what brought what serves. Where that has none, as a swap from a terminal
+/// has none, the newest one that brought the same: what it brought serves.
+fn active(report: &StatusReport, ours: &[(&Past, DeploymentId)]) -> Option<DeploymentId> {
+    let brought_it = |past: &Past| Some(&past.swap) == report.brought_by();
+    let brought_the_same =
+        |past: &Past| past.brought() && Some(past.revision.digest.as_str()) == report.serves();
+    let of = |is: &dyn Fn(&Past) -> bool| ours.iter().find(|(past, _)| is(past)).map(|(_, id)| *id);
+    of(&brought_it).or_else(|| of(&brought_the_same))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::github::status::State;
+    use crate::model::ids::Port;
+    use crate::model::outcome::Outcome;
+    use crate::model::plan::Strategy;
+    use crate::model::replica::Revision;
+    use crate::model::state::SlotReport;
+
+    fn revision(digest: &str) -> Revision {
+        Revision { digest: digest.to_owned(), model: "Qwen/New".to_owned(), git_sha: None }
+    }
+
+    fn past(swap: &str, to: &str, (strategy, outcome): (Strategy, Outcome)) -> Past {
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let (swap, revision) = (swap.parse().unwrap(), revision(to));
+        Past { swap, at, outcome, revision, strategy: Some(strategy) }
+    }
+
+    fn promoted(swap: &str, to: &str) -> Past {
+        past(swap, to, (Strategy::BlueGreen, Outcome::Promoted))
+    }
+
+    fn back(swap: &str, to: &str) -> Past {
+        past(swap, to, (Strategy::WarmRollback, Outcome::RolledBack))
+    }
+
+    fn report(serves: &str, serving_swap: Option<&str>, history: &[Past]) -> StatusReport {
+        let slot = SlotReport {
+            slot: "a".parse().unwrap(),
+            port: Port(8001),
+            role: "serving".to_owned(),
+            revision: Some(revision(serves)),
+            ready: true,
+            in_flight: None,
+        };
+        StatusReport {
+            service: "chat".parse().unwrap(),
+            nginx_port: Port(8001),
+            slots: vec![slot],
+            holder: None,
+            step: None,
+            unfinished: None,
+            serving_swap: serving_swap.map(|swap| swap.parse().unwrap()),
+            rollback_until: None,
+            history: history.to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_became_of_a_result_is_what_took_it_out_of_service() {
+        let undone = past("s-4", "r-d", (Strategy::BlueGreen, Outcome::RolledBack));
+        let history = [
+            promoted("s-1", "r-b"),
+            promoted("s-2", "r-c"),
+            back("s-3", "r-b"),
+            undone,
+            promoted("s-5", "r-e"),
+        ];
+        let report = report("r-e", Some("s-5"), &history);
+        let expected = [
+            (State::Inactive, "superseded by s-2; Qwen/New serves from slot a"),
+            (State::Failure, "rolled back by s-3; Qwen/New serves from slot a"),
+            (State::Inactive, "superseded by s-5; Qwen/New serves from slot a"),
+            (State::Failure, "rolled-back, and does not serve"),
+            // Somebody has pointed nginx elsewhere by hand.
+            (State::Inactive, "promoted, and does not serve"),
+        ];
+        for (past, (state, said)) in history.iter().zip(expected) {
+            let status = Status::over(past, &report);
+            assert_eq!((status.state, &*status.description), (state, said), "{}", past.swap);
+        }
+    }
+
+    #[test]
+    fn where_what_brought_it_has_no_deployment_the_newest_that_brought_the_same_is_active() {
+        let history = [
+            promoted("s-1", "r-b"),
+            promoted("s-2", "r-c"),
+            past("s-3", "r-b", (Strategy::BlueGreen, Outcome::Failed)),
+            back("s-4", "r-b"),
+        ];
+        let report = report("r-b", None, &history);
+        let active_of = |known: &[usize]| {
+            let ours: Vec<_> = known
+                .iter()
+                .map(|index| (&history[*index], DeploymentId(*index as u64 + 1)))
+                .collect();
+            active(&report, &ours)
+        };
+        assert_eq!(active_of(&[3, 2, 1, 0]), Some(DeploymentId(4)));
+        assert_eq!(active_of(&[2, 1, 0]), Some(DeploymentId(1)));
+        assert_eq!(active_of(&[2, 1]), None);
+    }
 }

@@ -143,7 +143,9 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
             && status.state == State::Success
         {
             let status = Status::superseded(frame.purpose, &event.swap, &end.traffic);
-            if let Err(error) = api.supersede(&frame.environment, before, &status).await {
+            if let Err(error) =
+                api.supersede(&frame.environment, (before, opened.id()), &status).await
+            {
                 note(error);
             }
         }

@@ -138,6 +138,10 @@ async fn what_github_calls_active_is_made_what_serves() -> Result<()> {
     let second = swap(&world, &github, NEWER).await?.ended(0, "promoted");
     github.heal();
     let [first, second] = [&first, &second].map(|run| run.output("swap-id").to_owned());
+    // More than a page of the other's.
+    for _ in 0..100 {
+        github.deploy("chat", &json!({ "swap_id": "s-20260101-000000-elsewhere" }));
+    }
     assert_eq!(states(&github, &first)?, ["in_progress", "success"], "nobody could be told");
     assert!(states(&github, &second)?.is_empty());
 
@@ -160,6 +164,15 @@ async fn what_github_calls_active_is_made_what_serves() -> Result<()> {
     let before = changes(&github);
     Step::run(reconcile()?).await?.answered(&["agree with what serves"]);
     assert_eq!(changes(&github), before, "{:?}", github.requests());
+
+    // From a terminal: it has no deployment, and what the first swap brought serves again.
+    let back = Step::run(world.action("rollback", NEWER, &[])?).await?.ended(0, "rolled-back");
+    Step::run(reconcile()?).await?.answered(&[&format!("of {second} was success")]);
+    assert_eq!(states(&github, &second)?, ["success", "failure"]);
+    let said = deployment(&github, &second)?.statuses.pop().context("a status")?.description;
+    assert!(said.starts_with(&format!("rolled back by {}", back.output("swap-id"))), "{said}");
+    assert_eq!(states(&github, &first)?, ["in_progress", "success", "inactive", "success"]);
+    Step::run(reconcile()?).await?.answered(&["agree with what serves"]);
     github.fail(Fault::Status(404), &[Operation::ListDeployments], Times::Next(1));
     let refused = Step::run(reconcile()?).await?;
     refused.refused(3, &["GitHub answered 404", "permissions: deployments: write"]);
@@ -175,6 +188,10 @@ async fn the_deployment_that_github_has_made_for_the_job_is_gone_on_with() -> Re
     github.begin_job("chat", 76);
     github.begin_job("chat", 77);
     github.begin_job("production", 77);
+    let others = 5;
+    for run in 0..others {
+        github.begin_job("chat", 100 + run);
+    }
     let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
     assert_eq!(promoted.output("deployment-id"), "3", "{github}");
     let all = || {
@@ -182,13 +199,26 @@ async fn the_deployment_that_github_has_made_for_the_job_is_gone_on_with() -> Re
             deployment.statuses.into_iter().map(|status| status.state).collect::<Vec<_>>()
         })
     };
-    let before = ["in_progress"].map(str::to_owned).to_vec();
-    let ours = ["in_progress", "in_progress", "success"].map(str::to_owned).to_vec();
-    assert_eq!(all().collect::<Vec<_>>(), [before.clone(), ours, before], "{github}");
+    let ours = ["in_progress", "in_progress", "success"];
+    assert_eq!(all().nth(1).context("ours")?, ours, "{github}");
+    let mut rest = all().enumerate().filter(|(index, _)| *index != 1);
+    assert!(rest.all(|(_, states)| states == ["in_progress"]), "{github}");
+    assert_eq!(all().count() as u64, 3 + others, "{github}");
     // Nothing but its link tells which swap it is of.
     let failed = fail(&world, &github, promoted.output("swap-id"), Key::Missing)?;
     Step::run(failed).await?.ended(0, "unchanged").answered(&["is a failure now"]);
-    assert_eq!(all().nth(1).and_then(|mut states| states.pop()).as_deref(), Some("failure"));
+    let last = || all().nth(1).and_then(|mut states| states.pop());
+    assert_eq!(last().as_deref(), Some("failure"));
+    // The rollback of the same job goes on with the same one, which is then not superseded by itself.
+    let back = fail(&world, &github, promoted.output("swap-id"), Key::Given)?;
+    let back = back.with_inputs(&[("rollback", "true")]);
+    let back = Step::run(back).await?.ended(0, "rolled-back");
+    assert_eq!(last().as_deref(), Some("success"), "{github}");
+    // A swap from a terminal is not told: its end is found by its link as well.
+    Step::run(world.action("swap", NEWER, &[])?).await?.ended(0, "promoted");
+    let reconcile = world.action("status", NEWER, &[("reconcile", "true")])?.on_github(&github);
+    Step::run(reconcile).await?.answered(&[&format!("of {} was success", back.output("swap-id"))]);
+    assert_eq!(last().as_deref(), Some("inactive"), "{github}");
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
 }

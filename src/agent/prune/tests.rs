@@ -63,7 +63,8 @@ impl Server {
 
 fn past(swap: &SwapId) -> Past {
     let revision = Revision { digest: "r-1".to_owned(), model: "m".to_owned(), git_sha: None };
-    Past { swap: swap.clone(), at: Timestamp::UNIX_EPOCH, outcome: Outcome::Promoted, revision }
+    let (at, outcome) = (Timestamp::UNIX_EPOCH, Outcome::Promoted);
+    Past { swap: swap.clone(), at, outcome, revision, strategy: None }
 }
 
 fn replica(swap: &SwapId) -> Replica {

@@ -63,7 +63,8 @@ pub(super) async fn act<H: Host>(
     let revision = candidate.revision.clone();
     state.serving = Some(candidate);
     state.serving_swap = serving_swap;
-    state.remember(Past { swap: cx.swap.clone(), at: now, outcome, revision });
+    let (swap, strategy) = (cx.swap.clone(), Some(cx.plan.strategy));
+    state.remember(Past { swap, at: now, outcome, revision, strategy });
     cx.dir.save(&state)?;
     Ok(Acted::plainly(detail))
 }

@@ -158,7 +158,7 @@ fn status() -> Status {
 }
 
 const LIST: &str = "GET /api/v3/repos/acme/serving/deployments\
-                    ?environment=chat+%C3%A9&task=deploy%3Amodel&per_page=100";
+                    ?environment=chat+%C3%A9&task=deploy%3Amodel&per_page=100&page=1";
 const POST: &str = "POST /api/v3/repos/acme/serving/deployments";
 const POST_STATUS: &str = "POST /api/v3/repos/acme/serving/deployments/1/statuses";
 const LIST_STATUSES: &str = "GET /api/v3/repos/acme/serving/deployments/1/statuses?per_page=100";

@@ -15,7 +15,8 @@ fn swap(id: &str, (from, to): (&str, &str), strategy: Strategy, outcome: Outcome
     let mut keeps = vec![to.to_owned()];
     keeps.extend(from.starts_with("adopted").then(|| from.to_owned()));
     let at = jiff::Timestamp::UNIX_EPOCH;
-    let past = Past { swap: id.parse().unwrap(), at, outcome, revision: revision(to) };
+    let (swap, revision) = (id.parse().unwrap(), revision(to));
+    let past = Past { swap, at, outcome, revision, strategy: Some(strategy) };
     Told { past, plan: Some(plan), keeps }
 }
 
