@@ -96,6 +96,9 @@ async fn everything_that_is_wrong_is_said_at_once_with_how_to_mend_it() -> Resul
     world.server.put_program("nvidia-smi", NVIDIA_SMI)?;
     let (a, b) = world.server.slot_ports();
     let stranger = std::net::TcpListener::bind(("127.0.0.1", b))?;
+    let (file, log) = (world.server.nginx_config(), world.server.scratch().join("access.log"));
+    let logs = format!("server {{ access_log {}; ", log.display());
+    fs::write(&file, fs::read_to_string(&file)?.replacen("server {", &logs, 1))?;
     let before = look(&world)?;
     let program =
         world.config(NEW).lines().find(|line| line.starts_with("  command: ")).map(str::to_owned);
@@ -132,6 +135,7 @@ async fn everything_that_is_wrong_is_said_at_once_with_how_to_mend_it() -> Resul
         ("GPU 1 of slot b", "warn"),
         ("plan of a swap", "?"),
         ("nginx configuration", "ok"),
+        ("access log", "warn"),
         ("probe through nginx", "ok"),
     ] {
         assert_eq!(mark(&run, what), expected, "{what}\n{run}");

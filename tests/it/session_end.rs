@@ -9,7 +9,7 @@ use testbed::service::until_serves;
 
 use crate::doctor::mark;
 use crate::step::Step;
-use crate::support::guest::{load_on, on_guest_of, until, users_nginx};
+use crate::support::guest::{USERS_NGINX, load_on, on_guest_of, until, users_nginx};
 use crate::support::{NEW, OLD};
 
 const LOGIND: &str = "/etc/systemd/logind.conf.d/kill.conf";
@@ -94,6 +94,22 @@ fn without_root_nothing_is_begun_until_it_can_stay() -> Result<()> {
         guest.run(&["systemctl", "restart", "systemd-logind"]).await?;
         let doctor = ask("doctor").await?.answered(&["the agent stays"]);
         assert_eq!(mark(&doctor, "end of the ssh session"), "ok", "{doctor}");
+
+        // The same nginx, as root has started it.
+        guest.run_as_user(&format!("kill -QUIT $(cat {USERS_NGINX}/pid)")).await?;
+        let pid = guest.file(&format!("{USERS_NGINX}/pid"))?;
+        until("the user's nginx ends", async || Ok(!pid.exists())).await?;
+        guest.run(&["/usr/sbin/nginx", "-c", &format!("{USERS_NGINX}/nginx.conf")]).await?;
+        let config = config.replace("replica:\n", "replica:\n  runtime: systemd\n");
+        let doctor = Step::run(world.action("doctor", NEW, &[])?.with_config(&config)?).await?;
+        let texts = [
+            "belongs to another user",
+            "let that user own nginx",
+            "and the agent, which is not root, may not use it",
+        ];
+        let doctor = doctor.refused(3, &texts);
+        let marks = ["nginx running", "right to reload nginx", "runtime"];
+        assert_eq!(marks.map(|what| mark(&doctor, what)), ["fail", "?", "fail"], "{doctor}");
         Ok(())
     })
 }
