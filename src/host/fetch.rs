@@ -20,8 +20,25 @@ const PART: u64 = 1_000_000_000;
 const LAST_WORDS: usize = 40;
 
 /// What says that a token was not accepted, in the words of Hugging Face's library and of most others.
-const DENIED: [&str; 6] =
-    ["401", "403", "unauthorized", "forbidden", "gated repo", "invalid user token"];
+const DENIED: [&str; 5] =
+    ["unauthorized", "forbidden", "gated repo", "invalid user token", "authentication failed"];
+
+/// The same as a status of HTTP, as requests, curl and clients of other languages say it: the number alone is a part of sizes and
+/// paths as well.
+const STATUS: [&str; 12] = [
+    "401 client error",
+    "403 client error",
+    "error: 401",
+    "error: 403",
+    "error 401",
+    "error 403",
+    "http 401",
+    "http 403",
+    "status code 401",
+    "status code 403",
+    "status 401",
+    "status 403",
+];
 
 /// Weights that are to be brought.
 #[derive(Debug)]
@@ -84,7 +101,7 @@ fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
     let program = order.launch.argv.first().map_or("", String::as_str);
     let log = process::log_tail(&order.launch.log, LAST_WORDS);
     let said = log.join("\n").to_lowercase();
-    let failure = if DENIED.iter().any(|word| said.contains(word)) {
+    let failure = if is_denied(&said) {
         Failure::new(format!(
             "{program} was refused: the token was not accepted, or may not read this model"
         ))
@@ -104,6 +121,11 @@ fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
             .hint("the last lines that it wrote say why; what it has brought so far is kept")
     };
     failure.log(log)
+}
+
+/// Whether a program's last words, in lower case, say that a token was not accepted.
+fn is_denied(said: &str) -> bool {
+    DENIED.iter().chain(&STATUS).any(|words| said.contains(words))
 }
 
 /// Refuses to begin what cannot be brought to its end: so many bytes in all, in a folder where some may be already.
@@ -163,6 +185,30 @@ mod tests {
     #[test]
     fn sizes_are_in_units_that_people_use() {
         assert_eq!([0, 1_500_000, 65_432_000_000].map(bytes), ["0 kB", "2 MB", "65.4 GB"]);
+    }
+
+    #[test]
+    fn a_token_that_is_refused_is_told_from_a_number_that_looks_like_it() {
+        for said in [
+            "401 Client Error: Unauthorized for url: https://huggingface.co/api/models/acme/llm",
+            "403 Client Error. (Request ID: Root=1-67)",
+            "Client error '401 Unauthorized' for url 'https://huggingface.co/api/models/acme/llm'",
+            "Cannot access gated repo for url https://huggingface.co/acme/llm/resolve/main/x.",
+            "curl: (22) The requested URL returned error: 403",
+            "HTTP request sent, awaiting response... 403 Forbidden",
+            "request failed with status code 401",
+            "fatal: Authentication failed for 'https://huggingface.co/acme/llm/'",
+        ] {
+            assert!(is_denied(&said.to_lowercase()), "{said}");
+        }
+        for said in [
+            "model-00001.safetensors:   8%|8         | 401M/4.98G [00:04<00:48, 93.4MB/s]\nConnection reset by peer",
+            "403 of 512 files\nread timed out",
+            "/srv/models/v401/llm-403.safetensors: Input/output error",
+            "curl: (22) The requested URL returned error: 503",
+        ] {
+            assert!(!is_denied(&said.to_lowercase()), "{said}");
+        }
     }
 
     #[test]
