@@ -94,7 +94,12 @@ mod tests {
             swap: swap.parse().unwrap(),
             at: at("2026-11-23T09:08:12.7Z"),
             outcome,
-            revision: Revision { digest: "r-1".into(), model: model.into(), git_sha: None },
+            revision: Revision {
+                digest: "r-1".into(),
+                model: model.into(),
+                git_sha: None,
+                image: None,
+            },
             strategy: None,
         };
         let began = |_: &SwapId| Some(at("2026-11-23T09:00:00Z"));

@@ -9,11 +9,11 @@ use super::barred;
 use super::run::Decided;
 use crate::executor::{World, observe};
 use crate::host::process::Snapshot;
-use crate::host::{SystemHost, engine};
+use crate::host::{SystemHost, docker, engine};
 use crate::journal::Journal;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
-use crate::model::replica::{Keeper, Revision};
+use crate::model::replica::{Image, Keeper, Revision};
 use crate::model::spec::SwapSpec;
 use crate::model::state::{HistoryReport, Past, WayBack};
 use crate::model::wire::{Asked, Refusal, RollbackRequest};
@@ -86,11 +86,29 @@ async fn cold(
     let then: SwapSpec = read(&folder.join(SPEC)).map_err(Refusal::environment)?;
     (asked.spec.model, asked.spec.model_revision) = (then.model, then.model_revision);
     asked.spec.replica = then.replica;
+    if let Some(image) = &revision.image {
+        let same = the_same(image, revision).await.map_err(Refusal::environment)?;
+        asked.spec.replica.image = Some(same);
+    }
     secrets_are_there(&asked, revision).map_err(barred)?;
     let host = SystemHost::new(&asked);
     let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
     let decision = planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
     Ok(Decided { asked, world, decision, again: None })
+}
+
+/// What names the very image that a revision was started from: its tag may name another by now.
+async fn the_same(image: &Image, revision: &Revision) -> Result<String, Failure> {
+    if docker::image(&image.id).await?.is_some() {
+        return Ok(image.id.clone());
+    }
+    image.pinned.clone().ok_or_else(|| {
+        let id = &image.id;
+        Failure::new(format!(
+            "the image {id} is gone, from which {revision} was started, and no registry had it"
+        ))
+        .hint("build or load it again, and swap to the model with it")
+    })
 }
 
 /// What once kept the adopted incumbent of a swap, if it can start it again: in its own slot, and by its own means.
@@ -183,7 +201,8 @@ fn told(dir: &ServiceDir, past: &Past) -> Told {
     let mut keeps = Vec::new();
     if let Some(plan) = &plan {
         use crate::model::plan::Strategy::{BlueGreen, ColdRollback};
-        let candidate = &plan.candidate.revision;
+        // The plan may not have known it yet: an image had to be pulled first.
+        let candidate = &past.revision;
         // A warm rollback's specification is not the one of the revision that it brings back.
         if matches!(plan.strategy, BlueGreen | ColdRollback)
             && !candidate.is_adopted()

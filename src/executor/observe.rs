@@ -78,7 +78,7 @@ pub async fn look<H: Host>(
         state: load()?,
         nginx_port: upstream.port,
         worker_shutdown_timeout: upstream.worker_shutdown_timeout,
-        wanted: revision::specified(spec, hash, image.as_deref(), git_sha),
+        wanted: revision::specified(spec, hash, image.as_ref(), git_sha),
         must_pull: spec.replica.image.is_some() && image.is_none(),
         systemd: host.systemd(),
         program: unseen.map_or_else(|| host.runnable(incumbent), Err),

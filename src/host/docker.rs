@@ -16,6 +16,7 @@ use tokio::process::Command;
 mod container;
 mod error;
 mod examine;
+mod image;
 
 pub use container::Container;
 pub use error::DockerError;
@@ -23,6 +24,7 @@ pub use examine::{data_root, hands_out_gpus, offered, versions};
 
 use super::exec::{self, ExecError};
 use crate::model::ids::Port;
+use crate::model::replica::Image;
 
 /// The client, looked up in the agent's `PATH`.
 const CLIENT: &str = "docker";
@@ -81,17 +83,20 @@ pub async fn inspect(container: &str) -> Result<Option<Container>, DockerError> 
     Ok(found.into_iter().next())
 }
 
-/// The id of an image that is here; `None` if it is not.
+/// An image that is here; `None` if it is not.
 ///
 /// # Errors
 /// If docker does not say.
-pub async fn image(reference: &str) -> Result<Option<String>, DockerError> {
-    let inspect = ["image", "inspect", "--format", "{{.Id}}", reference];
-    match ask(&inspect, &format!("inspect {reference}"), LIMIT).await {
-        Ok(said) => Ok(Some(said.trim().to_owned())),
-        Err(DockerError::Refused { said, .. }) if said.contains("No such image") => Ok(None),
-        Err(error) => Err(error),
-    }
+pub async fn image(reference: &str) -> Result<Option<Image>, DockerError> {
+    let doing = format!("inspect {reference}");
+    let said = match ask(&["image", "inspect", reference], &doing, LIMIT).await {
+        Err(DockerError::Refused { said, .. }) if said.contains("No such image") => {
+            return Ok(None);
+        }
+        said => said?,
+    };
+    image::read(reference, &said)
+        .map_err(|source| DockerError::Garbled { what: reference.to_owned(), source })
 }
 
 /// Pulls an image, and says how far it has come. Ends with this future; what was pulled so far is kept.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::{Found, Keeper, Replica, Systemd};
+use crate::model::replica::{Found, Image, Keeper, Replica, Systemd};
 
 pub mod agent_unit;
 pub mod disk;
@@ -85,11 +85,11 @@ pub trait Host {
     /// If not, naming it and where it was looked for.
     fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure>;
 
-    /// The id of the spec's image; `None` if it is not here, or the spec names none.
+    /// The spec's image; `None` if it is not here, or the spec names none.
     ///
     /// # Errors
     /// If it names one and Docker does not say.
-    async fn image(&self) -> Result<Option<String>, Failure>;
+    async fn image(&self) -> Result<Option<Image>, Failure>;
 
     /// Pulls the spec's image, and tells how far it has come. What was pulled so far is kept if this is dropped.
     ///

@@ -16,7 +16,7 @@ use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::{Found, Keeper, Replica, Systemd, Unit};
+use crate::model::replica::{Found, Image, Keeper, Replica, Systemd, Unit};
 use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::wire::{Asked, Secrets};
 use crate::swap::hidden::Hidden;
@@ -161,7 +161,7 @@ impl Host for SystemHost {
         Ok(())
     }
 
-    async fn image(&self) -> Result<Option<String>, Failure> {
+    async fn image(&self) -> Result<Option<Image>, Failure> {
         match &self.spec.replica.image {
             Some(reference) => Ok(docker::image(reference).await?),
             None => Ok(None),

@@ -16,6 +16,18 @@ pub struct Revision {
     pub model: String,
     /// Git commit of the workflow that asked for it, where known.
     pub git_sha: Option<String>,
+    /// The image that its containers are made from, where it was here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
+}
+
+/// An image of containers, whatever its name has come to mean since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// As the Engine knows it: `sha256:` and 64 hex digits.
+    pub id: String,
+    /// What brings the same one from its registry, like `vllm/vllm-openai@sha256:…`; `None` for one that is in none.
+    pub pinned: Option<String>,
 }
 
 impl Revision {

@@ -272,7 +272,12 @@ mod tests {
     use super::*;
 
     fn past(swap: &str, outcome: Outcome, digest: &str) -> Past {
-        let revision = Revision { digest: digest.to_owned(), model: "m".to_owned(), git_sha: None };
+        let revision = Revision {
+            digest: digest.to_owned(),
+            model: "m".to_owned(),
+            git_sha: None,
+            image: None,
+        };
         Past {
             swap: swap.parse().unwrap(),
             at: Timestamp::UNIX_EPOCH,

@@ -55,7 +55,7 @@ mod tests {
     use crate::model::state::Past;
 
     fn revision(model: &str, digest: &str) -> Revision {
-        Revision { digest: digest.to_owned(), model: model.to_owned(), git_sha: None }
+        Revision { digest: digest.to_owned(), model: model.to_owned(), git_sha: None, image: None }
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) fn at(text: &str) -> Timestamp {
 }
 
 pub(super) fn revision(model: &str, digest: &str) -> Revision {
-    Revision { digest: digest.to_owned(), model: model.to_owned(), git_sha: None }
+    Revision { digest: digest.to_owned(), model: model.to_owned(), git_sha: None, image: None }
 }
 
 /// Two steps, then one more when the time has come.

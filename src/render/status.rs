@@ -124,6 +124,7 @@ mod tests {
             digest: digest.to_owned(),
             model: model.to_owned(),
             git_sha: None,
+            image: None,
         };
         let at = |text: &str| text.parse().unwrap();
         StatusReport {

@@ -85,7 +85,12 @@ mod tests {
     use crate::model::state::SlotReport;
 
     fn revision(digest: &str) -> Revision {
-        Revision { digest: digest.to_owned(), model: "Qwen/New".to_owned(), git_sha: None }
+        Revision {
+            digest: digest.to_owned(),
+            model: "Qwen/New".to_owned(),
+            git_sha: None,
+            image: None,
+        }
     }
 
     fn past(swap: &str, to: &str, (strategy, outcome): (Strategy, Outcome)) -> Past {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::model::plan::{Plan, Strategy};
-use crate::model::replica::Revision;
+use crate::model::replica::{Image, Revision};
 use crate::model::spec::SwapSpec;
 
 /// Hex digits that a digest shows: 48 bits tell a person's revisions apart.
@@ -12,12 +12,12 @@ const SHOWN: usize = 12;
 
 /// The revision that a specification asks for.
 ///
-/// `secrets` is a keyed hash of the secret values, made where the key is kept; `image` the id of the image, if there is one
-/// and it is here.
+/// `secrets` is a keyed hash of the secret values, made where the key is kept; `image` the image, if there is one and it is
+/// here.
 pub fn specified(
     spec: &SwapSpec,
     secrets: &str,
-    image: Option<&str>,
+    image: Option<&Image>,
     git_sha: Option<String>,
 ) -> Revision {
     let replica = &spec.replica;
@@ -29,9 +29,12 @@ pub fn specified(
     let digest = match &replica.image {
         None => digest(&parts),
         // A tag may come to name another image. Until it is here, nobody knows which.
-        Some(name) => digest(&(parts, image.unwrap_or(name), &replica.docker_options)),
+        Some(name) => {
+            digest(&(parts, image.map_or(name, |image| &image.id), &replica.docker_options))
+        }
     };
-    Revision { digest: format!("r-{digest}"), model: spec.model.clone(), git_sha }
+    let digest = format!("r-{digest}");
+    Revision { digest, model: spec.model.clone(), git_sha, image: image.cloned() }
 }
 
 /// The model of an adopted revision that did not say what it serves.
@@ -43,6 +46,7 @@ pub fn adopted(argv: &[String], model: Option<String>) -> Revision {
         digest: format!("adopted-{}", digest(&argv)),
         model: model.unwrap_or_else(|| UNKNOWN_MODEL.to_owned()),
         git_sha: None,
+        image: None,
     }
 }
 
@@ -106,12 +110,14 @@ mod tests {
     fn another_image_is_another_revision_whatever_its_name_is() {
         let mut spec = spec();
         spec.replica.image = Some("vllm/vllm-openai:latest".to_owned());
+        let image = |id: &str| Image { id: id.to_owned(), pinned: None };
+        let (one, other) = (image("sha256:aa"), image("sha256:bb"));
         let of = |image| specified(&spec, "", image, None).digest;
-        assert_ne!(of(Some("sha256:aa")), of(Some("sha256:bb")));
-        assert_ne!(of(Some("sha256:aa")), of(None));
-        let before = of(Some("sha256:aa"));
+        assert_ne!(of(Some(&one)), of(Some(&other)));
+        assert_ne!(of(Some(&one)), of(None));
+        let before = of(Some(&one));
         spec.replica.docker_options.push("--ipc=host".to_owned());
-        assert_ne!(before, specified(&spec, "", Some("sha256:aa"), None).digest);
+        assert_ne!(before, specified(&spec, "", Some(&one), None).digest);
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
+use testbed::built;
 use testbed::docker::{Door, Registry, said};
 use testbed::server::free_port;
 
 use crate::step::Step;
 use crate::support::docked::Docked;
-use crate::support::{NEW, OLD};
+use crate::support::{NEW, OLD, Run};
 use crate::swap::claims;
 
 /// The container of slot b.
@@ -87,10 +88,26 @@ async fn an_image_is_pulled_before_anything_is_reserved_and_pinned_by_its_id() -
         let again = docked.world.run("swap", NEW, &[]).await?.ended(0, "unchanged");
         assert_eq!(again.output("revision"), run.output("revision"));
     }
-    said(&mut docked.engine.docker(["commit", "--change", "LABEL moved=yes", OURS, &name]))?;
+    let other = docked.engine.image_of(&built::program("stub-engine")?, &["serve"])?;
+    said(&mut docked.engine.docker(["tag", &other, &name]))?;
     docked.world.settings.image = Some(name);
-    let moved = docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    docked.world.settings.retain = "0s".to_owned();
+    let moved = docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
     assert_ne!(moved.output("revision"), run.output("revision"));
+
+    // The way back is to what served, whatever its name has come to mean: as it is here, or from the registry again.
+    let back = async |docked: &Docked| -> Result<Run> {
+        let back = docked.world.run("rollback", NEW, &[("wait", "retired")]).await?;
+        assert_eq!(docked.inspect(OURS, "{{.Image}}")?, id, "{back}");
+        assert_eq!(back.output("revision"), run.output("revision"));
+        Ok(back.ended(0, "rolled-back"))
+    };
+    back(&docked).await?;
+    docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    said(&mut docked.engine.docker(["rmi", digest.trim()]))?;
+    let pulled = back(&docked).await?;
+    assert!(pulled.stdout.contains(&format!("pull {}", digest.trim())), "{pulled}");
+    assert!(!pulled.stdout.contains("secret_env"), "{pulled}");
     load.stop().await.assert_clean();
     Ok(())
 }

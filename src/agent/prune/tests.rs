@@ -62,7 +62,8 @@ impl Server {
 }
 
 fn past(swap: &SwapId) -> Past {
-    let revision = Revision { digest: "r-1".to_owned(), model: "m".to_owned(), git_sha: None };
+    let revision =
+        Revision { digest: "r-1".to_owned(), model: "m".to_owned(), git_sha: None, image: None };
     let (at, outcome) = (Timestamp::UNIX_EPOCH, Outcome::Promoted);
     Past { swap: swap.clone(), at, outcome, revision, strategy: None }
 }

@@ -134,7 +134,12 @@ fn requests(fake: &Fake) -> Vec<String> {
 }
 
 fn revision(model: &str, digest: &str, sha: Option<&str>) -> Revision {
-    Revision { digest: digest.to_owned(), model: model.to_owned(), git_sha: sha.map(str::to_owned) }
+    Revision {
+        digest: digest.to_owned(),
+        model: model.to_owned(),
+        git_sha: sha.map(str::to_owned),
+        image: None,
+    }
 }
 
 fn new() -> NewDeployment {

@@ -26,7 +26,7 @@ use tokio::process::{Child, Command};
 use super::ProcessError;
 use super::inherit::Identity;
 use crate::model::ids::{Port, ProcessId};
-use crate::model::replica::Keeper;
+use crate::model::replica::{Image, Keeper};
 use crate::model::spec::Gpu;
 use crate::model::wire::MARKER;
 
@@ -58,8 +58,8 @@ pub struct Launch {
 /// The container that a program is started in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Contained {
-    /// The image, by an id that no tag moves.
-    pub image: String,
+    /// The image; its id is what no tag moves.
+    pub image: Image,
     /// The port that is published on the loopback, the same inside and outside.
     pub port: Port,
     /// The GPUs that it sees.

@@ -177,7 +177,7 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
         args.push(format!("--gpus=\"device={}\"", command::gpu_list(&asked.gpus)));
     }
     args.extend(asked.options.iter().cloned());
-    args.push(asked.image.clone());
+    args.push(asked.image.id.clone());
     args.extend(launch.argv.iter().cloned());
     args
 }
@@ -257,6 +257,7 @@ pub(in crate::host) async fn listeners(
 mod tests {
     use super::*;
     use crate::host::process::Inherited;
+    use crate::model::replica::Image;
     use crate::model::spec::Gpu;
 
     #[test]
@@ -273,7 +274,7 @@ mod tests {
             container: None,
         };
         let mut asked = Contained {
-            image: "sha256:aa".to_owned(),
+            image: Image { id: "sha256:aa".to_owned(), pinned: None },
             port: Port(8002),
             gpus: vec![Gpu::Index(1), Gpu::Index(3)],
             options: vec!["--ipc=host".to_owned()],

@@ -3,7 +3,12 @@ use crate::model::plan::Side;
 use crate::swap::planner::tests::two_slot_plan;
 
 fn revision(digest: &str) -> Revision {
-    Revision { digest: digest.to_owned(), model: format!("model {digest}"), git_sha: None }
+    Revision {
+        digest: digest.to_owned(),
+        model: format!("model {digest}"),
+        git_sha: None,
+        image: None,
+    }
 }
 
 /// A swap from one revision to another; what it takes to start the other again is kept.

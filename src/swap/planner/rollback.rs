@@ -93,7 +93,9 @@ pub fn plan_cold_rollback(
         }
         None => {
             first.push(start(&spec_argv(spec, to), to, &keeper));
-            let digest = seen.wanted.digest.clone();
+            // An image that is pulled by its digest is the one that it was.
+            let known = if seen.must_pull { &again.revision } else { &seen.wanted };
+            let digest = known.digest.clone();
             if digest != again.revision.digest {
                 told.push(format!(
                     "values of secret_env have changed since {} was started: it comes back as {digest}",

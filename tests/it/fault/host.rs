@@ -16,7 +16,7 @@ use model_swap::model::event::EventKind;
 use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName};
 use model_swap::model::record::UpstreamImage;
-use model_swap::model::replica::{Found, Keeper, Replica, Systemd};
+use model_swap::model::replica::{Found, Image, Keeper, Replica, Systemd};
 use tokio::time::Instant;
 
 use super::world::{SimReplica, SimWorld, line};
@@ -297,7 +297,7 @@ impl Host for SimHost {
         self.call("runnable", |_| Ok(()))
     }
 
-    async fn image(&self) -> Result<Option<String>, Failure> {
+    async fn image(&self) -> Result<Option<Image>, Failure> {
         Ok(None)
     }
 

@@ -1,0 +1,51 @@
+//! What `docker image inspect` tells of an image: the Engine API's own JSON, as much of it as is needed here.
+
+use serde::Deserialize;
+
+use crate::model::replica::Image;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    #[serde(default)]
+    repo_digests: Option<Vec<String>>,
+}
+
+/// The image that was asked for by this name.
+pub(super) fn read(name: &str, said: &str) -> Result<Option<Image>, serde_json::Error> {
+    let found: Vec<Inspected> = serde_json::from_str(said)?;
+    let pinned = |digests: Vec<String>| {
+        // Of all the places that have it, the one whose name was given.
+        let of_name = |pinned: &&String| pinned.split('@').next() == Some(repository(name));
+        digests.iter().find(of_name).or(digests.first()).cloned()
+    };
+    Ok(found
+        .into_iter()
+        .next()
+        .map(|image| Image { id: image.id, pinned: image.repo_digests.and_then(pinned) }))
+}
+
+/// A reference without its tag and its digest. A colon before the last slash is that of a port.
+fn repository(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or(reference);
+    let tag = name.rfind(':').filter(|colon| !name[*colon..].contains('/'));
+    tag.map_or(name, |colon| &name[..colon])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_pinned_where_it_was_asked_for() {
+        let said = r#"[{"Id":"sha256:aa","RepoDigests":["mirror:5000/llm@sha256:d1","acme/llm@sha256:d1"],"RepoTags":[]}]"#;
+        let pinned = |name| read(name, said).unwrap().and_then(|image| image.pinned).unwrap();
+        assert_eq!(pinned("acme/llm:prod"), "acme/llm@sha256:d1");
+        assert_eq!(pinned("mirror:5000/llm"), "mirror:5000/llm@sha256:d1");
+        assert_eq!(pinned("acme/llm@sha256:d1"), "acme/llm@sha256:d1");
+        assert_eq!(pinned("sha256:aa"), "mirror:5000/llm@sha256:d1", "any is better than none");
+        let here = read("llm:here", r#"[{"Id":"sha256:bb","RepoDigests":[]}]"#).unwrap().unwrap();
+        assert_eq!(here, Image { id: "sha256:bb".to_owned(), pinned: None });
+    }
+}
