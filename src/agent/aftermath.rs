@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use super::ending::docker_answers;
 use super::follow;
 use super::left::Left;
 use super::turn::RETRY;
@@ -24,8 +25,8 @@ use crate::model::wire::Secrets;
 use crate::service_dir::ServiceDir;
 use crate::swap::transition::StepStatus;
 
-/// Between two looks whether nginx runs; a boot takes seconds.
-const NGINX_LOOK: Duration = Duration::from_secs(1);
+/// Between two looks whether nginx and Docker answer; a boot takes seconds.
+const BOOT_LOOK: Duration = Duration::from_secs(1);
 
 /// The swap that has its outcome and has left a replica warm, whose story nobody has closed.
 pub(super) fn kept_by(dir: &ServiceDir) -> Result<Option<SwapId>, Failure> {
@@ -54,7 +55,7 @@ pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure
         recovers: None,
     };
     tokio::select! {
-        () = until_nginx_runs(cx.host) => {}
+        () = until_it_can_be_seen(&cx) => {}
         () = superseded(&cx) => {}
     }
     aftermath(&cx, &mut journal, holder).await;
@@ -74,15 +75,20 @@ pub(super) async fn go_on_alone(dir: &ServiceDir) -> Result<(), Failure> {
     if other.is_some_and(process::alive) { Ok(()) } else { go_on(dir, &swap).await }
 }
 
-/// nginx may come up after this agent; without it nothing can be drained or proven.
-async fn until_nginx_runs(host: &SystemHost) {
+/// nginx and Docker may come up after this agent. Without nginx nothing can be drained or proven, and without its Engine no
+/// container stopped, which that starts once it is up.
+async fn until_it_can_be_seen(cx: &Context<'_, SystemHost>) {
     let mut told = false;
-    while let Err(failure) = host.upstream().await {
+    let seen = async || {
+        docker_answers(&cx.plan).await?;
+        cx.host.upstream().await
+    };
+    while let Err(failure) = seen().await {
         if !told {
             super::log(&failure);
             told = true;
         }
-        tokio::time::sleep(NGINX_LOOK).await;
+        tokio::time::sleep(BOOT_LOOK).await;
     }
 }
 

@@ -5,13 +5,16 @@ use super::follow;
 use super::left::Left;
 use super::run::remember;
 use crate::executor::{self, Context, Direction, unfinished_swaps};
+use crate::host::docker::{self, DockerError};
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::model::event::{Closing, EventKind};
-use crate::model::failure::Failure;
+use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
+use crate::model::plan::Plan;
 use crate::model::record::RecordKind;
+use crate::model::replica::Keeper;
 use crate::model::wire::Secrets;
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery;
@@ -29,8 +32,8 @@ pub(super) enum Wanted {
 /// [`aftermath::go_on`](super::aftermath::go_on).
 ///
 /// # Errors
-/// If the swap's folder cannot be read or written, or nginx cannot be seen that may send requests to the candidate. Then the
-/// swap is where it was, or half-way, and may be brought to its end later.
+/// If the swap's folder cannot be read or written, nginx cannot be seen that may send requests to the candidate, or Docker
+/// does not answer that keeps one side. Then the swap is where it was, or half-way, and may be brought to its end later.
 pub(super) async fn bring_to_end(
     dir: &ServiceDir,
     swap: &SwapId,
@@ -43,6 +46,7 @@ pub(super) async fn bring_to_end(
     // Whoever follows the swap looks at this process from now on.
     follow::take_over(&dir.swap(swap))?;
     if is_open(journal.status().outcome, wanted) {
+        docker_answers(&cx.plan).await?;
         if recovery::may_be_moved(journal.status(), &cx.plan) {
             seen(cx.host).await?;
         }
@@ -69,6 +73,23 @@ async fn seen(host: &SystemHost) -> Result<(), Failure> {
     )
     };
     host.upstream().await.map(drop).map_err(unseen)
+}
+
+/// Without its Engine no container can be found or stopped, and what is tried would end stuck. It may come up late, too.
+///
+/// # Errors
+/// If one side of the plan is a container, and Docker does not answer.
+pub(super) async fn docker_answers(plan: &Plan) -> Result<(), Failure> {
+    let mut sides = plan.incumbent.iter().chain([&plan.candidate]);
+    if !sides.any(|side| matches!(side.keeper, Keeper::Docker(_))) {
+        return Ok(());
+    }
+    let unseen = |error: DockerError| {
+        error
+            .to_failure()
+            .hint("a swap has containers, and its agent is gone: it is brought to its end once Docker answers")
+    };
+    docker::versions().await.map(drop).map_err(unseen)
 }
 
 /// Writes down that it is over, and tells so. Its agent may have died when it had the outcome, and before it could.

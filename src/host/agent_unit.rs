@@ -82,7 +82,7 @@ impl AgentUnit {
             "# Written by model-swap, and removed by it when nothing is left to be done.
 [Unit]
 Description=model-swap goes on with what is unfinished or kept warm for {service}
-After=network-online.target nginx.service
+After=network-online.target nginx.service docker.service
 StartLimitIntervalSec=0
 
 [Service]

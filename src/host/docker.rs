@@ -252,14 +252,15 @@ pub async fn log_tail(container: &str, lines: usize) -> Result<Vec<String>, Dock
     Ok(all.iter().skip(all.len().saturating_sub(lines)).map(text).collect())
 }
 
-/// Appends all that a container has written to a file of mode 0600.
+/// Writes all that a container has written to a file of mode 0600, over what was in it.
 ///
 /// # Errors
 /// If docker refuses, or the file cannot be written.
 pub async fn keep_log(container: &str, path: &Path) -> Result<(), DockerError> {
     let failed = |source| DockerError::Log { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
-    let file: File = options.append(true).create(true).mode(0o600).open(path).map_err(failed)?;
+    let file: File =
+        options.write(true).truncate(true).create(true).mode(0o600).open(path).map_err(failed)?;
     let logs = Command::new(CLIENT)
         .args(["logs", container])
         .stdin(Stdio::null())

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use testbed::built;
 use testbed::docker::said;
 use testbed::load::{Load, LoadSpec};
 use testbed::server::{Ports, default_upstream_file, free_port};
@@ -13,13 +15,16 @@ use testbed::service::{Site, until_serves};
 use crate::commands::Terminal;
 use crate::doctor::{NVIDIA_SMI, mark};
 use crate::init::init;
-use crate::step::{Step, until};
-use crate::support::docked::{COMPOSED, Docked};
+use crate::step::{Step, send, until};
+use crate::support::docked::{CLIENT, COMPOSED, Docked};
 use crate::support::scene::{Kept, Scene};
 use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// The container of slot b.
 const OURS: &str = "model-swap-chat.b";
+
+/// Docker's client, where no Engine answers.
+const AWAY: &str = "#!/bin/sh\nDOCKER_HOST=unix:///nowhere exec /usr/bin/docker \"$@\"\n";
 
 /// The log of a swap's replica, as it was kept.
 fn kept_log(world: &World, swap: &str) -> Result<String> {
@@ -273,9 +278,118 @@ async fn doctor_looks_at_docker_and_says_what_becomes_of_a_container_of_composes
     let run = run.answered(&["nothing is mounted where its container looks for /models/qwen"]);
     assert_eq!(mark(&run, "model on disk"), "warn", "{run}");
 
-    let nobody = "#!/bin/sh\nDOCKER_HOST=unix:///nowhere exec /usr/bin/docker \"$@\"\n";
-    docked.world.server.put_program("docker", nobody)?;
+    docked.world.server.put_program("docker", AWAY)?;
     let run = ask().await?.refused(3, &["start the Docker Engine: systemctl start docker"]);
     assert_eq!((mark(&run, "Docker"), mark(&run, "image")), ("fail".into(), "?".into()), "{run}");
+    Ok(())
+}
+
+/// After a boot it may come up late, and starts what was kept warm.
+#[tokio::test]
+async fn what_an_agent_has_left_waits_for_the_engine() -> Result<()> {
+    let mut docked = Docked::start().await?;
+    docked.world.settings.flags = "--stub-load-time 600s".to_owned();
+    let mut step = Step::start(docked.world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready b").await?;
+    docked.kill_agent().await?;
+    step.finish().await?.refused(3, &["is gone"]);
+    docked.world.server.put_program("docker", AWAY)?;
+    let said = ["start the Docker Engine", "it is brought to its end once Docker answers"];
+    for command in ["repair", "abort"] {
+        Step::run(docked.world.action(command, NEW, &[])?).await?.refused(3, &said);
+    }
+    docked.world.server.put_program("docker", CLIENT)?;
+    Step::run(docked.world.action("abort", NEW, &[])?).await?.ended(0, "aborted");
+    assert!(docked.names()?.is_empty());
+
+    docked.world.settings.flags = String::new();
+    docked.world.settings.retain = "1h".to_owned();
+    docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    docked.world.run("swap", "Qwen/Newer", &[]).await?.ended(0, "promoted");
+    docked.kill_agent().await?;
+    docked.world.server.put_program("docker", AWAY)?;
+    let state = docked.world.server.state_dir().join("chat/state.json");
+    let mut known: serde_json::Value = serde_json::from_str(&fs::read_to_string(&state)?)?;
+    known["retained"]["until"] = known["retained"]["since"].clone();
+    fs::write(&state, known.to_string())?;
+    Step::run(docked.world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+    assert_eq!(docked.names()?.len(), 2);
+    docked.world.server.put_program("docker", CLIENT)?;
+    until("what was kept warm is gone", || {
+        Ok((docked.names()? == ["model-swap-chat.a"]).then_some(()))
+    })
+    .await?;
+    docked.world.until_serves("Qwen/Newer").await
+}
+
+/// A configuration whose containers have more options.
+fn with_options(docked: &Docked, options: &str) -> String {
+    let more = format!("docker_options: [--label=team=llm, {options}]");
+    docked.world.config(NEW).replace("docker_options: [--label=team=llm]", &more)
+}
+
+/// Runs, and never listens.
+const MUTE: &str = "#include <signal.h>\n#include <unistd.h>\nint main(void) { signal(SIGTERM, _exit); for (;;) pause(); }\n";
+
+/// What runs and does not listen has nothing in flight: it goes when its slot is needed.
+#[tokio::test]
+async fn a_warm_model_that_does_not_come_up_again_makes_room_for_the_next() -> Result<()> {
+    let mut docked = Docked::start().await?;
+    let program = built::program("stub-engine")?;
+    let programs = docked.world.server.scratch().join("programs");
+    let (own, inside) = (programs.join("stub-engine"), program.parent().context("a folder")?);
+    fs::create_dir(&programs)?;
+    fs::copy(&program, &own)?;
+    let config =
+        with_options(&docked, &format!("\"--volume={}:{}\"", programs.display(), inside.display()));
+    let load = docked.world.load().await?;
+    let swap = docked.world.action("swap", NEW, &[])?.with_config(&config)?;
+    Step::run(swap).await?.ended(0, "promoted");
+    docked.world.run("swap", "Qwen/Newer", &[]).await?.ended(0, "promoted");
+    docked.world.until_serves("Qwen/Newer").await?;
+    docked.world.until_told("nothing is in flight on port").await?;
+    let source = programs.join("mute.c");
+    fs::write(&source, MUTE)?;
+    fs::remove_file(&own)?;
+    said(Command::new("cc").arg("-o").args([&own, &source]))?;
+    let process = || docked.inspect(OURS, "{{.State.Pid}}");
+    let before = process()?;
+    send("-KILL", before.parse()?)?;
+    until("the Engine starts it again", || {
+        Ok((!["0", before.as_str()].contains(&process()?.as_str())).then_some(()))
+    })
+    .await?;
+    docked.world.settings.drain = "{ timeout: 2s }".to_owned();
+    docked.world.run("swap", "Qwen/Newest", &[]).await?.ended(0, "promoted");
+    docked.world.until_serves("Qwen/Newest").await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_container_whose_output_docker_does_not_keep_is_removed_all_the_same() -> Result<()> {
+    let mut docked = Docked::start().await?;
+    docked.world.settings.retain = "0s".to_owned();
+    let config = with_options(&docked, "--log-driver=none");
+    let swap = docked.world.action("swap", NEW, &[("wait", "retired")])?.with_config(&config)?;
+    Step::run(swap).await?.ended(0, "promoted");
+    let next = docked.world.run("swap", "Qwen/Newer", &[("wait", "retired")]).await?;
+    assert!(next.ended(0, "promoted").stdout.contains("what it wrote is lost: "));
+    assert_eq!(docked.names()?, ["model-swap-chat.a"]);
+    Ok(())
+}
+
+/// While it is warm: once it has ended it is gone.
+#[tokio::test]
+async fn a_container_that_docker_removes_when_it_ends_has_a_way_back() -> Result<()> {
+    let docked = Docked::made(&["--rm"], &[]).await?;
+    let load = docked.world.load().await?;
+    docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    docked.world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
+    docked.world.until_serves(OLD).await?;
+    assert_eq!(docked.names()?, [COMPOSED]);
+    load.stop().await.assert_clean();
+    let doctor = Step::run(docked.world.action("doctor", NEW, &[])?).await?;
+    doctor.answered(&["was made with --rm: once it is drained docker stops and removes it"]);
     Ok(())
 }

@@ -93,10 +93,17 @@ pub(super) async fn incumbent(keeper: &Keeper) -> Option<Finding> {
         return None;
     }
     let name = container.name.trim_start_matches('/');
-    let seen = format!(
-        "{name}{}: once it is drained docker stops it, and nothing removes it",
-        composed(&container)
-    );
+    let whose = composed(&container);
+    if container.is_removed_by_docker() {
+        return Some(Finding::warn(
+            INCUMBENT,
+            format!(
+                "{name}{whose} was made with --rm: once it is drained docker stops and removes it, and no rollback goes back to it then"
+            ),
+            "a swap to its model brings it into a container of its own; raise retain to have a way back for longer",
+        ));
+    }
+    let seen = format!("{name}{whose}: once it is drained docker stops it, and nothing removes it");
     let mend = container.project().map_or_else(
         || format!("docker start {name} would bring it back beside the new one"),
         |_| "take the service out of the Compose file after the swap: `docker compose up` would bring it back beside the new one".to_owned(),

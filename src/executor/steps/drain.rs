@@ -223,7 +223,7 @@ pub(super) async fn until_idle<H: Host>(
 
 async fn listens<H: Host>(cx: &Context<'_, H>, port: Port) -> bool {
     // What cannot be seen may well be there.
-    cx.host.find(port).await.map_or(true, |found| found.is_some())
+    cx.host.listeners(port).await.map_or(true, |listeners| !listeners.is_empty())
 }
 
 async fn left<H: Host>(cx: &Context<'_, H>, watched: &Watched<'_>) -> Left {

@@ -34,12 +34,16 @@ impl Acted {
 
 /// What it took to stop a tree, one fragment.
 fn ended(stopped: &Stopped) -> String {
-    match (stopped.ended.len(), stopped.forced.len()) {
+    let gone = match (stopped.ended.len(), stopped.forced.len()) {
         (0, _) => "it was gone already".to_owned(),
         (count, 0) => format!("it ended by itself when asked: {count} of its processes are gone"),
         (count, forced) => {
             format!("{count} of its processes are gone, {forced} of them had to be killed")
         }
+    };
+    match &stopped.unkept {
+        None => gone,
+        Some(failure) => format!("{gone}; what it wrote is lost: {failure}"),
     }
 }
 

@@ -59,6 +59,8 @@ pub struct ContainerState {
 pub struct HostConfig {
     restart_policy: RestartPolicy,
     #[serde(default)]
+    auto_remove: bool,
+    #[serde(default)]
     ipc_mode: String,
     #[serde(default)]
     shm_size: u64,
@@ -177,8 +179,38 @@ impl Container {
         }
     }
 
+    /// Whether the Engine starts it when it starts itself. One to be started again on failure has not failed when a server
+    /// was shut down.
+    pub fn starts_on_boot(&self) -> bool {
+        ["always", "unless-stopped"].contains(&self.restarts())
+    }
+
+    /// Whether the Engine removes it as soon as it ends (`docker run --rm`).
+    pub fn is_removed_by_docker(&self) -> bool {
+        self.host_config.auto_remove
+    }
+
     /// Program and arguments.
     pub fn argv(&self) -> Vec<String> {
         std::iter::once(self.path.clone()).chain(self.args.iter().cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_starts_what_is_always_to_run() {
+        let starts = |policy: &str| {
+            let text = serde_json::json!({
+                "Id": "aa", "Name": "/llm", "Path": "vllm", "Args": [], "Config": {}, "NetworkSettings": {},
+                "State": { "Running": true, "Pid": 1, "ExitCode": 0 },
+                "HostConfig": { "RestartPolicy": { "Name": policy } },
+            });
+            serde_json::from_value::<Container>(text).unwrap().starts_on_boot()
+        };
+        assert!(starts("always") && starts("unless-stopped"));
+        assert!(!starts("no") && !starts("on-failure") && !starts(""));
     }
 }

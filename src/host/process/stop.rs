@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::ProcessError;
 use super::program::Program;
 use super::table::{Table, alive, find_marked};
+use crate::model::failure::Failure;
 use crate::model::ids::ProcessId;
 use crate::model::replica::Keeper;
 use crate::swap::redact::redact;
@@ -68,6 +69,8 @@ pub struct Stopped {
     pub ended: Vec<ProcessId>,
     /// Those that had to be killed.
     pub forced: Vec<ProcessId>,
+    /// Why what it wrote could not be kept, if so.
+    pub unkept: Option<Failure>,
 }
 
 /// Waits until the process is gone; returns at once if it is. A zombie is gone.
@@ -200,7 +203,7 @@ async fn kill(mut known: BTreeSet<ProcessId>) -> Result<Stopped, ProcessError> {
         list.sort_by_key(|id| (id.start, id.pid));
         list
     };
-    Ok(Stopped { ended: oldest_first(known), forced: oldest_first(forced) })
+    Ok(Stopped { ended: oldest_first(known), forced: oldest_first(forced), unkept: None })
 }
 
 /// Signals exactly this process; nothing if it is gone.

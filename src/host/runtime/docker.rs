@@ -121,14 +121,14 @@ impl Runtime for Docker<'_> {
                 stopped.forced = vec![main];
             }
         }
-        if container.label(REPLICA).is_some() {
-            clear(&container).await?;
+        if container.is_own() {
+            stopped.unkept = clear(&container).await?;
         }
         Ok(stopped)
     }
 
     async fn booted(&self) -> Result<bool, Failure> {
-        Ok(self.container().await?.is_some_and(|container| container.restarts() != LEAVES))
+        Ok(self.container().await?.is_some_and(|container| container.starts_on_boot()))
     }
 
     async fn on_boot(&self, boot: Boot) -> Result<(), Failure> {
@@ -137,6 +137,8 @@ impl Runtime for Docker<'_> {
             Boot::Leaves => LEAVES,
         };
         match self.container().await? {
+            // Of one that it removes as soon as it ends, the Engine takes no other policy.
+            Some(container) if container.is_removed_by_docker() => Ok(()),
             Some(_) => Ok(docker::restart(self.0, policy).await?),
             None if boot == Boot::Leaves => Ok(()),
             None => Err(Failure::new(format!("container {} is gone", self.0))),
@@ -190,14 +192,17 @@ fn main(container: &Container) -> Option<ProcessId> {
     container.state.running.then(|| process::with_pid(container.state.pid))
 }
 
-/// Keeps the output of a container that was started here and has ended, and removes it.
-async fn clear(container: &Container) -> Result<(), Failure> {
+/// Keeps the output of a container that was started here and has ended, and removes it; says why it could not be kept, if
+/// so: Docker may have been told to keep none, and a full disk must not let it hold its slot for ever.
+async fn clear(container: &Container) -> Result<Option<Failure>, Failure> {
+    let mut unkept = None;
     if let Some(log) = container.label(LOG).map(Path::new)
         && log.parent().is_some_and(Path::is_dir)
     {
-        docker::keep_log(&container.id, log).await?;
+        unkept = docker::keep_log(&container.id, log).await.err().map(Failure::from);
     }
-    Ok(docker::remove(&container.id).await?)
+    docker::remove(&container.id).await?;
+    Ok(unkept)
 }
 
 /// What is found on a port, with the container in front of which Docker listens, or that a process belongs to.

@@ -371,7 +371,7 @@ impl Host for SimHost {
                 world.kill(replica.id);
             }
             let ended = replica.map(|replica| replica.id).into_iter().collect();
-            Ok(Stopped { ended, forced: Vec::new() })
+            Ok(Stopped { ended, ..Stopped::default() })
         })
     }
 

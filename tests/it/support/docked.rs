@@ -13,6 +13,9 @@ use super::World;
 /// The container of an old model that Compose has made.
 pub(crate) const COMPOSED: &str = "llm_vllm_1";
 
+/// Docker's client.
+pub(crate) const CLIENT: &str = "#!/bin/sh\nexec /usr/bin/docker \"$@\"\n";
+
 /// A world whose replicas are containers. Dropping it removes them before the server's processes are ended.
 pub(crate) struct Docked {
     _containers: Containers,
@@ -42,7 +45,7 @@ impl Docked {
         let mut world =
             World::started_by(spec, |server, argv| start(&engine, server, (&image, argv))).await?;
         // Another program is called docker elsewhere on some machines.
-        world.server.put_program("docker", "#!/bin/sh\nexec /usr/bin/docker \"$@\"\n")?;
+        world.server.put_program("docker", CLIENT)?;
         world.settings.image = Some(image);
         Ok(Self { _containers: Containers(engine.clone()), world, engine, client })
     }
@@ -55,10 +58,16 @@ impl Docked {
     /// A world with an old model in a container that Compose has made: it publishes on every address, and inside the
     /// port is another.
     pub(crate) async fn composed(flags: &[&str]) -> Result<Self> {
+        Self::made(&["--restart", "always"], flags).await
+    }
+
+    /// The same, made with other options than Compose's.
+    pub(crate) async fn made(options: &[&str], flags: &[&str]) -> Result<Self> {
         Self::with(|engine, server, (image, argv)| {
             let (mark, scratch) = server.mark();
             let port = server.slot_ports().0.to_string();
-            let mut run = engine.docker(["run", "--detach", "--restart", "always"]);
+            let mut run = engine.docker(["run", "--detach"]);
+            run.args(options);
             run.args(["--label", "com.docker.compose.project=llm", "--name", COMPOSED]);
             run.arg(format!("--env={mark}={scratch}"));
             run.arg(format!("--publish={port}:8000")).arg(image);

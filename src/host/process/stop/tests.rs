@@ -47,7 +47,7 @@ async fn the_end_of_a_process_is_awaited() {
 async fn a_process_that_ends_when_asked_is_not_forced() {
     let main = Process::start(&["sleep", "1000"], Stdio::null());
     let stopped = stop(&order(main.id(), PATIENT)).await.unwrap();
-    assert_eq!(stopped, Stopped { ended: vec![main.id()], forced: Vec::new() });
+    assert_eq!(stopped, Stopped { ended: vec![main.id()], ..Stopped::default() });
 }
 
 #[tokio::test]

@@ -119,7 +119,8 @@ impl Runtime for Systemd<'_> {
         }
         self.remove().await?;
         let killed = how == Ending::Cut || after.was_killed();
-        Ok(Stopped { forced: if killed { ended.clone() } else { Vec::new() }, ended })
+        let forced = if killed { ended.clone() } else { Vec::new() };
+        Ok(Stopped { ended, forced, unkept: None })
     }
 
     async fn booted(&self) -> Result<bool, Failure> {
