@@ -88,7 +88,7 @@ async fn cold(
     asked.spec.replica = then.replica;
     if let Some(image) = &revision.image {
         let same = the_same(image, revision).await.map_err(Refusal::environment)?;
-        asked.spec.replica.image = Some(same);
+        asked.spec.replica.pinned = Some(same);
     }
     secrets_are_there(&asked, revision).map_err(barred)?;
     let host = SystemHost::new(&asked);

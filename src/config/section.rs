@@ -129,6 +129,7 @@ pub(super) fn replica(
             env: env?,
             secret_env: secret_env?,
             image: image?,
+            pinned: None,
             docker_options: docker_options?,
         })
     })?

@@ -162,14 +162,14 @@ impl Host for SystemHost {
     }
 
     async fn image(&self) -> Result<Option<Image>, Failure> {
-        match &self.spec.replica.image {
+        match self.spec.replica.image_reference() {
             Some(reference) => Ok(docker::image(reference).await?),
             None => Ok(None),
         }
     }
 
     async fn pull(&self, told: impl Fn(String)) -> Result<(), Failure> {
-        match &self.spec.replica.image {
+        match self.spec.replica.image_reference() {
             Some(reference) => Ok(docker::pull(reference, told).await?),
             None => Ok(()),
         }

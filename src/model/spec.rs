@@ -78,9 +78,19 @@ pub struct ReplicaSpec {
     /// The image that a container is made from; there with [`Runtime::Docker`] and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// What the image's name meant once, by id or digest; a cold rollback goes back to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
     /// More options of `docker run`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub docker_options: Vec<String>,
+}
+
+impl ReplicaSpec {
+    /// What Docker is asked for to have the image.
+    pub fn image_reference(&self) -> Option<&str> {
+        self.pinned.as_deref().or(self.image.as_deref())
+    }
 }
 
 /// The inference server program; decides paths, metrics and manners.

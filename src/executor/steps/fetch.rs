@@ -28,7 +28,7 @@ fn marker<H: Host>(cx: &Context<'_, H>) -> String {
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> {
     let mut done = Vec::new();
-    if let Some(image) = &cx.spec().replica.image
+    if let Some(image) = cx.spec().replica.image_reference()
         && cx.host.image().await?.is_none()
     {
         cx.unless_aborted(cx.host.pull(|text| cx.progress(text))).await?;

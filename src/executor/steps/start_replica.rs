@@ -125,7 +125,7 @@ async fn contained<H: Host>(
 ) -> Result<Launch, Failure> {
     let replica = &cx.spec().replica;
     let Some(image) = cx.host.image().await? else {
-        let name = replica.image.as_deref().unwrap_or_default();
+        let name = replica.image_reference().unwrap_or_default();
         return Err(Failure::new(format!("the image {name} is not here"))
             .hint(format!("somebody has removed it since the plan was made; docker pull {name}")));
     };

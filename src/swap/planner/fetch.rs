@@ -10,8 +10,8 @@ use crate::swap::redact::redact;
 
 /// What has to be brought here, if anything has.
 pub(super) fn fetch(spec: &SwapSpec, seen: &Observed) -> Option<PlannedStep> {
-    let image = spec.replica.image.as_ref().filter(|_| seen.must_pull);
-    let does = fetched(spec, image.map(String::as_str));
+    let image = spec.replica.image_reference().filter(|_| seen.must_pull);
+    let does = fetched(spec, image);
     (!does.is_empty()).then_some(PlannedStep { step: Step::Fetch, does })
 }
 
