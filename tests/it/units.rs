@@ -7,12 +7,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use testbed::PATIENCE;
-use testbed::guest::GuestSpec;
+use testbed::guest::{GuestSpec, SLOTS, USER};
 use testbed::load::{Kind, Load, LoadSpec};
-use testbed::service::NAME;
+use testbed::service::{NAME, Settings, until_serves};
 
 use crate::step::{LOOK_EVERY, Step};
-use crate::support::guest::{on_guest, on_guest_of, until};
+use crate::support::guest::{load_on, on_guest, on_guest_of, until, users_nginx};
 use crate::support::{NEW, OLD};
 
 /// The unit of slot b.
@@ -124,6 +124,49 @@ fn a_unit_that_is_not_drained_is_cut() -> Result<()> {
         assert_eq!(world.unit("vllm.service").await?, "inactive disabled always", "{run}");
         drop(long);
         world.until_serves(NEW).await
+    })
+}
+
+/// Nothing there is root's: nginx, the old model in a unit of the user's own manager, and the agent.
+#[test]
+fn a_unit_of_the_users_own_manager_is_stopped_and_started_without_root() -> Result<()> {
+    const UNIT: &str = "/home/deploy/.config/systemd/user/vllm.service";
+    on_guest_of(GuestSpec::bare(), async |world| {
+        let guest = &world.guest;
+        let (nginx, site) = users_nginx(guest).await?;
+        guest.run(&["loginctl", "enable-linger", USER]).await?;
+        guest.run_as_user("mkdir -p ~/.config/systemd/user").await?;
+        let argv =
+            format!("/opt/vllm/bin/vllm serve {OLD} --port {} --served-model-name {NAME}", SLOTS.0);
+        let text = format!("[Service]\nExecStart={argv}\n[Install]\nWantedBy=default.target\n");
+        fs::write(guest.file(UNIT)?, text)?;
+        let unit =
+            async |words: &str| guest.ssh(&format!("systemctl --user {words} vllm.service")).await;
+        unit("enable --now").await?;
+        until_serves(nginx, OLD).await?;
+        let settings = Settings { retain: "0s".to_owned(), ..Settings::default() };
+        let config = settings.config_on(&site, NEW)?;
+        let load = load_on(nginx).await?;
+        let ask = async |command: &str| {
+            let action = world.action(command, NEW, &[("wait", "retired")])?;
+            Step::run(action.with_config(&config)?).await
+        };
+        ask("swap").await?.ended(0, "promoted");
+        until_serves(nginx, NEW).await?;
+        assert!(guest.listeners(SLOTS.0).await?.is_empty(), "it was retired");
+        let state = "show --value --property=ActiveState,UnitFileState";
+        assert_eq!(
+            unit(state).await?.split_whitespace().collect::<Vec<_>>(),
+            ["inactive", "disabled"]
+        );
+        ask("rollback").await?.ended(0, "rolled-back");
+        until_serves(nginx, OLD).await?;
+        assert_eq!(
+            unit(state).await?.split_whitespace().collect::<Vec<_>>(),
+            ["active", "enabled"]
+        );
+        load.stop().await.assert_clean();
+        Ok(())
     })
 }
 

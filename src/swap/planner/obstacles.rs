@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Observed, recorded};
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
-use crate::model::replica::{Found, Keeper, Systemd};
+use crate::model::replica::{Found, Keeper, Systemd, Unit};
 use crate::model::spec::{Runtime, SwapSpec};
 
 /// Every reason against a swap, but for what nginx would cut.
@@ -63,7 +63,9 @@ fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
 fn kept_by(slot: &SlotName, found: &Found, systemd: Systemd) -> Option<Failure> {
     let keeper = match (&found.keeper, systemd) {
         (Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Docker(_), _)
-        | (Keeper::Unit(_), Systemd::Usable) => return None,
+        | (Keeper::Unit(_), Systemd::Usable)
+        // Without root only one's own manager is reached: where it has told of a unit, it can be told to stop it.
+        | (Keeper::Unit(Unit { user: Some(_), .. }), _) => return None,
         (keeper @ (Keeper::Unit(_) | Keeper::Container(_)), _) => keeper,
     };
     let (why, hint) = match keeper {
