@@ -231,51 +231,27 @@ impl<'a, H: Host> Context<'a, H> {
         Ok(Some(Retained { replica, swap: self.swap.clone(), since, until, old_workers }))
     }
 
-    /// How this swap ended, in words and values.
-    pub(super) fn conclusion(&self, outcome: Outcome, failure: Option<Failure>) -> Conclusion {
+    /// How this swap ended if every step is done, in words and values.
+    pub(super) fn done(&self, outcome: Outcome) -> Conclusion {
         let plan = &self.plan;
         let state = self.dir.load().unwrap_or_default();
-        let done = failure.is_none();
-        let (now, before) = match done {
-            true => (Some(&plan.candidate), plan.incumbent.as_ref()),
-            false => (plan.incumbent.as_ref(), None),
-        };
         let warm = state.retained.filter(|retained| {
-            done && outcome == Outcome::Promoted
+            outcome == Outcome::Promoted
                 && retained.swap == self.swap
                 && retained.until > retained.since
         });
         // What serves may be known better than it was to the plan.
-        let serving =
-            state.serving.filter(|serving| done && serving.swap.as_ref() == Some(&self.swap));
+        let serving = state.serving.filter(|serving| serving.swap.as_ref() == Some(&self.swap));
+        let revision =
+            serving.map_or_else(|| plan.candidate.revision.clone(), |serving| serving.revision);
         Conclusion {
             outcome,
-            traffic: self.traffic(now),
-            slot: now.map(|side| side.slot.clone()),
-            revision: serving
-                .map(|serving| serving.revision)
-                .or_else(|| now.map(|side| side.revision.clone())),
-            previous_revision: before.map(|side| side.revision.clone()),
+            traffic: self.traffic(Some(&plan.candidate)),
+            slot: Some(plan.candidate.slot.clone()),
+            revision: Some(revision),
+            previous_revision: plan.incumbent.as_ref().map(|side| side.revision.clone()),
             rollback_until: warm.map(|retained| retained.until),
-            failure,
-        }
-    }
-
-    /// How this swap ended if an undo failed; what serves is told only where it is proven.
-    pub(super) fn stuck(
-        &self,
-        traffic: String,
-        serves: Option<Side>,
-        failure: Failure,
-    ) -> Conclusion {
-        Conclusion {
-            outcome: Outcome::Stuck,
-            traffic,
-            slot: serves.as_ref().map(|side| side.slot.clone()),
-            revision: serves.map(|side| side.revision),
-            previous_revision: None,
-            rollback_until: None,
-            failure: Some(failure),
+            failure: None,
         }
     }
 }

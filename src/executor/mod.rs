@@ -10,6 +10,7 @@ use context::Cutover;
 pub use context::{Context, started};
 pub use direction::{Direction, direction, replicas_left};
 pub use observe::{Unfinished, World, look, observe, unfinished_swaps};
+use route::is_where_it_was;
 pub use route::{Presence, presence, prove_route, traffic_now};
 
 use crate::abort;
@@ -19,7 +20,7 @@ use crate::model::event::{Conclusion, EventKind};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SlotName;
 use crate::model::outcome::Outcome;
-use crate::model::plan::Strategy;
+use crate::model::plan::{Side, Strategy};
 use crate::model::record::{RecordKind, Traffic, Undo};
 use crate::model::step::Step;
 use crate::swap::recovery::{self, Recovery};
@@ -44,7 +45,7 @@ pub async fn execute<H: Host>(
             return unwind(cx, journal, failure).await;
         }
     }
-    conclude(cx, journal, None)
+    conclude(cx, journal)
 }
 
 /// Returns once a replica that lost its traffic has nothing in flight, however long that takes.
@@ -117,7 +118,7 @@ pub async fn recover<H: Host>(
             tell_end(cx, journal).await;
             Ok(None)
         }
-        Recovery::Conclude => conclude(cx, journal, None).map(Some),
+        Recovery::Conclude => conclude(cx, journal).map(Some),
         Recovery::GiveUp => give_up(cx, journal, why_unwound(cx, journal)).await.map(Some),
         Recovery::Unwind => unwind(cx, journal, why_unwound(cx, journal)).await.map(Some),
     }
@@ -142,8 +143,8 @@ async fn tell_end<H: Host>(cx: &Context<'_, H>, journal: &Journal) {
     let Some(outcome) = journal.status().outcome.filter(|_| !cx.has_told_its_end()) else { return };
     let conclusion = match outcome {
         Outcome::Stuck => stuck(cx, journal, why_unwound(cx, journal)).await,
-        _ if journal.status().promoted() => cx.conclusion(outcome, None),
-        _ => cx.conclusion(outcome, Some(why_unwound(cx, journal))),
+        _ if journal.status().promoted() => cx.done(outcome),
+        _ => unwound(cx, outcome, why_unwound(cx, journal)).await,
     };
     cx.tell(EventKind::Concluded(conclusion));
 }
@@ -196,7 +197,7 @@ pub async fn finish<H: Host>(
             format!("{asked}, but what served before is gone: traffic stays with the new model");
         cx.tell(EventKind::Warning { text });
     }
-    conclude(cx, journal, None)
+    conclude(cx, journal)
 }
 
 /// Does the rest of a step that another agent began, at whose end the world is as it wanted it.
@@ -230,7 +231,8 @@ async fn unwind<H: Host>(
     failure: Failure,
 ) -> Result<Conclusion, JournalError> {
     let to_undo = journal.status().to_undo();
-    if !to_undo.iter().any(|index| is_cutover(cx, *index)) {
+    let moves = to_undo.iter().any(|index| is_cutover(cx, *index));
+    if !moves && is_where_it_was(cx).await {
         cx.tell_traffic_is_back();
     }
     for index in to_undo {
@@ -265,7 +267,20 @@ async fn unwind<H: Host>(
         Strategy::BlueGreen if traffic_returned(journal) => Outcome::RolledBack,
         Strategy::BlueGreen | Strategy::WarmRollback | Strategy::ColdRollback => Outcome::Failed,
     };
-    conclude(cx, journal, Some((outcome, failure)))
+    journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
+    let conclusion = unwound(cx, outcome, failure).await;
+    cx.tell(EventKind::Concluded(conclusion.clone()));
+    Ok(conclusion)
+}
+
+/// How a swap ended of which everything is undone.
+async fn unwound<H: Host>(cx: &Context<'_, H>, outcome: Outcome, failure: Failure) -> Conclusion {
+    let before = cx.plan.incumbent.as_ref();
+    let traffic = match is_where_it_was(cx).await {
+        true => (cx.traffic(before), before.cloned()),
+        false => traffic_now(cx.host, cx.spec(), &cx.plan).await,
+    };
+    came_to_nothing(outcome, traffic, failure)
 }
 
 /// Ends a swap of which an undo failed.
@@ -289,7 +304,7 @@ async fn stuck<H: Host>(cx: &Context<'_, H>, journal: &Journal, reason: Failure)
         _ => None,
     });
     let (step, why) = failed.unwrap_or_else(|| ("a step".to_owned(), reason.clone()));
-    let (traffic, serves) = traffic_now(cx.host, cx.spec(), &cx.plan).await;
+    let traffic = traffic_now(cx.host, cx.spec(), &cx.plan).await;
     let failure = Failure {
         message: format!("cannot undo {step}: {}", why.message),
         causes: [why.causes, vec![format!("it was to be undone because {}", reason.message)]]
@@ -299,7 +314,24 @@ async fn stuck<H: Host>(cx: &Context<'_, H>, journal: &Journal, reason: Failure)
         location: None,
     }
     .hint(recovery::MEND_FIRST);
-    cx.stuck(traffic, serves, failure)
+    came_to_nothing(Outcome::Stuck, traffic, failure)
+}
+
+/// Where traffic is, and what serves as far as that is known.
+fn came_to_nothing(
+    outcome: Outcome,
+    (traffic, serves): (String, Option<Side>),
+    failure: Failure,
+) -> Conclusion {
+    Conclusion {
+        outcome,
+        traffic,
+        slot: serves.as_ref().map(|side| side.slot.clone()),
+        revision: serves.map(|side| side.revision),
+        previous_revision: None,
+        rollback_until: None,
+        failure: Some(failure),
+    }
 }
 
 fn is_cutover<H: Host>(cx: &Context<'_, H>, index: usize) -> bool {
@@ -329,18 +361,17 @@ fn undo_of(journal: &Journal, index: usize) -> Undo {
     started.unwrap_or(Undo::Nothing)
 }
 
+/// Ends a swap of which every step up to `promote` is done.
 fn conclude<H: Host>(
     cx: &Context<'_, H>,
     journal: &mut Journal,
-    ended: Option<(Outcome, Failure)>,
 ) -> Result<Conclusion, JournalError> {
-    let (outcome, failure) = match (ended, cx.plan.strategy) {
-        (Some((outcome, failure)), _) => (outcome, Some(failure)),
-        (None, Strategy::BlueGreen) => (Outcome::Promoted, None),
-        (None, Strategy::WarmRollback | Strategy::ColdRollback) => (Outcome::RolledBack, None),
+    let outcome = match cx.plan.strategy {
+        Strategy::BlueGreen => Outcome::Promoted,
+        Strategy::WarmRollback | Strategy::ColdRollback => Outcome::RolledBack,
     };
     journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
-    let conclusion = cx.conclusion(outcome, failure);
+    let conclusion = cx.done(outcome);
     cx.tell(EventKind::Concluded(conclusion.clone()));
     Ok(conclusion)
 }

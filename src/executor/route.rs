@@ -1,6 +1,6 @@
 //! Where requests go, proven on the running nginx: the file on disk may say otherwise.
 
-use super::context::serves_from;
+use super::context::{Context, serves_from};
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Identity, UpstreamView};
@@ -8,6 +8,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::Port;
 use crate::model::plan::{Plan, Side};
 use crate::model::spec::SwapSpec;
+use crate::model::step::Step;
 
 /// Whether the replica on a port is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,16 @@ pub async fn prove_route<H: Host>(
         .hint("if the file was changed without a reload, reload nginx (nginx -s reload) and look again")
         .hint("if another `server` of nginx answers at that address, as Debian's default site does, remove it or set nginx.probe.host")),
     }
+}
+
+/// Whether nginx's file names the port that it named when the plan was made: a person may have pointed it elsewhere since.
+/// What cannot be seen is taken to be as it was.
+pub(super) async fn is_where_it_was<H: Host>(cx: &Context<'_, H>) -> bool {
+    let before = cx.plan.steps.iter().find_map(|planned| match &planned.step {
+        Step::CutOver { from, .. } => Some(cx.slot(from).port),
+        _ => None,
+    });
+    cx.host.upstream().await.map_or(true, |view| before.is_none_or(|port| port == view.port))
 }
 
 /// Where new requests go now, one fragment, and the side that serves them if that is proven: after an undo that failed

@@ -4,7 +4,9 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use testbed::load::http;
+use testbed::server::Aim;
 
+use crate::kills::{self, Facts, READY};
 use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// Points the upstream's `server` line from one port to another, in the file alone.
@@ -108,5 +110,41 @@ async fn a_rollback_has_the_key_that_the_swap_had() -> Result<()> {
     let log = fs::read_to_string(world.server.nginx_config())?;
     let (_, b) = world.server.slot_ports();
     assert!(log.contains(&format!("server 127.0.0.1:{b};")), "{log}");
+    Ok(())
+}
+
+/// A swap whose agent dies when its new model is ready.
+async fn left_ready() -> Result<(World, Facts)> {
+    let world = kills::world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    world.server.strike(Some(Aim::After(READY)))?;
+    world.run("swap", NEW, &[]).await?.refused(3, &["is gone"]);
+    world.server.strike(None)?;
+    Ok((world, before))
+}
+
+#[tokio::test]
+async fn a_new_model_that_somebody_pointed_nginx_at_is_not_stopped() -> Result<()> {
+    let (world, before) = left_ready().await?;
+    let (a, b) = world.server.slot_ports();
+    let load = world.load().await?;
+    point(&world, a, b)?;
+    reload(&world)?;
+    world.until_serves(NEW).await?;
+    let run = world.run("repair", NEW, &[]).await?.ended(7, "stuck");
+    let said = [
+        &format!("nginx points at port {b} of slot b: what serves is not stopped"),
+        "Qwen/New serves from slot b",
+    ];
+    let run = run.refused(7, &said);
+    assert!(!run.stdout.contains("traffic is where it was"), "{run}");
+    assert_eq!(world.serves().await?, NEW, "{run}");
+    point(&world, b, a)?;
+    reload(&world)?;
+    world.until_serves(OLD).await?;
+    world.run("repair", NEW, &[]).await?.ended(0, "failed");
+    assert_eq!(Facts::of(&world)?, before);
+    load.stop().await.assert_clean();
     Ok(())
 }

@@ -7,6 +7,7 @@ use super::{Acted, Undone, ended};
 use crate::config::command;
 use crate::executor::context::Context;
 use crate::executor::observe::secrets_hash;
+use crate::executor::route::{Presence, presence, prove_route};
 use crate::host::process::{Contained, Inherited, Launch, Snapshot};
 use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
@@ -179,6 +180,9 @@ pub(super) async fn undo<H: Host>(
     // A child that wrote a title over its environment carries no marker any more.
     let tree = [order.tree.as_slice(), &cx.host.tree(order.main)?].concat();
     let listens = cx.host.listeners(port).await?.iter().any(|process| tree.contains(process));
+    if listens {
+        refuse_what_serves(cx, slot).await?;
+    }
     let limit = cx.host.now() + cx.spec().drain.timeout;
     let watched = Watched { port, main: order.main, old_workers: &[], since: cx.host.now() };
     let idle = if listens { drain::until_idle(cx, &watched, limit).await } else { Idle::Yes };
@@ -188,4 +192,23 @@ pub(super) async fn undo<H: Host>(
         Idle::No(left) => return Err(left.failure(slot)),
     };
     Ok(Undone::Quietly(ended(&cx.host.stop(&order, how).await?)))
+}
+
+/// A person may have pointed nginx at it by hand, in the file or in what is loaded. An nginx that cannot be seen keeps nobody
+/// from being stopped who has nothing in flight.
+async fn refuse_what_serves<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<(), Failure> {
+    let port = cx.slot(slot).port;
+    let Ok(upstream) = cx.host.upstream().await else { return Ok(()) };
+    if upstream.port == port {
+        return Err(Failure::new(format!(
+            "nginx points at port {port} of slot {slot}: what serves is not stopped"
+        ))
+        .hint("somebody changed the upstream by hand: change it back, and reload nginx"));
+    }
+    // Whoever does not answer proves nothing, and a third one was not asked when the swap began.
+    let is_before = cx.plan.incumbent.as_ref().is_some_and(|side| side.port == upstream.port);
+    if is_before && presence(cx.host, upstream.port).await == Presence::Ready {
+        return prove_route(cx.host, cx.spec(), &upstream, port).await;
+    }
+    Ok(())
 }

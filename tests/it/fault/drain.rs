@@ -77,7 +77,7 @@ async fn a_replica_that_nginx_points_at_again_and_that_is_never_idle_is_not_wait
     scene.host.world.borrow_mut().on_mut(A).stubborn = 1;
     let point_back = async {
         tokio::time::sleep(Duration::from_secs(20)).await;
-        scene.host.world.borrow_mut().loaded = A;
+        scene.host.world.borrow_mut().point(A);
     };
     let drain = tokio::time::timeout(Duration::from_secs(60), later(&scene, &attempt, 0));
     let (drained, ()) = tokio::join!(drain, point_back);

@@ -50,7 +50,7 @@ pub(crate) struct Call {
 pub(crate) struct Death;
 
 /// A fault at the call of this number, counted from the arming.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) call: usize,
     pub(crate) wrong: Wrong,
@@ -432,7 +432,7 @@ impl Host for SimHost {
             Ok(UpstreamView {
                 file: "/etc/nginx/conf.d/llm.conf".into(),
                 server: world.lines[0].clone(),
-                port: world.loaded,
+                port: world.named(),
                 master: ProcessId { pid: 99, start: 7 },
                 worker_shutdown_timeout: None,
                 error_log: None,
@@ -456,7 +456,13 @@ impl Host for SimHost {
 
     async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure> {
         self.judge_record("load");
-        self.call("load", |world| world.change(&image.before, &image.after))
+        let number = self.calls.borrow().len();
+        let halfway = Fault { call: number, wrong: Wrong::DiesHalfway };
+        let dies = self.faults.borrow().contains(&halfway);
+        self.call("load", |world| {
+            world.write(&image.before, &image.after)?;
+            if dies { self.die() } else { Ok(world.reload()) }
+        })
     }
 
     async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {

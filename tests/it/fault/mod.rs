@@ -4,6 +4,7 @@
 
 mod abort;
 mod aftermath;
+mod by_hand;
 mod candidate;
 mod clock;
 mod death;

@@ -156,7 +156,8 @@ async fn whatever_fails_in_a_rollback_to_somebodys_unit_the_world_is_as_before()
 pub(super) fn assert_honest(scene: &Scene, attempt: &Attempt, conclusion: &Conclusion, what: &str) {
     let failure = conclusion.failure.as_ref().unwrap();
     assert!(failure.message.starts_with("cannot undo "), "{what}: {failure:#?}");
-    assert!(failure.message.contains("as ordered"), "{what}: {failure:#?}");
+    let mut why = std::iter::once(&failure.message).chain(&failure.causes);
+    assert!(why.any(|why| why.contains("as ordered")), "{what}: {failure:#?}");
     assert!(failure.hints.iter().any(|h| h.contains("model-swap repair")), "{what}: {failure:#?}");
     let loaded = scene.host.world.borrow().loaded;
     let incumbent = attempt.plan.incumbent.as_ref().unwrap();

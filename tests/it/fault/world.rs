@@ -60,6 +60,8 @@ pub(crate) struct SimWorld {
     pub(crate) lines: Vec<String>,
     /// The port that nginx has loaded.
     pub(crate) loaded: Port,
+    /// Whether the file says of itself that it is older than all workers.
+    pub(crate) looks_old: bool,
     pub(crate) workers: Vec<SimWorker>,
     /// How long a new replica loads; `None`: for ever.
     pub(crate) load_time: Option<Duration>,
@@ -79,6 +81,7 @@ impl SimWorld {
             replicas: Vec::new(),
             lines: vec![line(port)],
             loaded: port,
+            looks_old: false,
             workers: Vec::new(),
             load_time: Some(Duration::from_millis(20)),
             booted: BTreeSet::new(),
@@ -160,7 +163,7 @@ impl SimWorld {
 
     /// The replica that nginx would point at after a boot: its file counts then.
     pub(crate) fn after_boot(&self) -> Option<&SimReplica> {
-        self.on(port_in(&self.lines[0]))
+        self.on(self.named())
     }
 
     /// The replica that listens on a port.
@@ -197,14 +200,19 @@ impl SimWorld {
         })
     }
 
-    /// Writes lines, makes nginx load them, and leaves the old workers to finish.
-    pub(crate) fn change(&mut self, from: &[String], to: &[String]) -> Result<Reloaded, Failure> {
+    /// Writes lines.
+    pub(crate) fn write(&mut self, from: &[String], to: &[String]) -> Result<(), Failure> {
         if self.lines != from && self.lines != to {
             return Err(Failure::new("somebody else changed the upstream"));
         }
-        let (now, old_port) = (Instant::now(), self.loaded);
         self.lines = to.to_vec();
-        self.loaded = port_in(&to[0]);
+        Ok(())
+    }
+
+    /// Makes nginx load the lines, and leaves the old workers to finish.
+    pub(crate) fn reload(&mut self) -> Reloaded {
+        let (now, old_port) = (Instant::now(), self.loaded);
+        self.loaded = self.named();
         if self.loaded != old_port {
             for replica in self.replicas.iter_mut().filter(|replica| replica.port == old_port) {
                 replica.busy_until = now + LINGER;
@@ -225,15 +233,28 @@ impl SimWorld {
         }
         self.new_worker();
         let new_workers = self.workers.last().map(|worker| worker.id).into_iter().collect();
-        Ok(Reloaded { master: ProcessId { pid: 99, start: 7 }, old_workers, new_workers })
+        Reloaded { master: ProcessId { pid: 99, start: 7 }, old_workers, new_workers }
     }
 
-    /// Puts the lines of an image back, unless they are there and loaded.
+    /// The port that the lines on disk name.
+    pub(crate) fn named(&self) -> Port {
+        port_in(&self.lines[0])
+    }
+
+    /// Somebody points nginx at a port by hand, and reloads it.
+    pub(crate) fn point(&mut self, port: Port) {
+        self.lines = vec![line(port)];
+        self.loaded = port;
+    }
+
+    /// Puts the lines of an image back, unless they are there and loaded as it seems.
     pub(crate) fn restore(&mut self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
-        if self.lines == image.before && self.loaded == port_in(&image.before[0]) {
+        let seems_loaded = self.looks_old || self.loaded == port_in(&image.before[0]);
+        if self.lines == image.before && seems_loaded {
             return Ok(None);
         }
-        self.change(&image.after, &image.before).map(Some)
+        self.write(&image.after, &image.before)?;
+        Ok(Some(self.reload()))
     }
 
     /// The workers as they are, without a reload.

@@ -19,6 +19,8 @@ pub(crate) enum Wrong {
     Dies,
     /// The agent dies when the verb did all.
     DoesAndDies,
+    /// The agent dies when nginx's lines are written and not loaded. Only at `load`.
+    DiesHalfway,
     /// Somebody orders the swap to be aborted, and the verb does what it does.
     Aborts,
     /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.

@@ -1,0 +1,109 @@
+//! A person points nginx elsewhere in the middle of a swap: what serves is not stopped, and what is said of it is so.
+
+use std::time::Duration;
+
+use model_swap::model::event::{Conclusion, EventKind};
+use model_swap::model::ids::Port;
+use model_swap::model::outcome::Outcome;
+
+use super::host::Fault;
+use super::scene::{A, Attempt, Facts, Kind, Scene};
+use super::wrong::Wrong;
+
+/// Where nobody of the service is.
+const STRANGER: Port = Port(8009);
+
+/// Why a candidate is not stopped that nginx's file names.
+const SERVES: &str = "nginx points at port 8002 of slot b: what serves is not stopped";
+
+/// A swap whose agent dies at the first call of a verb.
+async fn left_at(verb: &str) -> (Scene, Attempt, Facts) {
+    let (scene, attempt) = Scene::of(Kind::Plain).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    let at = scene.host.calls().iter().position(|call| call.verb == verb).unwrap();
+    let (scene, attempt) = Scene::of(Kind::Plain).await;
+    let before = scene.facts();
+    let death = Fault { call: at, wrong: Wrong::Dies };
+    assert!(scene.execute(&attempt, &[death]).await.is_none(), "it lived on");
+    (scene, attempt, before)
+}
+
+/// A swap whose agent dies when its candidate is ready.
+async fn left_ready() -> (Scene, Attempt, Facts) {
+    left_at("upstream_image").await
+}
+
+fn is_told_back(scene: &Scene, attempt: &Attempt) -> bool {
+    let told = |event: &EventKind| matches!(event, EventKind::TrafficIsBack { .. });
+    scene.events(attempt).iter().any(told)
+}
+
+/// Asserts that a swap is stuck for this reason with its candidate where it was, and is unwound once nginx is as before.
+async fn assert_kept(
+    (scene, attempt, before): (Scene, Attempt, Facts),
+    conclusion: &Conclusion,
+    why: &str,
+) {
+    assert_eq!(conclusion.outcome, Outcome::Stuck, "{conclusion:#?}");
+    let failure = conclusion.failure.as_ref().unwrap();
+    assert!(failure.message.contains(why), "{failure:#?}");
+    assert_eq!(scene.host.count("stop"), 0, "what serves was stopped");
+    scene.host.world.borrow_mut().point(A);
+    // Until the requests that it got by hand are answered.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let repaired = scene.repair(&attempt).await.unwrap();
+    assert_eq!(repaired.outcome, Outcome::Failed, "{repaired:#?}");
+    assert!(repaired.traffic.contains("Qwen/Old serves"), "{repaired:#?}");
+    assert!(is_told_back(&scene, &attempt));
+    assert_eq!(scene.facts(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_somebody_pointed_nginx_at_is_not_stopped_by_a_recovery() {
+    let (scene, attempt, before) = left_ready().await;
+    scene.host.world.borrow_mut().point(attempt.plan.candidate.port);
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert!(conclusion.traffic.contains("Qwen/New serves"), "{conclusion:#?}");
+    assert!(!is_told_back(&scene, &attempt), "{:#?}", scene.events(&attempt));
+    assert_kept((scene, attempt, before), &conclusion, SERVES).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_only_the_running_nginx_points_at_is_not_stopped() {
+    let (scene, attempt, before) = left_ready().await;
+    scene.host.world.borrow_mut().loaded = attempt.plan.candidate.port;
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    let unseen = "names port 8001, and new requests are not seen to go there";
+    assert_kept((scene, attempt, before), &conclusion, unseen).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_somebody_points_nginx_at_while_it_loads_is_not_stopped() {
+    let (scene, attempt) = Scene::of(Kind::Plain).await;
+    scene.host.world.borrow_mut().load_time = Some(Duration::from_secs(5));
+    scene.host.allow_nobody();
+    let before = scene.facts();
+    let points = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        scene.host.world.borrow_mut().point(attempt.plan.candidate.port);
+    };
+    let (conclusion, ()) = tokio::join!(scene.execute(&attempt, &[]), points);
+    let conclusion = conclusion.unwrap().unwrap();
+    let failure = conclusion.failure.as_ref().unwrap();
+    let why = "somebody else changed upstream llm since the plan was made";
+    assert!(failure.causes.iter().any(|cause| cause.contains(why)), "{failure:#?}");
+    assert_kept((scene, attempt, before), &conclusion, SERVES).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_that_is_unwound_does_not_say_that_the_old_model_serves_where_nginx_points_elsewhere()
+ {
+    let (scene, attempt, _) = left_ready().await;
+    scene.host.world.borrow_mut().point(STRANGER);
+    scene.host.allow_nobody();
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::Failed, "{conclusion:#?}");
+    let where_it_is = "upstream llm names port 8009, where neither the old nor the new model is";
+    assert_eq!((conclusion.traffic.as_str(), conclusion.slot), (where_it_is, None));
+    assert!(!is_told_back(&scene, &attempt), "{:#?}", scene.events(&attempt));
+}
