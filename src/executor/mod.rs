@@ -237,15 +237,15 @@ async fn unwind<H: Host>(
     }
     for index in to_undo {
         let Some(planned) = cx.plan.steps.get(index) else { continue };
-        let (undo, again) = (undo_of(journal, index), undone_before(journal, index));
+        let (undo, moved) = (undo_of(journal, index), was_moved(journal, index));
         cx.begin(index);
         journal.append(RecordKind::UndoStarted { step: index }, cx.host.now())?;
         cx.tell(EventKind::UndoStarted { index });
         match steps::undo(cx, &planned.step, &undo).await {
             Ok(undone) => {
                 let traffic = match &undo {
-                    // The undo that was interrupted may have brought it back.
-                    Undo::Upstream { .. } if again => Traffic::Returned,
+                    // An undo that was interrupted may have brought it back, or a person.
+                    Undo::Upstream { .. } if moved => Traffic::Returned,
                     _ => undone.traffic(),
                 };
                 let kind = RecordKind::UndoFinished { step: index, traffic };
@@ -345,12 +345,14 @@ fn traffic_returned(journal: &Journal) -> bool {
     })
 }
 
-/// Whether an earlier undo of the step was begun.
-fn undone_before(journal: &Journal, index: usize) -> bool {
-    journal
-        .records()
-        .iter()
-        .any(|record| matches!(record.kind, RecordKind::UndoStarted { step } if step == index))
+/// Whether the step was done, or an earlier undo of it begun.
+fn was_moved(journal: &Journal, index: usize) -> bool {
+    journal.records().iter().any(|record| {
+        matches!(
+            record.kind,
+            RecordKind::Succeeded { step, .. } | RecordKind::UndoStarted { step } if step == index
+        )
+    })
 }
 
 fn undo_of(journal: &Journal, index: usize) -> Undo {

@@ -143,6 +143,15 @@ pub struct UpstreamImage {
     pub after: Vec<String>,
 }
 
+impl UpstreamImage {
+    /// The change back.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        let Self { file, before, after } = self.clone();
+        Self { file, before: after, after: before }
+    }
+}
+
 /// What a finished step leaves for later ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "done", rename_all = "snake_case")]

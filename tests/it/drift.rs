@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use testbed::load::http;
 use testbed::server::Aim;
 
-use crate::kills::{self, Facts, READY};
+use crate::kills::{self, CUT_OVER, Facts, READY};
 use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// Points the upstream's `server` line from one port to another, in the file alone.
@@ -144,6 +144,27 @@ async fn a_new_model_that_somebody_pointed_nginx_at_is_not_stopped() -> Result<(
     reload(&world)?;
     world.until_serves(OLD).await?;
     world.run("repair", NEW, &[]).await?.ended(0, "failed");
+    assert_eq!(Facts::of(&world)?, before);
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// As `mv`, `cp -p` and `rsync -a` do it: by its time the file is older than the workers that have loaded another.
+#[tokio::test]
+async fn a_file_that_is_put_back_with_its_old_time_is_not_taken_for_loaded() -> Result<()> {
+    let world = kills::world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let (before, config) = (Facts::of(&world)?, world.server.nginx_config());
+    let (text, modified) = (fs::read(&config)?, fs::metadata(&config)?.modified()?);
+    let load = world.load().await?;
+    world.server.strike(Some(Aim::After(CUT_OVER)))?;
+    world.run("swap", NEW, &[]).await?.refused(3, &["is gone"]);
+    world.server.strike(None)?;
+    fs::write(&config, text)?;
+    fs::File::open(&config)?.set_modified(modified)?;
+    assert_eq!(world.serves().await?, NEW);
+    let run = world.run("repair", NEW, &[]).await?.ended(0, "rolled-back");
+    assert_eq!(world.serves().await?, OLD, "{run}");
     assert_eq!(Facts::of(&world)?, before);
     load.stop().await.assert_clean();
     Ok(())

@@ -133,7 +133,7 @@ pub(super) async fn undo<H: Host>(
     }
     let Some(Returned { proof, old_workers }) = returned else {
         return Ok(Undone::Quietly(
-            "the upstream is as it was; nginx never loaded another".to_owned(),
+            "the upstream is as it was, and nginx has nothing else loaded".to_owned(),
         ));
     };
     // Requests that the candidate got in the meantime end there before anybody stops it.
@@ -246,9 +246,14 @@ async fn give_back<H: Host>(
         cx.tell_traffic_is_back();
         return Ok(None);
     }
-    let Some(reloaded) = cx.host.restore(image).await? else {
-        cx.tell_traffic_is_back();
-        return Ok(None);
+    let reloaded = match cx.host.restore(image).await? {
+        Some(reloaded) => reloaded,
+        None if is_loaded(cx, (old, new)).await => {
+            cx.tell_traffic_is_back();
+            return Ok(None);
+        }
+        // The file only looks as if it were loaded: whoever puts an old one back may keep its time.
+        None => cx.host.load(&image.reversed()).await?,
     };
     // Where nobody served before, nothing can answer a proof.
     let proof = match &cx.plan.incumbent {
@@ -265,4 +270,14 @@ async fn give_back<H: Host>(
     drop(lock);
     cx.tell_traffic_is_back();
     Ok(Some(Returned { proof, old_workers: reloaded.old_workers }))
+}
+
+/// Whether requests are seen to go where nginx's file says, which names what served before. Where that does not answer nothing
+/// can be seen.
+async fn is_loaded<H: Host>(cx: &Context<'_, H>, (old, new): (Port, Port)) -> bool {
+    if cx.plan.incumbent.is_none() || presence(cx.host, old).await != Presence::Ready {
+        return true;
+    }
+    let Ok(view) = cx.host.upstream().await else { return false };
+    prove_route(cx.host, cx.spec(), &view, new).await.is_ok()
 }

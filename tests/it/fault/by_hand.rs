@@ -107,3 +107,22 @@ async fn a_swap_that_is_unwound_does_not_say_that_the_old_model_serves_where_ngi
     assert_eq!((conclusion.traffic.as_str(), conclusion.slot), (where_it_is, None));
     assert!(!is_told_back(&scene, &attempt), "{:#?}", scene.events(&attempt));
 }
+
+#[tokio::test(start_paused = true)]
+async fn lines_that_somebody_put_back_with_their_old_time_are_not_taken_for_loaded() {
+    let (scene, attempt, before) = left_at("promoted").await;
+    scene.host.world.borrow_mut().lines.clone_from(&before.lines);
+    scene.host.world.borrow_mut().looks_old = true;
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    assert_eq!(scene.facts(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_that_somebody_else_brought_back_was_away_all_the_same() {
+    let (scene, attempt, before) = left_at("promoted").await;
+    scene.host.world.borrow_mut().point(A);
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    assert_eq!(scene.facts(), before);
+}
