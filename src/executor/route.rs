@@ -1,5 +1,7 @@
 //! Where requests go, proven on the running nginx: the file on disk may say otherwise.
 
+use std::time::Duration;
+
 use super::context::{Context, serves_from};
 use crate::host::Host;
 use crate::host::engine::Answer;
@@ -9,6 +11,10 @@ use crate::model::ids::Port;
 use crate::model::plan::{Plan, Side};
 use crate::model::spec::SwapSpec;
 use crate::model::step::Step;
+
+/// Bound on the replicas' answers where traffic waits to come back: of GitHub's ten seconds for a job that is cancelled
+/// the proof needs some as well.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Whether the replica on a port is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +57,19 @@ pub(super) async fn identity<H: Host>(host: &H, expected: Port, other: Port) -> 
     differs.then_some(Identity::Fingerprint { fingerprint, served_model: name })
 }
 
+/// The same, where traffic may wait to come back: whoever does not answer soon is told by nginx's sockets instead.
+pub(super) async fn identity_at_once<H: Host>(
+    host: &H,
+    expected: Port,
+    other: Port,
+) -> Option<Identity> {
+    tokio::select! {
+        biased;
+        identity = identity(host, expected, other) => identity,
+        () = host.pause(AT_ONCE) => None,
+    }
+}
+
 /// Proves that new requests go where the upstream's file says and not to `other`, as nginx has it loaded now.
 ///
 /// A swap begins so: it drains and retires by what nginx's file says, and the proof of its cutover will need the same
@@ -65,7 +84,7 @@ pub async fn prove_route<H: Host>(
     other: Port,
 ) -> Result<(), Failure> {
     let serving = upstream.port;
-    let identity = identity(host, serving, other).await;
+    let identity = identity_at_once(host, serving, other).await;
     let loaded = host.loaded(upstream.master)?;
     let expectation = Expectation { candidate: serving, incumbent: other, identity };
     match host.prove(&expectation, &loaded).await {

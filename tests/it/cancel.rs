@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use testbed::server::{Aim, free_port};
+use testbed::server::{Aim, free_port, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts};
 use crate::runner::outcome;
@@ -85,6 +85,28 @@ async fn a_job_that_is_cancelled_while_customers_are_awaited_ends_on_the_old_mod
     world.until_serves(NEW).await?;
     let run = cancelled(step, async { Ok(()) }).await?;
     assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// Why a job is cancelled as often as not: the new model takes requests and answers none.
+#[tokio::test]
+async fn a_job_whose_new_model_hangs_is_cancelled_in_time() -> Result<()> {
+    let mut world = kills::world().await?;
+    let url = format!("http://127.0.0.1:{}/v1/models", free_port()?);
+    world.settings.verify = format!("{{ url: {url:?}, within: 10m }}");
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let load = world.load().await?;
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("not as expected yet: ").await?;
+    world.until_serves(NEW).await?;
+    let [candidate] = listeners(world.server.slot_ports().1)?[..] else { bail!("no new model") };
+    send("-STOP", candidate)?;
+    let run = cancelled(step, async { Ok(()) }).await;
+    // What it has taken it answers before it is stopped.
+    send("-CONT", candidate)?;
+    assert_true(&world, run?, &before).await?;
     load.stop().await.assert_clean();
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::drain::{self, Idle, Watched};
 use super::{Acted, Undone};
 use crate::executor::context::{Context, Cutover};
-use crate::executor::route::{Presence, identity, presence, prove_route};
+use crate::executor::route::{Presence, identity, identity_at_once, presence, prove_route};
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::Expectation;
@@ -59,11 +59,12 @@ pub(super) async fn act<H: Host>(
     };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
     // Before the reload, while each port still answers for itself.
-    let identity = identity(cx.host, new, old).await;
+    let identity = cx.unless_aborted(async { Ok(identity(cx.host, new, old).await) }).await?;
     // Another service's reload in between would make its new workers look like ours.
     let _lock = cx.unless_aborted(cx.lock_host()).await?;
     // Only now: a reload of another service's may have taken its time.
-    if !matches!(cx.host.ask(new).await, Answer::Ready(_)) {
+    let answer = cx.unless_aborted(async { Ok(cx.host.ask(new).await) }).await?;
+    if !matches!(answer, Answer::Ready(_)) {
         return Err(Failure::new(format!(
             "the replica in slot {to} does not answer as ready any more"
         )));
@@ -194,12 +195,13 @@ async fn await_incumbent<H: Host>(
     let mut limit = None;
     loop {
         let seen = presence(cx.host, old).await;
-        let is_better = match (seen, presence(cx.host, new).await) {
+        // A candidate that hangs is asked only if its answer counts: it would be waited for.
+        let is_better = match seen {
+            Presence::Ready => false,
             // Nothing has started a plain process again: it has too much to do, and is there.
-            (Presence::Unready, _) if side.keeper.is_process() => false,
-            (Presence::Unready, new) => new == Presence::Ready,
-            (Presence::Gone, new) => new != Presence::Gone,
-            (Presence::Ready, _) => false,
+            Presence::Unready if side.keeper.is_process() => false,
+            Presence::Unready => presence(cx.host, new).await == Presence::Ready,
+            Presence::Gone => presence(cx.host, new).await != Presence::Gone,
         };
         if !is_better || !is_moved().await {
             return Ok(());
@@ -262,7 +264,7 @@ async fn give_back<H: Host>(
             return Err(gone(cx, side, to));
         }
         Some(_) => {
-            let identity = identity(cx.host, old, new).await;
+            let identity = identity_at_once(cx.host, old, new).await;
             let expectation = Expectation { candidate: old, incumbent: new, identity };
             cx.host.prove(&expectation, &reloaded).await?.to_string()
         }
