@@ -48,6 +48,7 @@ pub(super) async fn prepare<H: Host>(
     Ok(Undo::Upstream { image, unbooted })
 }
 
+/// Another agent may have begun it: nginx's file names the candidate then, and whether that is loaded nobody knows.
 pub(super) async fn act<H: Host>(
     cx: &Context<'_, H>,
     from: &SlotName,
@@ -75,7 +76,10 @@ pub(super) async fn act<H: Host>(
     }
     let reloaded = cx.host.load(image).await?;
     let mut old_workers = reloaded.old_workers.clone();
-    cx.note(Cutover::Loaded(old_workers.clone()));
+    // Workers from before another agent's may have come with the cutover.
+    if cx.never_loaded() {
+        cx.note(Cutover::Loaded(old_workers.clone()));
+    }
     let expectation = Expectation { candidate: new, incumbent: old, identity };
     let proof = cx.unless_aborted(cx.host.prove(&expectation, &reloaded)).await?;
     cx.passed("route", proof.to_string());
@@ -85,27 +89,6 @@ pub(super) async fn act<H: Host>(
     old_workers
         .extend(retiring.into_iter().filter(|worker| !reloaded.old_workers.contains(worker)));
     Ok(Acted { done: Done::CutOver { old_workers }, detail: proof.to_string() })
-}
-
-/// Proves a cutover that another agent made.
-pub(super) async fn again<H: Host>(
-    cx: &Context<'_, H>,
-    from: &SlotName,
-    to: &SlotName,
-) -> Result<Acted, Failure> {
-    let (old, new) = (cx.slot(from).port, cx.slot(to).port);
-    let view = cx.host.upstream().await?;
-    if view.port != new {
-        return Err(Failure::new(format!(
-            "traffic goes to port {}, not to port {new} of slot {to}",
-            view.port
-        )));
-    }
-    prove_route(cx.host, cx.spec(), &view, old).await?;
-    let old_workers = cx.host.loaded(view.master)?.old_workers;
-    let detail = format!("new requests go to port {new}");
-    cx.passed("route", detail.as_str());
-    Ok(Acted { done: Done::CutOver { old_workers }, detail })
 }
 
 /// Waits until no worker from before takes new connections, so that whoever asks from now on meets the candidate.

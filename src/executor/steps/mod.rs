@@ -116,7 +116,7 @@ pub(super) async fn again<H: Host>(
     records: &[Record],
 ) -> Result<Acted, Failure> {
     match (step, undo) {
-        (Step::CutOver { from, to }, _) => cut_over::again(cx, from, to).await,
+        (Step::CutOver { from, to }, undo) => cut_over::act(cx, from, to, undo).await,
         // Whoever gave his word gave it to the agent that is gone.
         (Step::Verify { slot }, _) => verify::act(cx, slot, records).await,
         (Step::Promote { .. }, Undo::State(before)) => {
