@@ -19,11 +19,12 @@ pub(super) const RELOAD_LIMIT: Duration = Duration::from_secs(60);
 /// How often new workers are looked for; the first was seen 0 to 25 ms after a reload.
 const RELOAD_POLL: Duration = Duration::from_millis(2);
 
-/// Bound on an upgrade of nginx's binary that is under way: what packages run ends the old master after some seconds.
-const UPGRADE_LIMIT: Duration = Duration::from_secs(30);
+/// Bound on a restart of nginx or an upgrade of its binary that is under way: what packages run ends the old master after some
+/// seconds.
+const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Between two looks whether it is over, which nothing announces.
-const UPGRADE_POLL: Duration = Duration::from_millis(200);
+const CHANGE_POLL: Duration = Duration::from_millis(200);
 
 /// How often the lines are written anew because somebody else wrote at that very moment.
 const WRITES: usize = 5;
@@ -163,13 +164,15 @@ impl Nginx {
         Ok(Reloaded { master: master.process, old_workers, new_workers })
     }
 
-    /// The master, once no other one takes requests from its sockets any more.
+    /// The master, once it runs and no other one takes requests from its sockets any more.
     async fn alone(&self, dump: &Dump) -> Result<Master, NginxError> {
         let started = Instant::now();
         loop {
             match self.running(dump).await {
-                Err(NginxError::TwoMasters { .. }) if started.elapsed() < UPGRADE_LIMIT => {
-                    tokio::time::sleep(UPGRADE_POLL).await;
+                Err(NginxError::TwoMasters { .. } | NginxError::PidFile { .. })
+                    if started.elapsed() < CHANGE_LIMIT =>
+                {
+                    tokio::time::sleep(CHANGE_POLL).await;
                 }
                 running => return Ok(running?.master),
             }

@@ -209,3 +209,27 @@ async fn an_nginx_in_a_namespace_of_its_own_is_found_and_flipped() {
     nginx.prove(&expect(&b, &a), &reloaded).await.unwrap();
     assert_eq!(std::fs::read_to_string(view.file).unwrap(), Scratch::upstream(b.port));
 }
+
+/// As `systemctl restart nginx` does it.
+#[tokio::test]
+async fn an_nginx_that_is_being_restarted_is_waited_for() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let mut scratch = Scratch::start(a.port);
+    let image = scratch.nginx().image(&scratch.nginx().view().await.unwrap(), b.port).unwrap();
+    let asked = scratch.path("asked");
+    let mut spec = scratch.spec();
+    let script = format!("touch {}; exec \"$@\"", asked.display());
+    spec.command.splice(0..0, ["sh", "-c", &script, "sh"].map(str::to_owned));
+    let nginx = Nginx::new(spec);
+    let reloaded = scratch.nginx().load(&image).await.unwrap();
+    nginx.prove(&expect(&b, &a), &reloaded).await.unwrap();
+    scratch.stop();
+    let starts = async {
+        while !asked.exists() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        scratch.start_again();
+    };
+    let (restored, ()) = tokio::join!(nginx.restore(&image), starts);
+    nginx.prove(&expect(&a, &b), &restored.unwrap().unwrap()).await.unwrap();
+}

@@ -172,6 +172,17 @@ impl Scratch {
         scratch
     }
 
+    /// Stops nginx, and waits until it is gone.
+    pub(super) fn stop(&mut self) {
+        signal(self.child.id(), "QUIT");
+        self.child.wait().unwrap();
+    }
+
+    /// Starts nginx again.
+    pub(super) fn start_again(&mut self) {
+        self.child = spawn(self.kind, self.folder.path());
+    }
+
     /// The nginx as the code under test sees it.
     pub(super) fn nginx(&self) -> Nginx {
         Nginx::new(self.spec())
