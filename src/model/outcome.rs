@@ -16,7 +16,7 @@ pub enum Outcome {
     RolledBack,
     /// Given up on request before `promote`; what served before serves.
     Aborted,
-    /// Failed before cutover; traffic was never touched.
+    /// Failed before cutover, traffic was never touched; or a rollback that failed, and traffic is where it was before.
     Failed,
     /// An undo failed; a person is needed.
     Stuck,
@@ -46,7 +46,7 @@ pub enum Exit {
     Input,
     /// 3: the environment: ssh, host, nginx or a lost connection; GitHub, where a command cannot do without its answer.
     Environment,
-    /// 4: failed before cutover; traffic untouched.
+    /// 4: failed before cutover, traffic untouched; a rollback also after it, and traffic is back.
     Failed,
     /// 5: rolled back after cutover.
     RolledBack,

@@ -132,13 +132,13 @@ fn rows<'a>(text: &'a str, heading: &str) -> Vec<(&'a str, Option<String>)> {
         .collect()
 }
 
-/// `| 4 | failed before cutover; traffic untouched |`
+/// `| 6 | aborted |`
 fn exit_row(line: &str) -> Option<(u8, String)> {
     let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
     Some((cells.next()?.parse().ok()?, cells.next()?.to_owned()))
 }
 
-/// `/// 4: failed before cutover; traffic untouched.`
+/// `/// 6: aborted.`
 fn exit_doc(line: &str) -> Option<(u8, String)> {
     let (code, meaning) = line.trim().strip_prefix("/// ")?.split_once(": ")?;
     Some((code.parse().ok()?, meaning.trim_end_matches('.').to_owned()))
