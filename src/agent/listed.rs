@@ -48,7 +48,10 @@ pub(super) fn check_revived(
     then: &Asked,
 ) -> Result<(), Refusal> {
     let Access::Listed(folder) = access else { return Ok(()) };
-    let command = Command::Rollback(RollbackRequest { asked: then.clone(), ..wanted.clone() });
+    let mut asked = then.clone();
+    // It was found by the server itself, and is held to the name that it had.
+    asked.spec.replica.pinned = None;
+    let command = Command::Rollback(RollbackRequest { asked, ..wanted.clone() });
     check(folder, &command).map_err(|mut refusal| {
         for failure in &mut refusal.failures {
             failure.message = format!("what the rollback would start again: {}", failure.message);

@@ -150,6 +150,10 @@ impl Listing {
                 shown(&self.images)
             ));
         }
+        // What a name meant once only the server knows, and no pattern speaks of.
+        if let Some(pinned) = &spec.replica.pinned {
+            found.push(format!("image {pinned:?} is not asked for by its name"));
+        }
         let key = spec.nginx.probe.api_key_env.as_ref();
         let names = spec.replica.env.keys().chain(&spec.replica.secret_env);
         let sent = secrets.0.keys().filter(|name| Some(*name) != key);
@@ -384,6 +388,10 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         assert!(
             objections("", docker(""))[0].starts_with("image \"vllm/vllm-openai:v0.33.0\" is none")
         );
+        let mut pinned = docker(options);
+        pinned.spec.replica.pinned = Some("evil/image".to_owned());
+        let found = objections(listed, pinned);
+        assert_eq!(found, ["image \"evil/image\" is not asked for by its name"]);
         for other in ["", "  docker_options: [--ipc=host, --volume=/:/host]\n"] {
             let found = objections(listed, docker(other));
             assert_eq!(found, ["replica.docker_options are not those of the listing"]);
