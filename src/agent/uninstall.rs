@@ -159,6 +159,7 @@ fn remove(
         report: Uninstalled::default(),
     };
     tally.report.left.extend(serving.map(|replica| serves_on(replica, wanted)));
+    tally.report.left.extend(serving.and_then(environment));
     let logs = serving.map(|replica| process::outputs(replica.main)).unwrap_or_default();
     for log in logs.into_iter().filter(|log| log.starts_with(dir.root())) {
         tally.report.left.push(format!("{}: what serves writes to it", log.display()));
@@ -170,7 +171,6 @@ fn remove(
     if others.is_empty() {
         tally.remove_shared(dir)?;
         if wanted.asked.spec.state_dir.is_none() {
-            let _ = fs::remove_dir(ENVIRONMENTS);
             // Made for us, if it is empty now; a folder that somebody has named is theirs.
             let _ = fs::remove_dir(dir.state_dir());
         }
@@ -181,7 +181,19 @@ fn remove(
             names.join(", ")
         ));
     }
+    // Wherever the state is, units have theirs there; folders that still hold something stay.
+    for folder in Path::new(ENVIRONMENTS).ancestors().take(2) {
+        let _ = fs::remove_dir(folder);
+    }
     Ok(tally.report)
+}
+
+/// The file with the variables of a unit of ours that serves on.
+fn environment(replica: &Replica) -> Option<String> {
+    let Keeper::Unit(unit) = &replica.keeper else { return None };
+    let file = Path::new(ENVIRONMENTS).join(&unit.name);
+    (unit.is_own() && file.exists())
+        .then(|| format!("{}: the variables of that unit, secrets among them", file.display()))
 }
 
 fn serves_on(replica: &Replica, wanted: &UninstallRequest) -> String {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use testbed::server::listeners;
 
 use crate::commands::Terminal;
+use crate::step::Step;
 use crate::support::guest::on_guest;
 use crate::support::scene::below;
 use crate::support::{NEW, OLD, World, alive, until};
@@ -87,18 +88,41 @@ fn a_server_with_systemd_is_given_back_as_it_was() -> Result<()> {
         let everything = ["sh", "-c", find];
         let before = world.guest.run(&everything).await?;
         let access = (world.guest.private_key(), world.guest.known_hosts());
-        let terminal = Terminal::with(&world.config(NEW)?, access)?;
-        let (code, said) = says(&terminal, "doctor --ssh-key key --known-hosts hosts").await?;
-        // The new model would run as the user of the old one.
-        assert!(code == Some(0) && said.contains("not in /var/lib/vllm/.cache/hugg"), "{said}");
-        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-        world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
+        let plain = world.config(NEW)?;
+        let elsewhere = format!("{plain}state_dir: /srv/state\n");
+        world.guest.run(&["mkdir", "/srv/state"]).await?;
+        let run = async |config: &str, command: &str| {
+            let action = world.action(command, NEW, &[("wait", "retired")])?;
+            Step::run(action.with_config(config)?).await
+        };
+        for config in [&plain, &elsewhere] {
+            let terminal = Terminal::with(config, access)?;
+            let (code, said) = says(&terminal, "doctor --ssh-key key --known-hosts hosts").await?;
+            // The new model would run as the user of the old one.
+            let weights = "/var/lib/vllm/.cache/huggingface/hub/models--Qwen--New is not there yet";
+            assert!(code == Some(0) && said.contains(weights), "{said}");
+            let action = world.action("swap", NEW, &[])?.with_config(config)?;
+            Step::run(action).await?.ended(0, "promoted");
+            run(config, "rollback").await?.ended(0, "rolled-back");
+            let (code, said) = says(&terminal, UNINSTALL).await?;
+            assert_eq!(code, Some(0), "{said}");
+            let told = ["serves on, port 8001", "vllm.service"];
+            assert!(told.iter().all(|text| said.contains(text)), "{said}");
+            assert_eq!(world.guest.run(&everything).await?, before, "{said}");
+            world.guest.run(&["test", "!", "-e", "/usr/local/libexec/model-swap"]).await?;
+            world.until_serves(OLD).await?;
+        }
+
+        // A unit of ours goes on with its secrets.
+        let config = elsewhere.replace("retain: 10m", "retain: 0s");
+        run(&config, "swap").await?.ended(0, "promoted");
+        let terminal = Terminal::with(&config, access)?;
         let (code, said) = says(&terminal, UNINSTALL).await?;
         assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("serves on, port 8001") && said.contains("vllm.service"), "{said}");
-        assert_eq!(world.guest.run(&everything).await?, before, "{said}");
-        world.guest.run(&["test", "!", "-e", "/usr/local/libexec/model-swap"]).await?;
-        world.until_serves(OLD).await
+        let secrets =
+            "/var/lib/model-swap/env.d/model-swap-chat.b.service: the variables of that unit";
+        assert!(said.contains(secrets), "{said}");
+        world.until_serves(NEW).await
     })
 }
 
