@@ -42,9 +42,36 @@ pub fn looked_for(spec: &SwapSpec, home: &Path) -> Place {
 pub fn brought_to(spec: &SwapSpec, env: &BTreeMap<String, String>, home: &Path) -> PathBuf {
     let named = spec.fetch.as_ref().and_then(|fetch| fetch.folder.clone());
     named.unwrap_or_else(|| match looked_for(spec, home) {
-        Place::Server(path) if spec.model.starts_with('/') => path,
+        Place::Server(path)
+            if spec.model.starts_with('/') || spec.replica.runtime == Runtime::Docker =>
+        {
+            path
+        }
         _ => place(&spec.model, env, home),
     })
+}
+
+/// The variable that has Hugging Face's library on the server bring a model by its name to where a container looks for it: what
+/// the specification says of its cache is of places inside. `None` where nothing of the server is mounted there.
+pub fn cache_of_a_container(spec: &SwapSpec) -> Option<(String, String)> {
+    if spec.replica.runtime != Runtime::Docker || spec.model.starts_with('/') {
+        return None;
+    }
+    let Place::Server(model) = looked_for(spec, Path::new(HOME_INSIDE)) else { return None };
+    Some(("HF_HUB_CACHE".to_owned(), model.parent()?.display().to_string()))
+}
+
+/// Why a container may not see what is brought, one line; `None` where it does, or nothing is brought.
+pub fn unseen_in_a_container(spec: &SwapSpec) -> Option<String> {
+    if spec.fetch.is_none() || spec.replica.runtime != Runtime::Docker {
+        return None;
+    }
+    let Place::Image(inside) = looked_for(spec, Path::new(HOME_INSIDE)) else { return None };
+    Some(format!(
+        "fetch brings the weights to the server, and nothing of it is mounted where the container looks for them ({}): it has to \
+         bring them itself within ready.timeout; mount their folder with replica.docker_options",
+        inside.display()
+    ))
 }
 
 /// Of root, as which the images of vLLM run.
@@ -109,6 +136,30 @@ mod tests {
         assert_eq!(place(name, both.clone()), "/fast/models--Qwen--Qwen3-32B");
         assert_eq!(place("/models/qwen", both), "/models/qwen");
     }
+
+    #[test]
+    fn what_is_brought_for_a_container_goes_where_it_looks_for_it() {
+        let mut spec = crate::swap::planner::tests::spec();
+        let cache = |spec: &SwapSpec| cache_of_a_container(spec).map(|(_, folder)| folder);
+        assert_eq!(cache(&spec), None, "a process");
+        spec.replica.runtime = Runtime::Docker;
+        spec.model = "Qwen/New".to_owned();
+        spec.fetch = serde_json::from_value(serde_json::json!({
+            "command": ["hf"], "timeout": { "secs": 1, "nanos": 0 }, "folder": null, "size": null
+        }))
+        .unwrap();
+        assert_eq!(cache(&spec), None);
+        assert!(unseen_in_a_container(&spec).unwrap().contains("/root/.cache/huggingface/hub"));
+        spec.replica.docker_options = vec!["--volume=/srv/hf:/root/.cache/huggingface".to_owned()];
+        assert_eq!(cache(&spec).as_deref(), Some("/srv/hf/hub"));
+        assert_eq!(unseen_in_a_container(&spec), None);
+        let brought = brought_to(&spec, &env([]), Path::new("/home/deploy"));
+        assert_eq!(brought, Path::new("/srv/hf/hub/models--Qwen--New"));
+        spec.replica.env = env([("HF_HOME", "/data")]);
+        spec.replica.docker_options.push("--volume=/fast:/data".to_owned());
+        assert_eq!(cache(&spec).as_deref(), Some("/fast/hub"));
+    }
+
     #[test]
     fn what_a_container_sees_is_looked_for_where_it_is_mounted_from() {
         let options = [

@@ -370,9 +370,17 @@ async fn a_warm_model_that_does_not_come_up_again_makes_room_for_the_next() -> R
 async fn a_container_whose_output_docker_does_not_keep_is_removed_all_the_same() -> Result<()> {
     let mut docked = Docked::start().await?;
     docked.world.settings.retain = "0s".to_owned();
-    let config = with_options(&docked, "--log-driver=none");
+    // What brings its weights is told where it looks for them, and its user is a number inside.
+    docked.world.settings.fetch = "fetch: { command: env }".to_owned();
+    let options = "--log-driver=none, \"--volume=/tmp:/root/.cache/huggingface:ro\"";
+    let config = with_options(&docked, options).replace("replica:\n", "replica:\n  user: daemon\n");
     let swap = docked.world.action("swap", NEW, &[("wait", "retired")])?.with_config(&config)?;
-    Step::run(swap).await?.ended(0, "promoted");
+    let swap = Step::run(swap).await?.ended(0, "promoted");
+    let folder = docked.world.server.state_dir().join("chat/swaps").join(swap.output("swap-id"));
+    let told = fs::read_to_string(folder.join("fetch.log"))?;
+    assert!(told.lines().any(|line| line == "HF_HUB_CACHE=/tmp/hub"), "{told}");
+    assert_eq!(docked.inspect(OURS, "{{.Config.User}}")?, "1:1");
+    docked.world.settings.fetch = String::new();
     let next = docked.world.run("swap", "Qwen/Newer", &[("wait", "retired")]).await?;
     assert!(next.ended(0, "promoted").stdout.contains("what it wrote is lost: "));
     assert_eq!(docked.names()?, ["model-swap-chat.a"]);

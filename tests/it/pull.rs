@@ -1,6 +1,7 @@
 //! Images from a real registry: pulled before anything is reserved, told as they come, and part of the revision.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -152,6 +153,13 @@ async fn what_keeps_an_image_from_coming_is_named_and_nothing_else_was_begun() -
         assert!(stored.docked.names()?.is_empty(), "{run}");
         assert_eq!(stored.docked.world.serves().await?, OLD);
     }
+    // It takes the connection, and says nothing.
+    let silent = TcpListener::bind(("127.0.0.1", 0))?;
+    let settings = &mut stored.docked.world.settings;
+    settings.image = Some(format!("{}/llm:v1", silent.local_addr()?));
+    settings.fetch = "fetch: { command: env, timeout: 2s }".to_owned();
+    let run = stored.docked.world.run("swap", NEW, &[]).await?.ended(4, "failed");
+    assert!(run.stdout.contains("llm:v1 was not here within 2s"), "{run}");
     load.stop().await.assert_clean();
     Ok(())
 }

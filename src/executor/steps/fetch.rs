@@ -2,6 +2,7 @@
 //! brought is kept.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Acted, Undone, ended, start_replica};
 use crate::config::command;
@@ -18,6 +19,9 @@ use crate::swap::weights;
 /// In the place of a slot's name in the marker of the program that fetches.
 const PLACE: &str = "fetch";
 
+/// As long as an image is pulled where the configuration has no `fetch.timeout`: as long as that is by itself.
+const PULL: Duration = Duration::from_secs(2 * 60 * 60);
+
 pub(super) fn prepare<H: Host>(cx: &Context<'_, H>) -> Undo {
     Undo::Stop { marker: marker(cx), keeper: Keeper::Nobody }
 }
@@ -31,7 +35,12 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> 
     if let Some(image) = cx.spec().replica.image_reference()
         && cx.host.image().await?.is_none()
     {
-        cx.unless_aborted(cx.host.pull(|text| cx.progress(text))).await?;
+        let limit = cx.spec().fetch.as_ref().map_or(PULL, |fetch| fetch.timeout);
+        let hint = format!(
+            "what was pulled so far is kept: run the swap again, or first `docker pull {image}` on the server"
+        );
+        let pulled = cx.host.pull(|text| cx.progress(text));
+        within(cx, limit, (&format!("the image {image} was"), &hint), pulled).await?;
         done.push(format!("{image} is here"));
     }
     if let Some(spec) = &cx.spec().fetch {
@@ -42,7 +51,8 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> 
 
 async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String, Failure> {
     let inherited = start_replica::inherited(cx)?;
-    let env = start_replica::environment(cx, &inherited, marker(cx));
+    let mut env = start_replica::environment(cx, &inherited, marker(cx));
+    env.extend(weights::cache_of_a_container(cx.spec()));
     let home = Path::new(env.get("HOME").map_or("/", String::as_str));
     let asked = cx.spec();
     let order = Fetch {
@@ -63,19 +73,30 @@ async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String,
             container: None,
         },
     };
-    let limit = spec.timeout;
-    let fetched = async {
+    let hint = "what was brought so far is kept; if it only needs longer, raise fetch.timeout";
+    let fetched = cx.host.fetch(&order, |text| cx.progress(text));
+    within(cx, spec.timeout, ("the weights were", hint), fetched).await
+}
+
+/// What is brought in time, unless the swap is aborted meanwhile.
+async fn within<H: Host, T>(
+    cx: &Context<'_, H>,
+    limit: Duration,
+    (what, hint): (&str, &str),
+    bringing: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let brought = async {
         tokio::select! {
             biased;
-            fetched = cx.host.fetch(&order, |text| cx.progress(text)) => fetched,
+            brought = bringing => brought,
             () = cx.host.pause(limit) => Err(Failure::new(format!(
-                "the weights were not here within {}",
+                "{what} not here within {}",
                 humantime::format_duration(limit)
             ))
-            .hint("what was brought so far is kept; if it only needs longer, raise fetch.timeout")),
+            .hint(hint)),
         }
     };
-    cx.unless_aborted(fetched).await
+    cx.unless_aborted(brought).await
 }
 
 /// Ends the program, if it still runs.

@@ -8,7 +8,7 @@ use crate::config::command;
 use crate::executor::context::Context;
 use crate::executor::observe::secrets_hash;
 use crate::executor::route::{Presence, presence, prove_route};
-use crate::host::process::{Contained, Inherited, Launch, Snapshot};
+use crate::host::process::{Contained, Identity, Inherited, Launch, Snapshot};
 use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
 use crate::model::event::EventKind;
@@ -130,7 +130,9 @@ async fn contained<H: Host>(
         return Err(Failure::new(format!("the image {name} is not here"))
             .hint(format!("somebody has removed it since the plan was made; docker pull {name}")));
     };
-    let user = replica.user.iter().map(|user| format!("--user={user}"));
+    // By number: whom this server knows by a name, the image may not.
+    let Identity { uid, gid, .. } = inherited.identity;
+    let user = replica.user.iter().map(|_| format!("--user={uid}:{gid}"));
     let Slot { port, gpus } = cx.slot(slot).clone();
     Ok(Launch {
         env: own_env(cx, cx.marker(slot)),

@@ -12,7 +12,7 @@ use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::state::ServiceState;
 use crate::model::wire::When;
 
-use super::revision;
+use super::{revision, weights};
 
 mod fetch;
 mod obstacles;
@@ -263,6 +263,7 @@ fn notes(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Vec<String> {
             names(&seen.wanted_names.iter().collect::<Vec<_>>())
         ));
     }
+    notes.extend(weights::unseen_in_a_container(spec));
     let why = match (spec.replica.runtime, seen.systemd) {
         (Runtime::Process, Systemd::Denied | Systemd::Usable) => "as replica.runtime says",
         (Runtime::Auto, Systemd::Denied) => "because the agent is not root and may not write units",
