@@ -168,6 +168,9 @@ impl Nginx {
             dump.paths().filter(|path| same(&master.sees(path))).map(Path::to_owned).collect()
         };
         let pid_file = call::pid_file(&self.spec.command, dump).await?;
+        // Before anything is looked for: a master that starts meanwhile reads this very configuration.
+        let named = read_pid(&pid_file);
+        let stranger = named.map(Master::of_pid).transpose()?.flatten();
         if let Some(master) = Master::find(&pid_file, |master| !names(master).is_empty())? {
             if let Some(rival) = master.rival() {
                 let (master, other) = (master.process.pid, rival.process.pid);
@@ -175,8 +178,7 @@ impl Nginx {
             }
             return Ok(Running { names: names(&master), master });
         }
-        let named = read_pid(&pid_file);
-        if named.map(Master::of_pid).transpose()?.flatten().is_some() {
+        if stranger.is_some_and(|master| master.is_alive()) {
             let main = dump.paths().next().unwrap_or(Path::new("")).to_owned();
             return Err(NginxError::NotIncluded { config: config.clone(), main });
         }

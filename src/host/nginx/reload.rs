@@ -164,18 +164,18 @@ impl Nginx {
         Ok(Reloaded { master: master.process, old_workers, new_workers })
     }
 
-    /// The master, once it runs and no other one takes requests from its sockets any more.
+    /// The master, once it has workers and no other one takes requests from its sockets any more.
     async fn alone(&self, dump: &Dump) -> Result<Master, NginxError> {
         let started = Instant::now();
         loop {
+            let may_wait = started.elapsed() < CHANGE_LIMIT;
             match self.running(dump).await {
-                Err(NginxError::TwoMasters { .. } | NginxError::PidFile { .. })
-                    if started.elapsed() < CHANGE_LIMIT =>
-                {
-                    tokio::time::sleep(CHANGE_POLL).await;
-                }
+                Err(NginxError::TwoMasters { .. } | NginxError::PidFile { .. }) if may_wait => {}
+                // It has only just started: its first workers would be taken for those of a reload.
+                Ok(running) if may_wait && running.master.workers()?.is_empty() => {}
                 running => return Ok(running?.master),
             }
+            tokio::time::sleep(CHANGE_POLL).await;
         }
     }
 
