@@ -36,13 +36,12 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::confirmation;
-use crate::executor::{self, World, observe, prove_route};
+use crate::executor::{self, World, confirm_route, observe};
 use crate::host::logind::Fate;
 use crate::host::{Host, SystemHost, exec, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
-use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::{
     Asked, Command, ConfirmRequest, Fault, Frame, Hello, Refusal, Request, RollbackRequest,
     SurveyRequest, SwapRequest, WIRE_VERSION, spoken,
@@ -329,20 +328,6 @@ async fn detach(
     }
     Err(Failure::new("the agent ended without an answer")
         .hint(format!("{} on the server may say why", dir.root().join("agent.log").display())))
-}
-
-/// A swap drains and retires by what nginx's file says, and has nothing to do where the file names what is wanted: that
-/// must be what nginx does. A flip back may be what mends it.
-async fn confirm_route<H: Host>(host: &H, spec: &SwapSpec, world: &World) -> Result<(), Failure> {
-    let is_named = |slot: &Slot| slot.port == world.upstream.port;
-    let answers = spec.slots.iter().any(|(name, slot)| {
-        is_named(slot) && world.seen.slots.get(name).is_some_and(|occupant| occupant.ready)
-    });
-    match spec.slots.values().find(|slot| !is_named(slot)) {
-        Some(other) if answers => prove_route(host, spec, &world.upstream, other.port).await,
-        // What does not answer proves nothing, and is why somebody swaps.
-        _ => Ok(()),
-    }
 }
 
 /// Says on stderr what stands in the way of an agent whom nobody follows; systemd's journal keeps it.

@@ -11,7 +11,7 @@ pub use context::{Context, started};
 pub use direction::{Direction, direction, replicas_left};
 pub use observe::{Unfinished, World, look, observe, unfinished_swaps};
 use route::is_where_it_was;
-pub use route::{Presence, presence, prove_route, traffic_now};
+pub use route::{Presence, confirm_route, presence, prove_route, traffic_now};
 
 use crate::abort;
 use crate::host::Host;

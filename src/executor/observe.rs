@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::route::confirm_route;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::UpstreamView;
@@ -102,6 +103,7 @@ impl World {
     /// The world as `status` tells it.
     pub async fn report<H: Host>(&self, host: &H, dir: &ServiceDir, asked: &Asked) -> StatusReport {
         let state = &self.seen.state;
+        let astray = confirm_route(host, &asked.spec, self).await.err();
         let mut slots = Vec::new();
         for (name, slot) in &asked.spec.slots {
             let replica = self.replicas.get(name);
@@ -109,7 +111,8 @@ impl World {
             let retained = planner::is_retained(name, &self.seen);
             let role = match (replica, serves) {
                 (None, _) => "free",
-                (Some(_), true) => "serving",
+                (Some(_), true) if astray.is_none() => "serving",
+                (Some(_), true) => "unknown",
                 (Some(_), false) if retained => "retained",
                 (Some(_), false) => "unknown",
             };
@@ -130,6 +133,7 @@ impl World {
         StatusReport {
             service: asked.spec.service.clone(),
             nginx_port: self.seen.nginx_port,
+            astray,
             slots,
             step: holder.as_ref().and_then(|holder| step_of(dir, holder.works_on())),
             unfinished: if holder.is_none() {

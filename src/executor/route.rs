@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::context::{Context, serves_from};
+use super::observe::World;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Identity, UpstreamView};
 use crate::model::failure::Failure;
 use crate::model::ids::Port;
 use crate::model::plan::{Plan, Side};
-use crate::model::spec::SwapSpec;
+use crate::model::spec::{Slot, SwapSpec};
 use crate::model::step::Step;
 
 /// Bound on the replicas' answers where traffic waits to come back: of GitHub's ten seconds for a job that is cancelled
@@ -110,6 +111,27 @@ pub(super) async fn is_where_it_was<H: Host>(cx: &Context<'_, H>) -> bool {
         _ => None,
     });
     cx.host.upstream().await.map_or(true, |view| before.is_none_or(|port| port == view.port))
+}
+
+/// A swap drains and retires by what nginx's file says, and has nothing to do where the file names what is wanted: that
+/// must be what nginx does. A flip back may be what mends it.
+///
+/// # Errors
+/// If requests are not seen to go where nginx's file says.
+pub async fn confirm_route<H: Host>(
+    host: &H,
+    spec: &SwapSpec,
+    world: &World,
+) -> Result<(), Failure> {
+    let is_named = |slot: &Slot| slot.port == world.upstream.port;
+    let answers = spec.slots.iter().any(|(name, slot)| {
+        is_named(slot) && world.seen.slots.get(name).is_some_and(|occupant| occupant.ready)
+    });
+    match spec.slots.values().find(|slot| !is_named(slot)) {
+        Some(other) if answers => prove_route(host, spec, &world.upstream, other.port).await,
+        // What does not answer proves nothing, and is why somebody swaps.
+        _ => Ok(()),
+    }
 }
 
 /// Where new requests go now, one fragment, and the side that serves them if that is proven: after an undo that failed

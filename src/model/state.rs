@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::failure::Failure;
 use super::ids::{Port, ProcessId, ServiceName, SlotName, SwapId};
 use super::outcome::Outcome;
 use super::plan::Strategy;
@@ -171,6 +172,9 @@ pub struct StatusReport {
     pub service: ServiceName,
     /// The port that nginx's upstream names.
     pub nginx_port: Port,
+    /// Why requests are not seen to go there: nginx may not have loaded what its file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub astray: Option<Failure>,
     /// What runs in each slot.
     pub slots: Vec<SlotReport>,
     /// Who holds the lease.
@@ -190,7 +194,7 @@ pub struct StatusReport {
 }
 
 impl StatusReport {
-    /// The slot that traffic goes to.
+    /// The slot that traffic goes to, by nginx's file.
     pub fn serving(&self) -> Option<&SlotReport> {
         self.slots.iter().find(|slot| slot.port == self.nginx_port)
     }

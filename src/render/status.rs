@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Line;
 use super::text::{inert, moment};
+use crate::model::failure::Failure;
 use crate::model::state::{Holder, Past, SlotReport, StatusReport};
 
 /// The columns of the table of slots.
@@ -11,8 +12,22 @@ const COLUMNS: [&str; 6] = ["slot", "port", "role", "ready", "in flight", "revis
 
 /// The report, newest swap of the history first.
 pub fn lines(report: &StatusReport) -> Vec<Line> {
-    let mut text =
-        vec![format!("{}: nginx sends traffic to port {}", report.service, report.nginx_port)];
+    let StatusReport { service, nginx_port, .. } = report;
+    let mut text = vec![match &report.astray {
+        None => format!("{service}: nginx sends traffic to port {nginx_port}"),
+        Some(_) => format!(
+            "{service}: nginx's file names port {nginx_port}, and requests are not seen to go there"
+        ),
+    }];
+    let why = |failure: &Failure| {
+        failure
+            .causes
+            .iter()
+            .chain(&failure.hints)
+            .map(|why| format!("  {}", inert(why)))
+            .collect::<Vec<_>>()
+    };
+    text.extend(report.astray.iter().flat_map(why));
     text.extend(table(&report.slots));
     text.extend(
         report.serving_swap.as_ref().map(|swap| format!("serving is the result of {swap}")),
@@ -130,6 +145,7 @@ mod tests {
         StatusReport {
             service: "chat".parse().unwrap(),
             nginx_port: Port(8002),
+            astray: None,
             slots: vec![
                 SlotReport {
                     slot: "a".parse().unwrap(),

@@ -25,6 +25,9 @@ pub(super) async fn reconcile(
         voice.say([Line::Text(text.to_owned())]);
         return Ok(());
     }
+    if let Some(failure) = &report.astray {
+        return Err(Stopped { failures: vec![failure.clone()], exit: Exit::Environment });
+    }
     let told =
         |error: ApiError| Stopped { failures: vec![error.to_failure()], exit: Exit::Environment };
     let spec = api::spec(setting, "deployments: write")
@@ -119,6 +122,7 @@ mod tests {
         StatusReport {
             service: "chat".parse().unwrap(),
             nginx_port: Port(8001),
+            astray: None,
             slots: vec![slot],
             holder: None,
             step: None,

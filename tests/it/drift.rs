@@ -33,6 +33,9 @@ async fn a_file_that_nginx_has_not_loaded_is_not_believed() -> Result<()> {
     world.until_serves(NEW).await?;
     point(&world, b, a)?;
     let serving = testbed::server::listeners(b)?;
+    let named = format!("nginx's file names port {a}, and requests are not seen to go there");
+    let status = world.run("status", NEW, &[]).await?.answered(&[&named, "nginx -s reload"]);
+    assert!(!status.stdout.contains("  serving  "), "{status}");
     let refused = ["new requests are not seen to go there", "nginx -s reload"];
     world.run("plan", "Qwen/Third", &[]).await?.refused(3, &refused);
     world.run("swap", "Qwen/Third", &[]).await?.refused(3, &refused);
