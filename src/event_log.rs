@@ -11,6 +11,10 @@ use crate::model::event::{Event, EventKind};
 use crate::model::ids::SwapId;
 use crate::model::wire::WIRE_VERSION;
 
+/// More events than a power loss ever takes from the disk. Whoever goes on counts on from beyond them: a follower that has
+/// heard them would take the same numbers for old.
+const LOST: u64 = 1_000_000;
+
 /// The log's file in the swap's folder.
 pub const FILE: &str = "events.ndjson";
 
@@ -36,7 +40,7 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens or creates the log in the swap's folder; numbering goes on where it stopped.
+    /// Opens or creates the log in the swap's folder; numbering goes on beyond what was ever told.
     ///
     /// # Errors
     /// If the disk refuses.
@@ -50,7 +54,7 @@ impl EventLog {
         let (mut seq, mut concluded) = (0, false);
         if path.exists() {
             for event in reader.read()? {
-                seq = event.seq;
+                seq = event.seq + LOST;
                 concluded = concludes(&event.kind).unwrap_or(concluded);
             }
         }
@@ -166,8 +170,26 @@ mod tests {
         let mut log = EventLog::open(folder.path(), &swap).unwrap();
         log.tell(warning("two"), Timestamp::UNIX_EPOCH);
         let next = reader.read().unwrap();
-        assert_eq!(next.iter().map(|event| event.seq).collect::<Vec<_>>(), [2]);
+        assert_eq!(next.iter().map(|event| event.seq).collect::<Vec<_>>(), [2 + LOST]);
         assert_eq!(next[0].kind, warning("two"));
+    }
+
+    #[test]
+    fn no_number_is_told_again_after_a_power_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let swap = "s-1".parse().unwrap();
+        let mut log = EventLog::open(folder.path(), &swap).unwrap();
+        log.tell(warning("kept"), Timestamp::UNIX_EPOCH);
+        let kept = log.file.metadata().unwrap().len();
+        for _ in 0..100 {
+            log.tell(warning("heard, and lost"), Timestamp::UNIX_EPOCH);
+        }
+        let heard = EventReader::new(folder.path()).read().unwrap().pop().unwrap().seq;
+        log.file.set_len(kept).unwrap();
+        let mut log = EventLog::open(folder.path(), &swap).unwrap();
+        log.tell(warning("the end"), Timestamp::UNIX_EPOCH);
+        let last = EventReader::new(folder.path()).read().unwrap().pop().unwrap();
+        assert!(last.seq > heard, "whoever heard {heard} takes {} for old", last.seq);
     }
 
     #[test]
