@@ -20,6 +20,7 @@ pub(super) async fn abort(
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
     let at_work = at_work(dir);
+    let first = at_work.as_ref().and_then(|it| Some(it.recovers.as_ref()?.swap.clone()));
     let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
     if let (None, Some(died)) = (&wanted.of, at_work.as_ref().and_then(|it| it.recovers.as_ref())) {
         // Whatever is under way is given up: what is brought to its end as well as what would begin then.
@@ -35,7 +36,7 @@ pub(super) async fn abort(
     };
     abort::order(dir, &swap, &order).map_err(Refusal::environment)?;
     if !begun(dir, &swap).await {
-        return Err(never_begun(&swap));
+        return Err(never_begun(&swap, first.as_ref()));
     }
     answers.send(&Frame::Accepted { swap: swap.clone() });
     follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
@@ -53,10 +54,15 @@ pub(super) async fn nothing_to_abort(
     Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
 }
 
-/// Why a swap does nothing that was aborted before it began.
-pub(super) fn never_begun(swap: &SwapId) -> Refusal {
-    let failure = Failure::new(format!("swap {swap} was aborted before it began"))
-        .hint("nothing was changed; traffic is where it was");
+/// Why a swap does nothing that was aborted before it began. `first` is another one that its command brings to its end before.
+pub(super) fn never_begun(swap: &SwapId, first: Option<&SwapId>) -> Refusal {
+    let hint = first.map_or_else(
+        || "nothing was changed; traffic is where it was".to_owned(),
+        |first| {
+            format!("{first} is brought to its end, whose agent is gone; `model-swap status` tells where traffic is then")
+        },
+    );
+    let failure = Failure::new(format!("swap {swap} was aborted before it began")).hint(hint);
     Refusal { failures: vec![failure], fault: Fault::Aborted }
 }
 
@@ -82,5 +88,22 @@ async fn begun(dir: &ServiceDir, swap: &SwapId) -> bool {
         }
         // A plan is made within moments; nothing tells of a lease that was given back.
         tokio::time::sleep(super::turn::RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_only_vouched_for_where_nothing_else_is_brought_to_its_end() {
+        let (swap, died) = ("s-2".parse().unwrap(), "s-1".parse().unwrap());
+        let hints = |first| never_begun(&swap, first).failures[0].hints.concat();
+        assert!(hints(None).contains("traffic is where it was"));
+        let told = hints(Some(&died));
+        assert!(
+            told.contains("s-1 is brought to its end") && !told.contains("where it was"),
+            "{told}"
+        );
     }
 }

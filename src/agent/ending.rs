@@ -98,7 +98,7 @@ fn close(cx: &Context<'_, SystemHost>, journal: &mut Journal) -> Result<(), Fail
     let state = cx.dir.load()?;
     let is_told = state.history.iter().any(|past| past.swap == cx.swap && past.outcome == outcome);
     if !journal.status().promoted() && !is_told {
-        remember(cx.dir, &cx.swap, outcome, &cx.plan, cx.host.now());
+        remember(cx.dir, &cx.swap, outcome, &cx.plan, cx.host.now())?;
     }
     let keeps_something = state.retained.is_some_and(|retained| retained.swap == cx.swap);
     if !keeps_something && !journal.status().closed {

@@ -30,7 +30,7 @@ use crate::model::record::RecordKind;
 use crate::model::replica::Systemd;
 use crate::model::state::{Holder, Past, Requester, brought_by};
 use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest};
-use crate::service_dir::{self, SPEC, ServiceDir};
+use crate::service_dir::{self, SPEC, ServiceDir, StateError};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
 
@@ -127,7 +127,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let taken = tokio::select! {
         biased;
         taken = turn::take((&dir, work.lock_wait), &now, &attaches, answers) => taken,
-        _ = abort::until_ordered(&dir, &work.swap) => return Err(never_begun(&work.swap)),
+        _ = abort::until_ordered(&dir, &work.swap) => return Err(never_begun(&work.swap, None)),
     };
     dir.forget_last_boot(&process::boot())
         .map_err(|error| Refusal::environment(error.to_failure()))?;
@@ -139,8 +139,9 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         }
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
-    if let Some(died) = &lease.died {
-        bring_to_end(&dir, &died.swap, (&work.asked.secrets, Wanted::End), || {})
+    let first = lease.died.as_ref().map(|died| died.swap.clone());
+    if let Some(died) = &first {
+        bring_to_end(&dir, died, (&work.asked.secrets, Wanted::End), || {})
             .await
             .map_err(Refusal::environment)?;
         lease
@@ -154,7 +155,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         return Ok(());
     }
     if abort::ordered(&dir, &work.swap).is_some() {
-        return Err(never_begun(&work.swap));
+        return Err(never_begun(&work.swap, first.as_ref()));
     }
     stuck::refuse_while_stuck(&dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {
@@ -253,7 +254,12 @@ async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answ
             never = sampling::sample(&cx) => match never {},
         };
     }
-    remember(cx.dir, &work.swap, conclusion.outcome, &cx.plan, cx.host.now());
+    let (outcome, now) = (conclusion.outcome, cx.host.now());
+    if let Err(error) = remember(cx.dir, &work.swap, outcome, &cx.plan, now) {
+        // The history tells what may be rolled back; the next command writes it.
+        cx.tell(EventKind::Warning { text: Failure::from(error).to_string() });
+        return lease.leave_to_the_next();
+    }
     drop(lease);
     drop(journal.append(RecordKind::Closed, cx.host.now()));
     cx.tell(EventKind::Closed(Closing::Nothing));
@@ -294,24 +300,20 @@ fn keep_incumbent(world: &World, plan: &Plan, folder: &Path) -> Result<(), Failu
 }
 
 /// Adds a swap that did not get as far as `promote` to the history.
+///
+/// # Errors
+/// If the disk refuses.
 pub(super) fn remember(
     dir: &ServiceDir,
     swap: &SwapId,
     outcome: Outcome,
     plan: &Plan,
     at: Timestamp,
-) {
-    if let Ok(mut state) = dir.load() {
-        state.remember(Past {
-            swap: swap.clone(),
-            at,
-            outcome,
-            revision: plan.candidate.revision.clone(),
-            strategy: Some(plan.strategy),
-        });
-        // The history is for people: a disk that refuses it has already been told of.
-        drop(dir.save(&state));
-    }
+) -> Result<(), StateError> {
+    let mut state = dir.load()?;
+    let (swap, revision) = (swap.clone(), plan.candidate.revision.clone());
+    state.remember(Past { swap, at, outcome, revision, strategy: Some(plan.strategy) });
+    dir.save(&state)
 }
 
 fn holder(work: &Work, now: Timestamp) -> Holder {

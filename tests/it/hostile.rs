@@ -17,7 +17,7 @@ use testbed::server::{Aim, ServerSpec, free_port, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts, READY, frozen};
 use crate::step::{Step, send};
-use crate::support::{NEW, OLD, World, alive};
+use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// The records that a step of a first swap is done, by the step's number.
 const RESERVED: usize = 3;
@@ -350,6 +350,14 @@ async fn a_disk_that_is_full_at_any_write_of_the_way_back_costs_no_request() -> 
         assert_eq!(repair.code, 0, "write {write}\n{run}\n{repair}");
         assert_eq!(world.serves().await?, OLD, "write {write}\n{run}\n{repair}");
         assert_eq!(Facts::of(&world)?, before, "write {write}\n{run}\n{repair}");
+        let swap = &crate::runner::events(&world)?[0]["swap"];
+        let state = fs::read_to_string(world.server.state_dir().join(NAME).join("state.json"))?;
+        let state: serde_json::Value = serde_json::from_str(&state)?;
+        let history = state["history"].as_array().context("a history")?;
+        assert!(
+            history.iter().any(|past| past["swap"] == *swap),
+            "write {write}: {swap} in {state}"
+        );
         if run.code == 5 && repair.outputs["outcome"] == "unchanged" {
             break;
         }
