@@ -11,6 +11,7 @@ use crate::event_log::EventReader;
 use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
 use crate::host::watch::Watch;
+use crate::journal::Journal;
 use crate::model::event::{Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SwapId};
@@ -95,7 +96,9 @@ pub(super) async fn follow(
                 sleep(LOOK).await;
                 continue;
             }
-            let gone = if concluded { gone_after_outcome } else { gone_before_outcome };
+            // It may have died between writing its outcome down and telling it.
+            let has_outcome = concluded || Journal::is_at_its_end(&folder);
+            let gone = if has_outcome { gone_after_outcome } else { gone_before_outcome };
             return answers.send(&Frame::Refused(Refusal::environment(gone(swap))));
         }
         tokio::select! {

@@ -137,7 +137,8 @@ async fn killed(world: &World, aim: Aim) -> Result<()> {
         _ => anyhow::bail!("that kills nobody"),
     };
     assert_eq!((lines.len(), torn), (whole, half), "{aim:?} struck elsewhere\n{run}");
-    run.refused(3, &["the agent "]);
+    let has_outcome = lines.iter().any(|line| line.contains(r#""record":"concluded""#));
+    run.refused(3, &[if has_outcome { "the swap has its outcome" } else { "the agent " }]);
     Ok(())
 }
 
