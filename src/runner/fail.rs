@@ -5,6 +5,7 @@
 //! or rolled back, and an event that comes again move nothing.
 
 use super::api::{self, Missing};
+use super::follow::Stop;
 use super::{Setting, Stopped, Told, Voice, ask, put_out, summarise, trust, warning};
 use crate::config::Config;
 use crate::github::api::ApiError;
@@ -41,10 +42,15 @@ pub(super) async fn fail(
             .hint("give the step ssh-key and known-hosts, as the one that swaps has them");
         return Err(Stopped::input(vec![failure]));
     }
+    // From the first question on a signal is heard, also between two of them.
+    let mut stop = Stop::new()?;
     if reaches && let Some(reason) = why_not(setting, config, swap, voice).await? {
         return Ok(settled(setting, (swap, Verdict { deployment: None, said: reason }), voice));
     }
-    let verdict = judge(setting, config, swap).await;
+    let verdict = tokio::select! {
+        verdict = judge(setting, config, swap) => verdict,
+        () = stop.asked() => return Err(stopped()),
+    };
     if !setting.inputs.rollback {
         return verdict.map(|verdict| settled(setting, (swap, verdict), voice));
     }
@@ -54,6 +60,13 @@ pub(super) async fn fail(
         Err(Stopped { failures, .. }) => voice.say(failures.iter().map(warning)),
     }
     ask(&setting.asking(CommandName::Rollback), config, voice).await
+}
+
+/// A signal came while GitHub was asked.
+fn stopped() -> Stopped {
+    let failure = Failure::new("stopped by a signal before anything was rolled back")
+        .hint("run the step again: what is done of it already is not done twice");
+    Stopped { failures: vec![failure], exit: Exit::Environment }
 }
 
 /// Why the server says that the swap cannot fail any more, if so.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use testbed::github::{Deployment, FakeGitHub, Fault, Operation, Times};
 
-use crate::step::Step;
+use crate::step::{Step, until};
 use crate::support::{Action, NEW, OLD, Run, World, binary};
 
 const NEWER: &str = "Qwen/Newer";
@@ -66,8 +66,20 @@ async fn what_fails_after_its_promotion_is_marked_once_and_rolled_back_where_tha
     Step::run(again).await?.ended(0, "unchanged").answered(&["is failure already"]);
     assert_eq!(changes(&github), before, "{:?}", github.requests());
 
-    let back = fail(&world, &github, first, Key::Given)?.with_inputs(&[("rollback", "true")]);
-    let back = Step::run(back).await?.ended(0, "rolled-back");
+    let back = || -> Result<Action> {
+        Ok(fail(&world, &github, first, Key::Given)?.with_inputs(&[("rollback", "true")]))
+    };
+    // Cancelled while GitHub is asked, what would come after that does not begin.
+    let asked = github.requests().len();
+    github.fail(Fault::Hang, &[Operation::ListDeployments], Times::Always);
+    let cancelled = Step::start(back()?)?;
+    until("GitHub is asked", || Ok((github.requests().len() > asked).then_some(()))).await?;
+    cancelled.signal("-INT")?;
+    cancelled.finish().await?.refused(3, &["stopped by a signal before anything was rolled back"]);
+    github.heal();
+    assert_eq!(world.serves().await?, NEW);
+
+    let back = Step::run(back()?).await?.ended(0, "rolled-back");
     assert_eq!(world.serves().await?, OLD);
     assert_eq!(states(&github, back.output("swap-id"))?, ["in_progress", "success"]);
     assert_eq!(states(&github, first)?, ["in_progress", "success", "failure"]);
