@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 
 use crate::host::process;
 use crate::model::failure::Hint;
@@ -19,6 +20,23 @@ const FILE: &str = "lease.json";
 
 /// [`Holder::command`] while a replica whose time has come is stopped: its swap has its outcome.
 pub const RETIRE: &str = "retire";
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    #[serde(flatten)]
+    holder: Holder,
+    /// Of which boot its process is.
+    #[serde(default)]
+    boot: Option<String>,
+}
+
+impl Line {
+    fn is_alive(&self) -> bool {
+        let is_of_this_boot = self.boot.as_ref().is_none_or(|boot| *boot == process::boot());
+        is_of_this_boot && process::alive(self.holder.process)
+    }
+}
 
 /// A lease that was not had.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +151,7 @@ impl Lease {
             // A power loss must not take away who was at work with the file's own entry.
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         }
-        let died = read(&path).map(first_to_recover);
+        let died = read(&path).map(|last| first_to_recover(last.holder));
         let length = file.metadata().map_err(io)?.len();
         let stays = if died.is_some() { length } else { 0 };
         Ok(Self { path, file, died, stays })
@@ -156,7 +174,8 @@ impl Lease {
     fn write(&mut self, holder: &Holder) -> Result<(), LeaseError> {
         let io = |source| LeaseError::Io { path: self.path.clone(), source };
         let holder = Holder { recovers: self.died.clone().map(Box::new), ..holder.clone() };
-        let line = serde_json::to_string(&holder).map_err(|error| io(error.into()))?;
+        let line = Line { holder, boot: Some(process::boot()) };
+        let line = serde_json::to_string(&line).map_err(|error| io(error.into()))?;
         // Half a line of one who died over it ends here.
         self.file
             .write_all(format!("\n{line}").as_bytes())
@@ -171,13 +190,13 @@ impl Lease {
 
     /// Who held the lease when they died, if nobody has recovered what they left. Looks without locking.
     pub fn left_by_the_dead(folder: &Path) -> Option<Holder> {
-        let last = read(&folder.join(FILE)).filter(|holder| !process::alive(holder.process));
-        last.map(first_to_recover)
+        let last = read(&folder.join(FILE)).filter(|last| !last.is_alive());
+        last.map(|last| first_to_recover(last.holder))
     }
 
     /// Who holds the lease now. Looks without locking, so that looking never refuses anybody.
     pub fn holder(folder: &Path) -> Option<Holder> {
-        read(&folder.join(FILE)).filter(|holder| process::alive(holder.process))
+        read(&folder.join(FILE)).filter(Line::is_alive).map(|last| last.holder)
     }
 }
 
@@ -196,7 +215,7 @@ fn first_to_recover(dead: Holder) -> Holder {
     dead.recovers.map_or(Holder { recovers: None, ..dead }, |died| *died)
 }
 
-fn read(path: &Path) -> Option<Holder> {
+fn read(path: &Path) -> Option<Line> {
     let text = fs::read(path).ok()?;
     text.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok())
 }
@@ -248,7 +267,7 @@ mod tests {
     }
 
     fn written(folder: &tempfile::TempDir) -> Holder {
-        read(&file(folder)).unwrap()
+        read(&file(folder)).unwrap().holder
     }
 
     fn dead(swap: &str) -> Holder {
@@ -322,5 +341,19 @@ mod tests {
         assert_eq!(lease.died, Some(dead("s-1")));
         lease.recovered(&holder("s-3")).unwrap();
         assert_eq!(written(&folder), holder("s-3"));
+    }
+
+    #[test]
+    fn a_holder_of_another_boot_is_dead_whoever_has_its_pid_now() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Lease::take(folder.path(), &holder("s-0")).unwrap());
+        let mut line = serde_json::to_value(holder("s-1")).unwrap();
+        line["boot"] = "another one".into();
+        fs::write(file(&folder), line.to_string()).unwrap();
+        assert_eq!(Lease::holder(folder.path()), None);
+        assert_eq!(Lease::left_by_the_dead(folder.path()), Some(holder("s-1")));
+        line["boot"] = process::boot().into();
+        fs::write(file(&folder), line.to_string()).unwrap();
+        assert_eq!(Lease::holder(folder.path()), Some(holder("s-1")));
     }
 }
