@@ -41,7 +41,9 @@ fn note(setting: &Setting, name: &str, value: &str, voice: &mut Voice) {
 }
 
 /// Says how the swap of a step ended that could not say so itself. A step that could needs nothing.
-pub async fn afterwards(setting: Setting, voice: &mut Voice) -> Exit {
+pub async fn afterwards(mut setting: Setting, voice: &mut Voice) -> Exit {
+    // GitHub's runner passes on what a step has put out, and nothing of its later stage.
+    setting.run.output = None;
     voice.typed = Typed::of(&setting.inputs);
     let saved = |name: &str| setting.env.get(&format!("STATE_{name}")).filter(|v| !v.is_empty());
     let (Some(swap), None) = (saved(SWAP), saved(TOLD)) else { return Exit::Done };

@@ -216,10 +216,13 @@ async fn listen(
             }
         };
         let Some(frame) = frame else { return Ok(Heard::All) };
-        if let (Frame::Accepted { swap }, Some(own)) = (&frame, request.command.begins())
-            && swap != own
-        {
-            afterwards::note_swap(line.setting, swap, voice);
+        if let (Frame::Accepted { swap }, Some(own)) = (&frame, request.command.begins()) {
+            if swap != own {
+                afterwards::note_swap(line.setting, swap, voice);
+            }
+            // Of a step that is killed its workflow knows no more than this.
+            let begun = Outputs { swap_id: Some(swap.clone()), ..Outputs::default() };
+            super::put_out(line.setting, &begun, voice);
         }
         followed.take(frame, voice, reporter)?;
         followed.visit(line);

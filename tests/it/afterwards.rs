@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
@@ -31,8 +31,8 @@ pub(crate) async fn is_told_after(world: &World, step: &Run) -> Result<()> {
     let state: String =
         step.state.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
     let (action, _program) = afterwards(world, &github, &state)?;
-    let run = Step::run(action).await?.ended(0, "promoted");
-    assert_eq!(run.output("swap-id"), step.state["swap"], "{run}");
+    let run = Step::run(action).await?.answered(&[&step.state["swap"], "promoted: "]);
+    assert!(run.outputs.is_empty(), "GitHub passes none on\n{run}");
     let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
     assert_eq!(deployment.state(), "success", "{github}");
     Ok(())
@@ -48,18 +48,20 @@ async fn what_a_step_that_was_killed_could_not_say_is_said_after_it() -> Result<
     step.kill()?;
     // Run again it follows the swap that it has begun already, and not the one that it asks for.
     let again = action()?;
-    let path = again.env["GITHUB_STATE"].clone();
+    let [state, output] = ["GITHUB_STATE", "GITHUB_OUTPUT"].map(|name| again.env[name].clone());
     let mut again = Step::start(again)?;
     again.says("→ await_ready b").await?;
-    let state = fs::read_to_string(path)?;
+    let (state, output) = (fs::read_to_string(state)?, fs::read_to_string(output)?);
     again.kill()?;
+    let swap = state.lines().rev().find_map(|line| line.strip_prefix("swap=")).context("swap")?;
+    assert!(output.contains(swap), "nothing names the swap to the rest of the workflow: {output}");
 
     let (action, _program) = afterwards(&world, &github, &state)?;
     let mut later = Step::start(action)?;
     later.says("→ await_ready b").await?;
     candidate.thaw()?;
-    let run = later.finish().await?.ended(0, "promoted");
-    assert!(run.summary.contains("promoted"), "{run}");
+    let run = later.finish().await?.answered(&["promoted: "]);
+    assert!(run.summary.contains("promoted") && run.outputs.is_empty(), "{run}");
     assert_eq!(world.serves().await?, NEW);
     let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
     assert_eq!(deployment.state(), "success", "{github}");

@@ -267,6 +267,33 @@ fn an_evaluation_marks_what_it_has_evaluated() -> Result<()> {
     Ok(())
 }
 
+/// What was promoted and not found good goes, and so does what may have been promoted by a step that was killed.
+#[test]
+fn what_nobody_has_evaluated_is_rolled_back() -> Result<()> {
+    let workflow = example("upgrade.yml")?;
+    let condition = workflow["jobs"]["rollback"]["if"].as_str();
+    for (swapped, outcome, swap, evaluated, goes_back) in [
+        ("success", "promoted", "s-1", "success", false),
+        ("success", "promoted", "s-1", "failure", true),
+        ("success", "promoted", "s-1", "cancelled", true),
+        ("success", "unchanged", "s-0", "skipped", false),
+        ("failure", "failed", "s-1", "skipped", false),
+        ("failure", "rolled-back", "s-1", "skipped", false),
+        ("failure", "", "s-1", "skipped", true),
+        ("cancelled", "aborted", "s-1", "skipped", false),
+        // It was refused, or never asked.
+        ("failure", "", "", "skipped", false),
+        ("skipped", "", "", "skipped", false),
+    ] {
+        let outputs = json!({ "outcome": outcome, "swap-id": swap });
+        let swap = json!({ "result": swapped, "outputs": outputs });
+        let contexts = json!({ "needs": { "swap": swap, "evaluate": { "result": evaluated } } });
+        let scope = Scope { contexts: &contexts, status: Status::Failure };
+        assert_eq!(scope.begins(condition)?, goes_back, "{swapped} {outcome:?} {evaluated}");
+    }
+    Ok(())
+}
+
 /// A branch rule requires one check, so that no job may be missing in it.
 #[test]
 fn one_job_waits_for_all_others() -> Result<()> {
