@@ -28,8 +28,8 @@ pub const PAUSE: Duration = Duration::from_secs(1);
 /// How often a request is sent on to where GitHub says that it belongs: a repository that was renamed, and one more.
 const REDIRECTS: usize = 2;
 
-/// How often a list is asked for; asking changes nothing.
-const GET_TRIES: usize = 3;
+/// How often a thing is asked for; asking changes nothing.
+const ASK_TRIES: usize = 3;
 
 /// What GitHub says, whatever else, where a secondary limit refuses. It need not say by a header for how long; then it is
 /// to be left alone for a minute (REST documentation, "Rate limits": exceeding).
@@ -121,11 +121,16 @@ impl Api {
         route: &str,
         query: &[(&str, &str)],
     ) -> Result<T, ApiError> {
+        let answer = self.ask(tried, route, &Call::Get(query)).await?;
+        self.read(tried, answer)
+    }
+
+    async fn ask(&self, tried: &str, route: &str, call: &Call<'_>) -> Result<String, ApiError> {
         let mut tries = 1;
         loop {
-            match self.settle(tried, route, &Call::Get(query)).await {
-                Err(error) if error.is_ambiguous() && tries < GET_TRIES => tries += 1,
-                settled => return self.read(tried, settled?),
+            match self.settle(tried, route, call).await {
+                Err(error) if error.is_ambiguous() && tries < ASK_TRIES => tries += 1,
+                settled => return settled,
             }
             tokio::time::sleep(self.bounds.pause).await;
         }
@@ -171,7 +176,9 @@ impl Api {
         let (base, route) = self.graphql.rsplit_once('/').unwrap_or((&self.graphql, ""));
         let graphql = Self { base: base.to_owned(), root: String::new(), ..self.clone() };
         let query = serde_json::json!({ "query": "query { viewer { login } }" });
-        let answer: Value = graphql.post(tried, &format!("/{route}"), &query).await?;
+        // To GraphQL a question is a POST as well.
+        let answer = graphql.ask(tried, &format!("/{route}"), &Call::Post(&query)).await?;
+        let answer: Value = graphql.read(tried, answer)?;
         let login = answer.pointer("/data/viewer/login").and_then(Value::as_str);
         login.map(str::to_owned).ok_or_else(|| {
             let errors = answer.get("errors").and_then(Value::as_array).into_iter().flatten();

@@ -1,7 +1,7 @@
 //! `plan-digest: from-pr`: a merge carries out the plan that was looked at on its pull request, and no other.
 
 use anyhow::Result;
-use testbed::github::FakeGitHub;
+use testbed::github::{FakeGitHub, Fault, Operation, Times};
 
 use crate::step::Step;
 use crate::support::{Action, NEW, OLD, World, binary, engine};
@@ -121,6 +121,8 @@ async fn only_our_own_comment_on_the_pull_request_of_this_commit_counts() -> Res
         state.path().display()
     );
     Step::run(plan("chat")?.with_config(&here)?).await?.refused(3, &["nginx"]);
+    // Whose token it is, is asked again where GitHub did not answer.
+    github.fail(Fault::Status(502), &[Operation::Viewer], Times::Next(1));
     refused(&["the comment on pull request 7 says that there was no plan"]).await?;
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
