@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde_yaml::Value;
 
-use crate::model::ids::Port;
+use crate::model::ids::{Port, ServiceName};
 use crate::model::spec::SwapSpec;
 use crate::model::target::{SSH_PORT, Target};
 use crate::model::wire::Secrets;
@@ -79,6 +79,14 @@ pub fn load(text: &str, file_name: &str, overrides: &Overrides) -> Result<Config
         Err(problem) => list.push(*problem),
     }
     Err(Problems { origin: file_name.to_owned(), list })
+}
+
+/// The service that a text names, which need be neither a configuration nor YAML: by the line that looks like it.
+pub fn named_service(text: &str) -> Option<ServiceName> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    let named = text.lines().find_map(|line| line.strip_prefix("service:"))?;
+    let name = named.split('#').next().unwrap_or_default().trim();
+    name.trim_matches(['"', '\'']).parse().ok()
 }
 
 /// Looks up the values of secret variables. An empty value counts as missing: that is what GitHub makes of a secret that

@@ -238,3 +238,13 @@ fn no_text_panics_and_every_refusal_says_why() {
     }
     assert!(refused > 300, "only {refused} of the texts were wrong");
 }
+
+#[test]
+fn a_text_that_is_no_configuration_may_still_name_its_service() {
+    let of = |text: &str| named_service(text).map(|name| name.to_string());
+    assert_eq!(of("# ours\nservice: chat # the one\n\t}").as_deref(), Some("chat"));
+    assert_eq!(of("\u{feff}service: 'chat'\r\nmodel: [").as_deref(), Some("chat"));
+    for text in ["", "service:", "service: a b", "  service: chat"] {
+        assert_eq!(of(text), None, "{text:?}");
+    }
+}

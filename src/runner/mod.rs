@@ -29,9 +29,11 @@ use std::time::Duration;
 use crate::config::{self, Config, Overrides};
 use crate::github::inputs::{CommandName, Held, Inputs};
 use crate::github::output::{self, Outputs};
+use crate::github::pull_request::PullRequest;
 use crate::github::run::WorkflowRun;
 use crate::model::event::Event;
 use crate::model::failure::{Failure, Hint};
+use crate::model::ids::ServiceName;
 use crate::model::outcome::Exit;
 use crate::model::state::StatusReport;
 use crate::model::target::{HostAddr, Target};
@@ -121,32 +123,43 @@ async fn command(setting: &Setting, voice: &mut Voice) -> Result<Told, Stopped> 
     if setting.inputs.command == CommandName::Init {
         return init::init(setting, voice).await.map(Told::of);
     }
-    let config = load(setting)?;
-    let told = match trust::alone(setting, &config.target, pull_request.as_ref()) {
-        Some(why) => Ok(plan_alone(setting, &config, &why, voice)),
-        None => match setting.inputs.command {
-            CommandName::Fail => fail::fail(setting, &config, voice).await,
-            CommandName::Swap if setting.inputs.plan_digest == Some(Held::ToPullRequest) => {
-                approved::swap(setting, &config, voice).await
-            }
-            CommandName::Doctor => doctor::doctor(setting, &config, voice).await,
-            _ => ask(setting, &config, voice).await,
-        },
+    let (service, told) = match load(setting) {
+        Ok(config) => {
+            let told = carry_out(setting, (&config, pull_request.as_ref()), voice).await;
+            (Some(config.spec.service), told)
+        }
+        Err(stopped) => (named_service(setting), Err(stopped)),
     };
     if let (Ok(Told { status: Some(report), .. }), true) = (&told, setting.inputs.reconcile) {
         reconcile::reconcile(setting, report, voice).await?;
     }
     let commented = pull_request.filter(|_| setting.inputs.command == CommandName::Plan);
-    if let Some(number) = commented.and_then(|pull_request| pull_request.number) {
+    let number = commented.and_then(|pull_request| pull_request.number);
+    if let (Some(number), Some(service)) = (number, &service) {
         // A plan that has become impossible must not leave the last one standing.
         let (markdown, digest) = match &told {
             Ok(told) => (told.markdown.clone(), told.plan_digest.clone()),
             Err(stopped) => (summary::of_refusal(&stopped.failures), None),
         };
-        let of = (&config.spec.service, digest);
-        comment::keep(setting, number, of, &markdown, voice).await;
+        comment::keep(setting, number, (service, digest), &markdown, voice).await;
     }
     told
+}
+
+async fn carry_out(
+    setting: &Setting,
+    (config, pull_request): (&Config, Option<&PullRequest>),
+    voice: &mut Voice,
+) -> Result<Told, Stopped> {
+    match (trust::alone(setting, &config.target, pull_request), setting.inputs.command) {
+        (Some(why), _) => Ok(plan_alone(setting, config, &why, voice)),
+        (None, CommandName::Fail) => fail::fail(setting, config, voice).await,
+        (None, CommandName::Doctor) => doctor::doctor(setting, config, voice).await,
+        (None, CommandName::Swap) if setting.inputs.plan_digest == Some(Held::ToPullRequest) => {
+            approved::swap(setting, config, voice).await
+        }
+        _ => ask(setting, config, voice).await,
+    }
 }
 
 /// What a command came to, and what was said of it.
@@ -275,6 +288,12 @@ fn load(setting: &Setting) -> Result<Config, Stopped> {
         .map_err(|problems| Stopped::input(problems.to_failures()))?;
     refuse_container(setting, &config.target)?;
     Ok(config)
+}
+
+/// The service of a configuration that cannot be used, as far as anybody can tell.
+fn named_service(setting: &Setting) -> Option<ServiceName> {
+    let named = || config::named_service(&std::fs::read_to_string(config_path(setting)).ok()?);
+    setting.inputs.service.clone().or_else(named)
 }
 
 /// Why there is no configuration, and where it may be.

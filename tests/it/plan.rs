@@ -169,6 +169,10 @@ async fn a_pull_request_has_one_comment_that_says_what_the_plan_is_now() -> Resu
     Step::run(refused).await?.refused(2, &["the ssh key is no private key"]);
     let first_of_ours = ours().remove(0).body;
     assert!(first_of_ours.contains("Nothing was done"), "{first_of_ours}");
+    let broken = planned_on(&github, &format!("{newer}modle: x\n"))?;
+    Step::run(broken).await?.refused(2, &["modle"]);
+    let first_of_ours = ours().remove(0).body;
+    assert!(first_of_ours.contains("modle"), "a broken file leaves a plan\n{first_of_ours}");
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
 }
