@@ -306,6 +306,7 @@ impl Verb {
         | Self::Logs { common }
         | Self::Doctor { common, .. }
         | Self::Repair { common, .. }
+        | Self::Uninstall { common, .. }
         | Self::History { common }) = self
         else {
             return Surface::Terminal;

@@ -44,7 +44,7 @@ pub struct Checkup {
 }
 
 /// What was found in one place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// The place, as people name it.
     pub place: String,

@@ -3,12 +3,11 @@
 use jiff::Timestamp;
 
 use super::follow::Stop;
-use super::{Setting, Stopped, Surface, Told, Voice, credentials, install, request, summarise};
+use super::{Setting, Stopped, Told, Voice, credentials, install, request, summarise, trust};
 use crate::config::{self, Config};
 use crate::model::checkup::{Checkup, Finding, Mark, Part};
 use crate::model::failure::Failure;
 use crate::model::outcome::Exit;
-use crate::model::target::HostAddr;
 use crate::model::wire::{Fault, Frame, Hello, Refusal};
 use crate::remote::agent::ask;
 use crate::remote::session::Session;
@@ -36,6 +35,7 @@ pub(super) async fn doctor(
         }
     };
     let title = format!("{} on {}", config.spec.service, config.target.host);
+    voice.put(&serde_json::json!({ "frame": "checkup", "parts": parts }));
     voice.say(render::checkup::lines(&title, &parts));
     let markdown = render::checkup::markdown(&title, &parts);
     summarise(&setting.run, &markdown, voice);
@@ -56,13 +56,8 @@ fn exit(parts: &[Part]) -> Exit {
 
 async fn parts(setting: &Setting, config: &Config) -> Result<[Part; 2], Stopped> {
     let mut here = secrets(setting, config);
-    let keyless = setting.surface == Surface::Workflow
-        && setting.inputs.ssh_key.is_none()
-        && config.target.host != HostAddr::Local;
-    if keyless {
-        let failure = Failure::new("the input ssh-key is empty")
-            .hint("set it to a secret with the private key: `ssh-key: ${{ secrets.GPU_SSH_KEY }}`");
-        here.push(Finding::of_failure("ssh-key", Fault::Input, failure));
+    if trust::is_keyless(setting, &config.target) {
+        here.push(Finding::of_failure("ssh-key", Fault::Input, trust::no_key()));
     }
     let way = way::look(&config.target, credentials(setting)).await;
     here.extend(way.findings);

@@ -49,6 +49,10 @@ pub(super) async fn init(setting: &Setting, voice: &mut Voice) -> Result<Exit, S
     }
     let name = setting.inputs.config.display().to_string();
     let read = config::load(&text, &name, &Overrides::default());
+    if !prints {
+        let left = read.as_ref().err().map(Problems::to_failures).unwrap_or_default();
+        voice.put(&serde_json::json!({ "frame": "written", "path": path, "left": left }));
+    }
     if !prints || setting.surface == Surface::Workflow {
         voice.say(told(setting, &read));
     }
@@ -75,9 +79,7 @@ fn known(setting: &Setting) -> Result<Known, Stopped> {
     let target = Target { host, port: ssh_port.unwrap_or(SSH_PORT), jump };
     refuse_container(setting, &target)?;
     if trust::is_keyless(setting, &target) {
-        let failure = Failure::new("the input ssh-key is empty")
-            .hint("set it to a secret with the private key: `ssh-key: ${{ secrets.GPU_SSH_KEY }}`");
-        return Err(Stopped::input(vec![failure]));
+        return Err(Stopped::input(vec![trust::no_key()]));
     }
     let (service, model) = (inputs.service.clone(), inputs.model.clone());
     Ok(Known { target, service, model, upstream, state_dir })

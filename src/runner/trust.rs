@@ -45,3 +45,9 @@ pub(super) fn is_keyless(setting: &Setting, target: &Target) -> bool {
         && setting.inputs.ssh_key.is_none()
         && target.host != HostAddr::Local
 }
+
+/// What to do about it.
+pub(super) fn no_key() -> Failure {
+    Failure::new("the input ssh-key is empty")
+        .hint("set it to a secret with the private key: `ssh-key: ${{ secrets.GPU_SSH_KEY }}`")
+}

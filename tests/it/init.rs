@@ -6,6 +6,7 @@ use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
+use serde_json::json;
 use testbed::guest::{GPUS, GuestSpec, SLOTS};
 use testbed::server::{GpuServer, Ports, ServerSpec, default_upstream_file};
 
@@ -77,11 +78,14 @@ async fn what_init_writes_is_checked_planned_and_swapped_with() -> Result<()> {
     };
     let before = look()?;
 
+    let (code, said) = init(&world, &terminal, &["--config", "second.yaml", "--json"]).await?;
+    let frame: serde_json::Value = serde_json::from_str(&said).context(said.clone())?;
+    assert_eq!((code, &frame["frame"], &frame["left"]), (Some(0), &"written".into(), &json!([])));
     let (code, said) = init(&world, &terminal, &[]).await?;
     assert_eq!(code, Some(0), "{said}");
     let text = fs::read_to_string(&path)?;
     assert!(said.contains(&format!("it is complete: chat serves from port {a}")), "{said}\n{text}");
-    assert!(said.contains("next: read it, then `model-swap doctor`"), "{said}");
+    assert!(said.contains("next: read it, then `model-swap doctor "), "{said}");
     assert_eq!(look()?, before, "something changed: {said}");
     let kept: Vec<_> = fs::read_dir(world.server.state_dir())?
         .map(|entry| Ok(entry?.file_name()))
@@ -170,7 +174,7 @@ async fn what_cannot_be_seen_is_left_open_in_its_form() -> Result<()> {
     for told in [
         "left to you",
         "first.yaml: model: missing",
-        "next: fill these in, then `model-swap doctor`",
+        "next: fill these in, then `model-swap doctor ",
     ] {
         assert!(said.contains(told), "no {told:?} in {said}");
     }

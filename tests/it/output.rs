@@ -76,6 +76,22 @@ async fn a_terminal_gets_colour_and_a_bar_a_program_gets_events_and_a_browser_a_
     assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
     load.stop().await.assert_clean();
 
+    let checked = terminal.run("doctor --host local --json").await?;
+    let said = String::from_utf8(checked.stdout)?;
+    let frame: Value = serde_json::from_str(&said).context(said.clone())?;
+    assert_eq!(
+        (&frame["frame"], frame["parts"].as_array().map(Vec::len)),
+        (&"checkup".into(), Some(2))
+    );
+    let found = frame["parts"][1]["findings"].as_array().context(said.clone())?;
+    assert!(found.iter().any(|finding| finding["what"] == "nginx running"), "{said}");
+
+    let given_back = terminal.run("uninstall --host local --retire-now --json").await?;
+    let said = String::from_utf8(given_back.stdout)?;
+    let frame: Value = serde_json::from_str(said.lines().next_back().unwrap_or_default())?;
+    assert_eq!(frame["frame"], "uninstalled", "{said}");
+    assert!(frame["removed"].as_array().is_some_and(|gone| !gone.is_empty()), "{said}");
+
     let refused = terminal.run("swap --host local --config none.yaml --json").await?;
     let said = String::from_utf8(refused.stdout)?;
     let frame: Value = serde_json::from_str(&said)?;

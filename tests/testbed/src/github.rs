@@ -68,7 +68,7 @@ pub struct Request {
     pub answer: Option<u16>,
 }
 
-/// A running fake. Dropping it ends it.
+/// A running fake. Dropping it ends it, and panics over what GitHub would not have.
 pub struct FakeGitHub {
     port: u16,
     world: Arc<Mutex<World>>,
@@ -138,9 +138,9 @@ impl FakeGitHub {
     }
 
     /// What was wrong with requests (answered 422, or 404 where there is no such call) or with the fake's own answers
-    /// (500), whatever faults were set. A good test ends with none.
+    /// (500), whatever faults were set, since this was asked last. What nobody asks for fails the test that made it.
     pub fn violations(&self) -> Vec<String> {
-        self.world().violations.clone()
+        std::mem::take(&mut self.world().violations)
     }
 
     /// All deployments with their statuses, oldest first.
@@ -214,6 +214,15 @@ impl FakeGitHub {
 
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for FakeGitHub {
+    fn drop(&mut self) {
+        self.serving = None;
+        let violations = self.violations();
+        let is_good = violations.is_empty() || std::thread::panicking();
+        assert!(is_good, "GitHub would not have it: {violations:#?}");
     }
 }
 

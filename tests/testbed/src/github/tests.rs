@@ -251,6 +251,13 @@ async fn faults_hit_what_they_are_set_for_and_end() {
 }
 
 #[tokio::test]
+#[should_panic(expected = "GitHub would not have it")]
+async fn what_nobody_asks_for_fails_the_test_that_made_it() {
+    let github = FakeGitHub::start().unwrap();
+    get(&github, "/releases").await;
+}
+
+#[tokio::test]
 async fn connections_hang_or_are_cut() {
     let github = FakeGitHub::start().unwrap();
     let create =
