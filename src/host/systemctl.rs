@@ -121,6 +121,17 @@ pub async fn enablement(unit: &Unit) -> Result<String, SystemctlError> {
     Ok(output.stdout.trim().to_owned())
 }
 
+/// The loaded units that a boot or a person starts together with this one.
+///
+/// # Errors
+/// If systemd does not answer.
+pub async fn wanted_by(unit: &Unit) -> Result<Vec<String>, SystemctlError> {
+    let arguments = ["show", "--property=WantedBy,RequiredBy"];
+    let output = run(unit, "look at", &arguments, LIMIT).await?;
+    let lists = output.stdout.lines().filter_map(|line| Some(line.split_once('=')?.1));
+    Ok(lists.flat_map(str::split_whitespace).map(str::to_owned).collect())
+}
+
 /// Has systemd do something with a unit, which may take `limit` by itself.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use testbed::guest::{GuestSpec, SLOTS, USER};
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::service::{NAME, Settings, until_serves};
 
+use crate::doctor::mark;
 use crate::step::{LOOK_EVERY, Step};
 use crate::support::guest::{load_on, on_guest, on_guest_of, until, users_nginx};
 use crate::support::{NEW, OLD};
@@ -21,6 +22,14 @@ const OURS: &str = "model-swap-chat.b.service";
 #[test]
 fn a_unit_is_the_old_models_users_and_its_secrets_are_roots() -> Result<()> {
     on_guest(async |world| {
+        // No boot by itself starts it, and another unit does.
+        let pulled = "cd /etc/systemd/system && rm multi-user.target.wants/vllm.service && sed -i '/Install/,$d' vllm.service \
+            && mkdir nginx.service.d && printf '[Unit]\\nWants=vllm.service\\n' > nginx.service.d/llm.conf && systemctl daemon-reload";
+        world.guest.run(&["sh", "-c", pulled]).await?;
+        let doctor = world.run("doctor", NEW, &[]).await?;
+        let doctor = doctor
+            .answered(&["vllm.service has no [Install] section, and starts with nginx.service"]);
+        assert_eq!(mark(&doctor, "unit that serves"), "warn", "{doctor}");
         let plan = world.run("plan", NEW, &[]).await?;
         assert!(plan.stdout.contains("as unit model-swap-chat.b.service"), "{plan}");
         world.run("swap", NEW, &[]).await?.ended(0, "promoted");
