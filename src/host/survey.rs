@@ -143,6 +143,7 @@ fn start(
     let template = engine::template(Engine::Vllm, &found.argv, fixed, seen);
     let mut start = Start {
         image: container.map(|container| (container.config.image.clone(), container.options())),
+        other_options: container.map(Container::other_options).unwrap_or_default(),
         ..Start::default()
     };
     if let Some(template) = template {

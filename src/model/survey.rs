@@ -98,6 +98,9 @@ pub struct Start {
     pub command: Option<Vec<String>>,
     /// The image of its container, with the options that it needs.
     pub image: Option<(String, Vec<String>)>,
+    /// More options of its container, which another one may need.
+    #[serde(default)]
+    pub other_options: Vec<String>,
     /// Flags whose values are secret, left out of the command.
     pub left_out: Vec<String>,
     /// Variables that engines know, with their values.

@@ -160,6 +160,14 @@ fn runtime(text: &mut String, listener: &Listener) {
             if !options.is_empty() {
                 let _ = writeln!(text, "  docker_options: {}", sequence(options));
             }
+            let others: Vec<_> = listener.start.other_options.iter().map(|it| inert(it)).collect();
+            if !others.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "  # The running container was made with these options too; put those that it needs under docker_options:\n  #   {}",
+                    others.join(", ")
+                );
+            }
         }
         (Keeper::Unit(_), _) => {
             let _ = writeln!(

@@ -66,6 +66,47 @@ pub struct HostConfig {
     shm_size: u64,
     #[serde(default)]
     binds: Option<Vec<String>>,
+    /// What `--mount` has asked for.
+    #[serde(default)]
+    mounts: Option<Vec<Asked>>,
+    #[serde(flatten)]
+    others: Others,
+}
+
+/// A mount, as `--mount` asks for one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Asked {
+    r#type: String,
+    #[serde(default)]
+    source: String,
+    target: String,
+    #[serde(default)]
+    read_only: bool,
+}
+
+/// What a container may have been made with that is not taken over unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Others {
+    network_mode: Option<String>,
+    runtime: Option<String>,
+    pid_mode: Option<String>,
+    privileged: bool,
+    memory: i64,
+    cap_add: Option<Vec<String>>,
+    security_opt: Option<Vec<String>>,
+    extra_hosts: Option<Vec<String>>,
+    tmpfs: Option<BTreeMap<String, String>>,
+    ulimits: Option<Vec<Ulimit>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Ulimit {
+    name: String,
+    soft: i64,
+    hard: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -148,6 +189,43 @@ impl Container {
             options.push(format!("--shm-size={shm_size}"));
         }
         options.extend(binds.iter().flatten().map(|bind| format!("--volume={bind}")));
+        let mounts = self.host_config.mounts.iter().flatten();
+        options.extend(mounts.map(|Asked { r#type, source, target, read_only }| {
+            let source =
+                if source.is_empty() { String::new() } else { format!(",source={source}") };
+            let readonly = if *read_only { ",readonly" } else { "" };
+            format!("--mount=type={type}{source},target={target}{readonly}")
+        }));
+        options
+    }
+
+    /// Options of `docker run` that it has and that another one may do without, as far as they can be told from the image's.
+    pub fn other_options(&self) -> Vec<String> {
+        let it = &self.host_config.others;
+        let mut options = Vec::new();
+        for (name, value, usual) in [
+            ("network", &it.network_mode, ["default", "bridge"].as_slice()),
+            ("runtime", &it.runtime, &["runc"]),
+            ("pid", &it.pid_mode, &[]),
+        ] {
+            let is_other = |value: &&String| !value.is_empty() && !usual.contains(&value.as_str());
+            options.extend(value.iter().filter(is_other).map(|value| format!("--{name}={value}")));
+        }
+        options.extend(it.privileged.then(|| "--privileged".to_owned()));
+        options.extend((it.memory > 0).then(|| format!("--memory={}", it.memory)));
+        for (name, values) in [
+            ("cap-add", &it.cap_add),
+            ("security-opt", &it.security_opt),
+            ("add-host", &it.extra_hosts),
+        ] {
+            options.extend(values.iter().flatten().map(|value| format!("--{name}={value}")));
+        }
+        options.extend(it.tmpfs.iter().flatten().map(|(path, how)| match how.as_str() {
+            "" => format!("--tmpfs={path}"),
+            how => format!("--tmpfs={path}:{how}"),
+        }));
+        let ulimits = it.ulimits.iter().flatten();
+        options.extend(ulimits.map(|it| format!("--ulimit={}={}:{}", it.name, it.soft, it.hard)));
         options
     }
 
@@ -200,15 +278,41 @@ impl Container {
 mod tests {
     use super::*;
 
+    fn container(host_config: &serde_json::Value) -> Container {
+        let text = serde_json::json!({
+            "Id": "aa", "Name": "/llm", "Path": "vllm", "Args": [], "Config": {}, "NetworkSettings": {},
+            "State": { "Running": true, "Pid": 1, "ExitCode": 0 },
+            "HostConfig": host_config,
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn what_is_mounted_is_taken_over_and_the_rest_is_named() {
+        let it = container(&serde_json::json!({
+            "RestartPolicy": { "Name": "" }, "IpcMode": "host", "ShmSize": 67_108_864, "Binds": ["/srv/hf:/hf"],
+            "Mounts": [
+                { "Type": "bind", "Source": "/models", "Target": "/m", "ReadOnly": true },
+                { "Type": "tmpfs", "Target": "/t" },
+            ],
+            "NetworkMode": "llm_default", "Runtime": "nvidia", "Memory": 0, "CapAdd": null,
+            "Ulimits": [{ "Name": "memlock", "Soft": -1, "Hard": -1 }],
+        }));
+        let mounts =
+            ["--mount=type=bind,source=/models,target=/m,readonly", "--mount=type=tmpfs,target=/t"];
+        assert_eq!(it.options(), [&["--ipc=host", "--volume=/srv/hf:/hf"], &mounts[..]].concat());
+        let others = ["--network=llm_default", "--runtime=nvidia", "--ulimit=memlock=-1:-1"];
+        assert_eq!(it.other_options(), others);
+        let usual = container(&serde_json::json!({
+            "RestartPolicy": { "Name": "no" }, "NetworkMode": "default", "Runtime": "runc", "PidMode": "", "Ulimits": null
+        }));
+        assert!(usual.options().is_empty() && usual.other_options().is_empty());
+    }
+
     #[test]
     fn a_boot_starts_what_is_always_to_run() {
         let starts = |policy: &str| {
-            let text = serde_json::json!({
-                "Id": "aa", "Name": "/llm", "Path": "vllm", "Args": [], "Config": {}, "NetworkSettings": {},
-                "State": { "Running": true, "Pid": 1, "ExitCode": 0 },
-                "HostConfig": { "RestartPolicy": { "Name": policy } },
-            });
-            serde_json::from_value::<Container>(text).unwrap().starts_on_boot()
+            container(&serde_json::json!({ "RestartPolicy": { "Name": policy } })).starts_on_boot()
         };
         assert!(starts("always") && starts("unless-stopped"));
         assert!(!starts("no") && !starts("on-failure") && !starts(""));
