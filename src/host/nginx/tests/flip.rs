@@ -218,7 +218,8 @@ async fn an_nginx_that_is_being_restarted_is_waited_for() {
     let image = scratch.nginx().image(&scratch.nginx().view().await.unwrap(), b.port).unwrap();
     let asked = scratch.path("asked");
     let mut spec = scratch.spec();
-    let script = format!("touch {}; exec \"$@\"", asked.display());
+    // What comes next is the look for the master, long before one that is started now has written its pid file.
+    let script = format!("\"$@\" && touch {}", asked.display());
     spec.command.splice(0..0, ["sh", "-c", &script, "sh"].map(str::to_owned));
     let nginx = Nginx::new(spec);
     let reloaded = scratch.nginx().load(&image).await.unwrap();
