@@ -6,8 +6,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-# Tests mostly wait: for models to load, for streams to end, for machines to boot.
-export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
+# Tests mostly wait: for models to load, for streams to end, for machines to boot. With three a processor both are busy for three
+# quarters of the time.
+export RUST_TEST_THREADS ?= $(shell expr 3 '*' $$(nproc))
 
 .PHONY: demo test image workflows bench soak fuzz audit setup
 
