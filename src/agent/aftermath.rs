@@ -1,8 +1,10 @@
 //! After `promote`: drain, keep warm, retire. The lease is free meanwhile, and any new command takes over.
 
+use std::fs::File;
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use rustix::fs::{FlockOperation, flock};
 
 use super::ending::docker_answers;
 use super::follow;
@@ -39,8 +41,14 @@ pub(super) fn kept_by(dir: &ServiceDir) -> Result<Option<SwapId>, Failure> {
     Ok((status.outcome.is_some() && !status.closed).then_some(retained.swap))
 }
 
-/// Drains, keeps warm and retires what a swap has left whose agent is gone.
+/// Drains, keeps warm and retires what a swap has left whose agent is gone, unless somebody else does that by now.
 pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure> {
+    let folder = File::open(dir.swap(swap)).map_err(|error| Failure::from_error(&error))?;
+    // Two that end at once both find it; a journal has one writer.
+    let is_ours = flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok();
+    if !is_ours || kept_by(dir)?.as_ref() != Some(swap) {
+        return Ok(());
+    }
     follow::take_over(&dir.swap(swap))?;
     let Some((left, mut journal)) = Left::open(dir, swap, &Secrets::default())? else {
         return Ok(());
@@ -110,7 +118,8 @@ pub async fn aftermath<H: Host>(cx: &Context<'_, H>, journal: &mut Journal, hold
 enum GivenUp {
     /// Another command has taken it over.
     Superseded,
-    /// Another command died in the midst of its work: until that is brought to its end, nobody knows what serves.
+    /// Another command died in the midst of its work: until that is brought to its end, nobody knows what serves. Or the
+    /// disk refused the word of what was done.
     Uncertain,
 }
 
@@ -132,13 +141,16 @@ async fn later<H: Host>(
                 Ok(lease) => lease,
                 Err(failure) => return Ok(Closing::Kept { slot: slot.clone(), failure }),
             };
-            let performed = executor::perform(cx, journal, index).await;
             // Under the lease what failed is this swap's to tell, even if the replica itself is gone: something else
             // may run in its place.
-            if let Err(failure) = performed.map_err(Failure::from).and_then(|done| done) {
-                return Ok(Closing::Kept { slot: slot.clone(), failure });
-            }
-            continue;
+            let failure = match executor::perform(cx, journal, index).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(failure)) => failure,
+                // A record that the disk refused does not tell whether it was done.
+                Err(_) if mine(cx).is_none() => return Err(GivenUp::Uncertain),
+                Err(error) => error.into(),
+            };
+            return Ok(Closing::Kept { slot: slot.clone(), failure });
         }
         // By another agent, which ended before it was through.
         if is_done {
@@ -222,5 +234,49 @@ async fn superseded<H: Host>(cx: &Context<'_, H>) {
     let mut watch = Watch::folder(&cx.dir.root());
     while mine(cx).is_some() {
         watch.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::model::outcome::Outcome;
+    use crate::model::record::{Done, Undo};
+    use crate::swap::planner::tests::two_slot_plan;
+
+    /// A swap that was promoted and has left a replica warm, and whose agent is gone.
+    fn left_warm(dir: &ServiceDir) -> SwapId {
+        let (swap, at): (SwapId, _) = ("s-1".parse().unwrap(), Timestamp::UNIX_EPOCH);
+        let (folder, plan) = (dir.make_swap(&swap).unwrap(), two_slot_plan());
+        let mut journal = Journal::create(&folder, &swap, &plan, at).unwrap();
+        for step in 0..plan.steps.len() {
+            journal.append(RecordKind::Started { step, undo: Undo::Nothing }, at).unwrap();
+            journal.append(RecordKind::Succeeded { step, done: Done::Nothing }, at).unwrap();
+        }
+        journal.append(RecordKind::Concluded { outcome: Outcome::Promoted }, at).unwrap();
+        let replica = serde_json::from_value(serde_json::json!({
+            "slot": "a", "port": 8001, "main": { "pid": 1, "start": 1 }, "swap": null,
+            "revision": { "digest": "r-1", "model": "m", "git_sha": null }, "log": null,
+        }));
+        let (replica, old_workers) = (replica.unwrap(), Vec::new());
+        let kept = Retained { replica, swap: swap.clone(), since: at, until: at, old_workers };
+        let mut state = dir.load().unwrap();
+        state.retained = Some(kept);
+        dir.save(&state).unwrap();
+        swap
+    }
+
+    #[tokio::test]
+    async fn of_two_that_find_a_swap_left_warm_one_goes_on_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let swap = left_warm(&dir);
+        assert_eq!(kept_by(&dir).unwrap(), Some(swap.clone()));
+        let other = File::open(dir.swap(&swap)).unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+        go_on_alone(&dir).await.unwrap();
+        assert_eq!(follow::at_work(&dir.swap(&swap)), None, "the journal has two writers");
     }
 }

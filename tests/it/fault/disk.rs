@@ -3,8 +3,12 @@
 //! A full disk is made by the limit on the size of files, which is a process's own; so this test is one, too.
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 
+use model_swap::model::event::Closing;
 use model_swap::model::record::RecordKind;
 
 use super::aftermath::{self, assert_retired, done};
@@ -12,6 +16,9 @@ use super::death::settle;
 use super::host::{Call, Fault};
 use super::scene::{Attempt, Facts, Kind, Scene};
 use super::wrong::{Wrong, limit_files};
+
+/// More bytes than what comes after `promote` has to say.
+const WORDS: u64 = 8192;
 
 /// Set for the process of its own.
 const ALONE: &str = "MODEL_SWAP_TEST_ALONE";
@@ -129,9 +136,14 @@ async fn after_promote(kind: Kind) {
         let what = format!("{kind:?}: {number}: {call:?}");
         let (scene, attempt) = done(kind).await;
         promoted = scene.records(&attempt).len();
+        outgrow_the_events(&scene.dir.swap(&attempt.swap));
         let fault = Fault { call: number, wrong: Wrong::DiskFills };
-        scene.aftermath(&attempt, &[fault]).await;
+        let closing = scene.aftermath(&attempt, &[fault]).await;
         limit_files(None);
+        if let Some(Closing::Kept { failure, .. }) = closing {
+            let state = scene.dir.load().unwrap();
+            assert!(state.retained.is_some(), "{what}: what is gone is said to run: {failure:?}");
+        }
         assert_eq!(scene.host.struck(), std::slice::from_ref(call), "{what}");
         recorded.insert(scene.records(&attempt).len());
         scene.go_on(&attempt).await;
@@ -139,4 +151,12 @@ async fn after_promote(kind: Kind) {
     }
     // Every record was refused once; the last look at the clock is for a word that is said and not recorded.
     assert_eq!(recorded, (promoted..=all).collect(), "{kind:?}");
+}
+
+/// Lets the journal alone meet a limit that is made to its length: what is said fits.
+fn outgrow_the_events(folder: &Path) {
+    let length = |name| std::fs::metadata(folder.join(name)).unwrap().len();
+    let room = (length("events.ndjson") + WORDS).saturating_sub(length("journal.ndjson"));
+    let mut journal = OpenOptions::new().append(true).open(folder.join("journal.ndjson")).unwrap();
+    journal.write_all(&vec![b'\n'; usize::try_from(room).unwrap()]).unwrap();
 }
