@@ -10,23 +10,25 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)
 # quarters of the time.
 export RUST_TEST_THREADS ?= $(shell expr 3 '*' $$(nproc))
 
-.PHONY: demo test image workflows bench soak fuzz audit setup
+.PHONY: demo test checked image workflows bench soak fuzz audit setup
 
 # A throwaway GPU server on loopback, a swap and a rollback under load.
 demo: setup
 	cargo build --locked --workspace
 	$(BUILT)/debug/demo
 
-# Everything that must hold before a change is merged.
+# Everything that must hold before a change is merged. The guest's files are fetched while the compiler is busy.
 test: setup workflows
-	@scripts/setup --guest
 	@scripts/setup --docker
+	@scripts/setup --guest & guest=$$!; $(MAKE) --no-print-directory checked; checked=$$?; wait $$guest && exit $$checked
+	cargo test --locked --workspace
+
+checked:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
 	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	cargo build --locked --workspace --all-targets
-	cargo test --locked --workspace
 
 # The action's image, built by an Engine of its own from Debian's packages, and the demo run through it as GitHub's runner would;
 # then cancelled and killed steps, and CI's job that tries the action on itself. Leaves the Engine's images below the build's folder and nothing else.
