@@ -28,11 +28,7 @@ pub fn render(command: &[String], model: &str, port: Port, gpus: &[Gpu]) -> Vec<
 
 /// GPUs as `CUDA_VISIBLE_DEVICES` takes them: indices or UUIDs, joined by commas.
 pub fn gpu_list(gpus: &[Gpu]) -> String {
-    let name = |gpu: &Gpu| match gpu {
-        Gpu::Index(index) => index.to_string(),
-        Gpu::Uuid(uuid) => uuid.clone(),
-    };
-    gpus.iter().map(name).collect::<Vec<_>>().join(",")
+    gpus.iter().map(Gpu::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// What an engine's environment says of its GPUs; nothing for none.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::observe::names_of_gpus;
 use crate::abort;
 use crate::event_log::EventLog;
 use crate::host::Host;
@@ -18,7 +19,7 @@ use crate::model::record::{Done, Record, RecordKind, Retained};
 use crate::model::replica::{Keeper, Replica};
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::wire::Asked;
-use crate::service_dir::{HostLock, ServiceDir};
+use crate::service_dir::{HostLock, ServiceDir, StateError};
 
 /// Between two tries for the lock of the host; flock tells nobody when it comes free.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
@@ -188,6 +189,14 @@ impl<'a, H: Host> Context<'a, H> {
             }
             self.host.pause(LOCK_RETRY).await;
         }
+    }
+
+    /// Claims port and GPUs of a slot, under the lock of this host; the driver is asked only where names may mean the same.
+    pub(super) async fn claim(&self, slot: &SlotName) -> Result<Result<(), StateError>, Failure> {
+        let place = self.slot(slot);
+        let lock = self.unless_aborted(self.lock_host()).await?;
+        let gpus = names_of_gpus((self.host, self.dir), place).await;
+        Ok(self.dir.claim(&lock, (slot, place), &gpus))
     }
 
     pub(super) fn begin(&self, index: usize) {

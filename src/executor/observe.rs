@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use super::route::confirm_route;
 use crate::host::Host;
 use crate::host::engine::Answer;
+use crate::host::gpu::Gpus;
 use crate::host::nginx::UpstreamView;
 use crate::journal::Journal;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{SlotName, SwapId};
 use crate::model::replica::Replica;
-use crate::model::state::{ServiceState, SlotReport, StatusReport};
+use crate::model::spec::{Slot, SwapSpec};
+use crate::model::state::{SlotReport, StatusReport};
 use crate::model::wire::{Asked, Secrets};
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Observed, Occupant};
@@ -40,16 +42,16 @@ pub async fn observe<H: Host>(
     git_sha: Option<String>,
 ) -> Result<World, Failure> {
     let hash = secrets_hash(dir, asked)?;
-    look(host, || dir.load().map_err(Failure::from), asked, (&hash, git_sha)).await
+    look(host, dir, asked, (&hash, git_sha)).await
 }
 
-/// As [`observe`], with the hash of the secrets and the service's state as they are known: looks, and keeps nothing.
+/// As [`observe`], with the hash of the secrets as it is known: looks, and keeps nothing.
 ///
 /// # Errors
 /// If nginx, a port or the state cannot be read.
 pub async fn look<H: Host>(
     host: &H,
-    load: impl FnOnce() -> Result<ServiceState, Failure>,
+    dir: &ServiceDir,
     asked: &Asked,
     (hash, git_sha): (&str, Option<String>),
 ) -> Result<World, Failure> {
@@ -76,7 +78,8 @@ pub async fn look<H: Host>(
         Err(failure) => (None, Some(failure)),
     };
     let seen = Observed {
-        state: load()?,
+        claimed: claimed((host, dir), spec).await,
+        state: dir.load()?,
         nginx_port: upstream.port,
         worker_shutdown_timeout: upstream.worker_shutdown_timeout,
         wanted: revision::specified(spec, hash, image.as_ref(), git_sha),
@@ -89,6 +92,26 @@ pub async fn look<H: Host>(
     let replica = |name: &SlotName| Some((name.clone(), planner::replica_in(name, spec, &seen)?));
     let replicas = spec.slots.keys().filter_map(replica).collect();
     Ok(World { seen, upstream, replicas })
+}
+
+/// Why a slot cannot be claimed: of each whose port or GPU another service has.
+async fn claimed<H: Host>(
+    (host, dir): (&H, &ServiceDir),
+    spec: &SwapSpec,
+) -> BTreeMap<SlotName, Failure> {
+    let mut claimed = BTreeMap::new();
+    for (name, slot) in &spec.slots {
+        let gpus = names_of_gpus((host, dir), slot).await;
+        if let Err(error) = dir.check_claim(slot, &gpus) {
+            claimed.insert(name.clone(), error.into());
+        }
+    }
+    claimed
+}
+
+/// The GPUs by all their names, where other services' claims need them; none elsewhere.
+pub(super) async fn names_of_gpus<H: Host>((host, dir): (&H, &ServiceDir), slot: &Slot) -> Gpus {
+    if dir.needs_names(slot) { host.gpus().await } else { Gpus::default() }
 }
 
 /// A keyed hash of the values that the replica gets.

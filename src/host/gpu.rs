@@ -95,6 +95,11 @@ impl Gpus {
         })
     }
 
+    /// Whether two names are seen to mean the same device.
+    pub fn are_one(&self, one: &Gpu, other: &Gpu) -> bool {
+        self.device(one).is_some_and(|device| self.device(other) == Some(device))
+    }
+
     /// Whether a slot may name it.
     pub fn holds(&self, gpu: &Gpu) -> bool {
         let is_instance = |uuid: &str| self.instances.iter().any(|name| name.starts_with(uuid));
@@ -112,14 +117,22 @@ impl Gpus {
 /// # Errors
 /// If there is no `nvidia-smi`, or it fails.
 pub async fn look() -> Result<Gpus, GpuError> {
-    let devices = call(&[GPUS, PLAIN]).await?;
+    let devices = devices().await?;
     let tenants = call(&[TENANTS, PLAIN]).await?;
     let list = call(&["-L"]).await?;
     Ok(Gpus {
-        devices: devices.lines().filter_map(device).collect(),
+        devices,
         tenants: tenants.lines().filter_map(tenant).collect(),
         instances: list.lines().filter_map(instance).collect(),
     })
+}
+
+/// Asks for every GPU alone.
+///
+/// # Errors
+/// If there is no `nvidia-smi`, or it fails.
+pub async fn devices() -> Result<Vec<Device>, GpuError> {
+    Ok(call(&[GPUS, PLAIN]).await?.lines().filter_map(device).collect())
 }
 
 async fn call(args: &[&str]) -> Result<String, GpuError> {

@@ -31,6 +31,7 @@ pub mod watch;
 
 use engine::{Answer, Models};
 use fetch::Fetch;
+use gpu::Gpus;
 use nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
 use process::{Inherited, Launch, StopOrder, Stopped};
 use runtime::{Boot, Started};
@@ -102,6 +103,9 @@ pub trait Host {
     /// # Errors
     /// If there is no room for them, or the program fails.
     async fn fetch(&self, order: &Fetch, told: impl Fn(String)) -> Result<String, Failure>;
+
+    /// The GPUs by all their names; none where the driver does not tell.
+    async fn gpus(&self) -> Gpus;
 
     /// Starts a replica under its keeper. Neither a boot nor its end starts it again.
     ///

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::docker::{self, DockerError};
 use super::engine::{self, Answer, Models};
 use super::fetch::{self, Fetch};
+use super::gpu::{self, Gpus};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
 use super::process::{self, Inherited, Launch, ProcessError, Snapshot, StopOrder, Stopped};
 use super::runtime::{self, Boot, Started};
@@ -181,6 +182,10 @@ impl Host for SystemHost {
             self.hide_secrets(&mut failure.log_tail);
         }
         fetched
+    }
+
+    async fn gpus(&self) -> Gpus {
+        Gpus { devices: gpu::devices().await.unwrap_or_default(), ..Gpus::default() }
     }
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {

@@ -3,6 +3,7 @@
 //! Values here come from `config::load` (or the wire) and are already checked; defaults are applied.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,6 +59,22 @@ pub enum Gpu {
     Index(u32),
     /// `GPU-…` or `MIG-…`.
     Uuid(String),
+}
+
+impl Gpu {
+    /// The GPU that a name means: digits are an index.
+    pub fn named(name: &str) -> Self {
+        name.parse().map_or_else(|_| Self::Uuid(name.to_owned()), Self::Index)
+    }
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "{index}"),
+            Self::Uuid(uuid) => f.write_str(uuid),
+        }
+    }
 }
 
 /// How a replica is started.

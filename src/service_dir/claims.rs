@@ -1,13 +1,18 @@
 //! Who has reserved which port and GPU: claims, host-wide, over all services of a state folder.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{CLAIMS, HostLock, ServiceDir, StateError, write_json};
+use crate::host::gpu::Gpus;
 use crate::model::ids::{ServiceName, SlotName};
 use crate::model::spec::{Gpu, Slot};
+
+/// How the file of a GPU's claim begins.
+const GPU: &str = "gpu-";
 
 /// Who has reserved a port or a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,32 +24,56 @@ pub struct Claim {
 }
 
 impl ServiceDir {
-    /// Claims port and GPUs of a slot host-wide, all or nothing. Claiming again is fine.
+    /// Claims port and GPUs of a slot host-wide, all or nothing. Claiming again is fine. `gpus` as for
+    /// [`ServiceDir::check_claim`].
     ///
     /// # Errors
     /// If another service has one of them, or the disk refuses.
-    pub fn claim(&self, _: &HostLock, name: &SlotName, slot: &Slot) -> Result<(), StateError> {
-        self.check_claim(slot)?;
+    pub fn claim(
+        &self,
+        _: &HostLock,
+        (name, slot): (&SlotName, &Slot),
+        gpus: &Gpus,
+    ) -> Result<(), StateError> {
+        self.check_claim(slot, gpus)?;
         let claim = Claim { service: self.service.clone(), slot: name.clone() };
-        self.resources(slot).iter().try_for_each(|(_, path)| write_json(path, &claim))
+        self.files(slot).iter().try_for_each(|path| write_json(path, &claim))
     }
 
-    /// Whether port and GPUs of a slot could be claimed. Claims nothing.
+    /// Whether port and GPUs of a slot could be claimed. Claims nothing. A GPU is claimed by the name that a slot has for it:
+    /// which names mean the same one `gpus` tells, where [`ServiceDir::needs_names`].
     ///
     /// # Errors
     /// If another service has one of them.
-    pub fn check_claim(&self, slot: &Slot) -> Result<(), StateError> {
-        for (resource, path) in self.resources(slot) {
-            let taken = self.claimed_by_another(&path);
-            if let Some(claim) = taken {
+    pub fn check_claim(&self, slot: &Slot, gpus: &Gpus) -> Result<(), StateError> {
+        for (file, claim) in self.claims_of_others() {
+            if let Some(resource) = part_of(slot, &file, gpus) {
                 return Err(StateError::Claimed { resource, claim });
             }
         }
         Ok(())
     }
 
-    fn claimed_by_another(&self, path: &Path) -> Option<Claim> {
-        claim_in(path).filter(|claim| claim.service != self.service)
+    /// Whether another service has claimed a GPU by a name that may mean one of this slot's: only the driver tells. Two
+    /// indices are the same GPU only if they are equal.
+    pub fn needs_names(&self, slot: &Slot) -> bool {
+        let may_be_one = |one: &Gpu, other: &Gpu| {
+            one != other && !matches!((one, other), (Gpu::Index(_), Gpu::Index(_)))
+        };
+        let others: Vec<_> =
+            self.claims_of_others().keys().filter_map(|file| gpu_of(file)).collect();
+        slot.gpus.iter().any(|own| others.iter().any(|other| may_be_one(own, other)))
+    }
+
+    /// What other services have claimed, by the names of the files.
+    fn claims_of_others(&self) -> BTreeMap<String, Claim> {
+        let entries = fs::read_dir(self.claims()).into_iter().flatten().flatten();
+        let claims = entries.filter_map(|entry| {
+            let claim = claim_in(&entry.path())?;
+            (claim.service != self.service)
+                .then_some((entry.file_name().into_string().ok()?, claim))
+        });
+        claims.collect()
     }
 
     /// Gives up port and GPUs of a slot, where they are this service's.
@@ -52,7 +81,7 @@ impl ServiceDir {
     /// # Errors
     /// If the disk refuses.
     pub fn release(&self, slot: &Slot) -> Result<(), StateError> {
-        self.give_up(self.resources(slot).into_iter().map(|(_, path)| path))
+        self.give_up(self.files(slot).into_iter())
     }
 
     /// Gives up every port and GPU that this service has claimed, under whatever configuration.
@@ -83,17 +112,36 @@ impl ServiceDir {
         self.state_dir.join(CLAIMS)
     }
 
-    fn resources(&self, slot: &Slot) -> Vec<(String, PathBuf)> {
-        let port = (format!("port {}", slot.port), format!("port-{}", slot.port));
-        let gpus = slot.gpus.iter().map(|gpu| match gpu {
-            Gpu::Index(index) => (format!("GPU {index}"), format!("gpu-{index}")),
-            Gpu::Uuid(uuid) => (format!("GPU {uuid}"), format!("gpu-{}", uuid.replace('/', "-"))),
-        });
-        std::iter::once(port)
-            .chain(gpus)
-            .map(|(name, file)| (name, self.claims().join(file)))
-            .collect()
+    fn files(&self, slot: &Slot) -> Vec<PathBuf> {
+        let names = std::iter::once(port_file(slot)).chain(slot.gpus.iter().map(gpu_file));
+        names.map(|name| self.claims().join(name)).collect()
     }
+}
+
+fn port_file(slot: &Slot) -> String {
+    format!("port-{}", slot.port)
+}
+
+fn gpu_file(gpu: &Gpu) -> String {
+    format!("{GPU}{}", gpu.to_string().replace('/', "-"))
+}
+
+fn gpu_of(file: &str) -> Option<Gpu> {
+    Some(Gpu::named(file.strip_prefix(GPU)?))
+}
+
+/// What of a slot a claim is about, as people name it; `None` if it is about something else.
+fn part_of(slot: &Slot, file: &str, gpus: &Gpus) -> Option<String> {
+    if file == port_file(slot) {
+        return Some(format!("port {}", slot.port));
+    }
+    let claimed = gpu_of(file)?;
+    slot.gpus.iter().find_map(|gpu| {
+        if file == gpu_file(gpu) {
+            return Some(format!("GPU {gpu}"));
+        }
+        gpus.are_one(gpu, &claimed).then(|| format!("GPU {gpu} ({claimed})"))
+    })
 }
 
 fn claim_in(path: &Path) -> Option<Claim> {
@@ -113,7 +161,8 @@ mod tests {
             |port, gpu| Slot { port: crate::model::ids::Port(port), gpus: vec![Gpu::Index(gpu)] };
         let name = "a".parse().unwrap();
         let claim = |service: &ServiceDir, slot: &Slot| {
-            service.claim(&service.try_lock_host().unwrap().unwrap(), &name, slot)
+            let lock = service.try_lock_host().unwrap().unwrap();
+            service.claim(&lock, (&name, slot), &Gpus::default())
         };
         claim(&chat, &slot(8001, 0)).unwrap();
         claim(&chat, &slot(8001, 0)).unwrap();
@@ -128,5 +177,50 @@ mod tests {
         claim(&code, &slot(8004, 0)).unwrap();
         chat.release_all().unwrap();
         claim(&code, &slot(8002, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_gpu_is_one_by_whatever_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = |name: &str| ServiceDir::open(folder.path(), &name.parse().unwrap()).unwrap();
+        let (chat, code) = (service("chat"), service("code"));
+        let slot = |port, gpu: &str| Slot {
+            port: crate::model::ids::Port(port),
+            gpus: vec![Gpu::named(gpu)],
+        };
+        let device = |index, uuid: &str| crate::host::gpu::Device {
+            index,
+            uuid: uuid.to_owned(),
+            name: String::new(),
+            total_mib: None,
+            free_mib: None,
+        };
+        let devices = vec![device(0, "GPU-5d3a"), device(1, "GPU-77c1")];
+        let told = Gpus { devices, ..Gpus::default() };
+        for (theirs, own, refused) in [
+            ("0", "GPU-5d3a", Some("GPU GPU-5d3a (0) is reserved by service chat, slot a")),
+            ("GPU-5d3a", "0", Some("GPU 0 (GPU-5d3a) is reserved by service chat, slot a")),
+            (
+                "GPU-5d",
+                "GPU-5d3a",
+                Some("GPU GPU-5d3a (GPU-5d) is reserved by service chat, slot a"),
+            ),
+            ("0", "GPU-77c1", None),
+            ("GPU-77c1", "0", None),
+            // Of neither the driver tells.
+            ("8", "MIG-c6d4", None),
+        ] {
+            let (theirs, own) = (slot(8001, theirs), slot(8002, own));
+            let lock = chat.try_lock_host().unwrap().unwrap();
+            chat.claim(&lock, (&"a".parse().unwrap(), &theirs), &Gpus::default()).unwrap();
+            assert!(code.needs_names(&own) && !chat.needs_names(&own), "{own:?}");
+            let said = code.check_claim(&own, &told).err().map(|error| error.to_string());
+            assert_eq!(said.as_deref(), refused, "{own:?}");
+            assert!(code.check_claim(&own, &Gpus::default()).is_ok(), "nobody tells: {own:?}");
+            chat.release(&theirs).unwrap();
+        }
+        let lock = chat.try_lock_host().unwrap().unwrap();
+        chat.claim(&lock, (&"a".parse().unwrap(), &slot(8001, "0")), &Gpus::default()).unwrap();
+        assert!(!code.needs_names(&slot(8002, "1")), "indices need nobody to tell them apart");
     }
 }

@@ -149,6 +149,14 @@ async fn the_server() -> Result<()> {
     let claim = state.join(format!("claims/port-{b}"));
     fs::write(&claim, r#"{ "service": "code", "slot": "a" }"#)?;
     told.by("a port of another service", ("doctor", &config), &[]).await?;
+    told.by("a port of another service at plan", ("plan", &config), &[]).await?;
+    fs::remove_file(claim)?;
+    // The same GPU by the name that the other service has for it.
+    let claim = state.join("claims/gpu-GPU-5d3a");
+    fs::write(&claim, r#"{ "service": "code", "slot": "a" }"#)?;
+    let gpu = gpu.replace("[7]", "[0]");
+    told.by("a GPU of another service", ("doctor", &gpu), &[]).await?;
+    told.by("a GPU of another service at plan", ("plan", &gpu), &[]).await?;
     fs::remove_file(claim)?;
 
     let record = state.join("chat/state.json");

@@ -47,8 +47,7 @@ async fn plan(host: &SystemHost, dir: &ServiceDir, asked: &Asked, before: &[Find
         return Finding::unseen(WHAT, "what failed above is in the way");
     }
     // A hash of secrets says whether they have changed: nothing that a swap could fail for.
-    let load = || dir.load().map_err(Failure::from);
-    let world = match executor::look(host, load, asked, ("", None)).await {
+    let world = match executor::look(host, dir, asked, ("", None)).await {
         Ok(world) => world,
         Err(failure) => return Finding::fail(WHAT, failure),
     };

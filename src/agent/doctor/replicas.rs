@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{containers, size};
 use crate::executor::prove_route;
 use crate::host::engine::Answer;
-use crate::host::gpu::{self, Gpus, Tenant};
+use crate::host::gpu::{self, GpuError, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
 use crate::host::process::{self, Inherited, reaches};
 use crate::host::{Host, SystemHost, systemctl};
@@ -39,6 +39,11 @@ pub(super) async fn look(
     upstream: Option<&UpstreamView>,
 ) -> Vec<Finding> {
     let spec = &asked.spec;
+    let gpus = match spec.slots.values().all(|slot| slot.gpus.is_empty()) {
+        true => None,
+        false => Some(gpu::look().await),
+    };
+    let told = gpus.as_ref().and_then(|gpus| gpus.as_ref().ok());
     let mut findings = Vec::new();
     let mut occupants: BTreeMap<&SlotName, Occupant> = BTreeMap::new();
     for (name, slot) in &spec.slots {
@@ -48,7 +53,11 @@ pub(super) async fn look(
                     occupants.insert(name, Occupant { found, answer: host.ask(slot.port).await });
                 }
                 let role = Role::of(name, slot, upstream, dir, occupants.get(name));
-                findings.push(slot_finding(name, slot, dir, &role, occupants.get(name)));
+                let claim = dir.check_claim(slot, told.unwrap_or(&Gpus::default()));
+                findings.push(match claim {
+                    Ok(()) => slot_finding((name, slot), &role, occupants.get(name)),
+                    Err(claimed) => Finding::fail(place(name, slot), claimed),
+                });
             }
             Err(failure) => findings.push(Finding::fail(place(name, slot), failure)),
         }
@@ -70,7 +79,7 @@ pub(super) async fn look(
         findings.extend(unit(&occupant.found.keeper).await);
     }
     findings.push(runtime(host, spec));
-    findings.extend(gpus(spec, &occupants).await);
+    findings.extend(gpu_findings(spec, gpus, &occupants));
     findings
 }
 
@@ -107,16 +116,11 @@ fn place(name: &SlotName, slot: &Slot) -> String {
 }
 
 fn slot_finding(
-    name: &SlotName,
-    slot: &Slot,
-    dir: &ServiceDir,
+    (name, slot): (&SlotName, &Slot),
     role: &Role,
     occupant: Option<&Occupant>,
 ) -> Finding {
     let what = place(name, slot);
-    if let Err(claimed) = dir.check_claim(slot) {
-        return Finding::fail(what, claimed);
-    }
     let Some(Occupant { found, answer }) = occupant else {
         return match role {
             Role::Serving => Finding::warn(
@@ -248,13 +252,15 @@ fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {
     }
 }
 
-async fn gpus(spec: &SwapSpec, occupants: &BTreeMap<&SlotName, Occupant>) -> Vec<Finding> {
-    if spec.slots.values().all(|slot| slot.gpus.is_empty()) {
-        return vec![Finding::ok(GPUS, "none is asked for")];
-    }
-    let gpus = match gpu::look().await {
-        Ok(gpus) => gpus,
-        Err(error) => {
+fn gpu_findings(
+    spec: &SwapSpec,
+    gpus: Option<Result<Gpus, GpuError>>,
+    occupants: &BTreeMap<&SlotName, Occupant>,
+) -> Vec<Finding> {
+    let gpus = match gpus {
+        None => return vec![Finding::ok(GPUS, "none is asked for")],
+        Some(Ok(gpus)) => gpus,
+        Some(Err(error)) => {
             let Failure { hints, .. } = error.to_failure();
             let mend = hints.into_iter().next().unwrap_or_default();
             return vec![Finding::warn(GPUS, Failure::from_error(&error).to_string(), mend)];
@@ -270,11 +276,7 @@ async fn gpus(spec: &SwapSpec, occupants: &BTreeMap<&SlotName, Occupant>) -> Vec
 }
 
 fn gpu_finding(gpus: &Gpus, own: &[i32], (slot, gpu): (&SlotName, &Gpu)) -> Finding {
-    let name = match gpu {
-        Gpu::Index(index) => index.to_string(),
-        Gpu::Uuid(uuid) => uuid.clone(),
-    };
-    let what = format!("GPU {name} of slot {slot}");
+    let what = format!("GPU {gpu} of slot {slot}");
     if !gpus.holds(gpu) {
         let there: Vec<_> = gpus
             .devices

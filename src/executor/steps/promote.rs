@@ -52,8 +52,7 @@ pub(super) async fn act<H: Host>(
     };
     if let Some(slot) = newcomer(cx, &state).filter(|_| before.is_some()) {
         // Another service may be about to claim the same.
-        let lock = cx.unless_aborted(cx.lock_host()).await?;
-        match cx.dir.claim(&lock, slot, cx.slot(slot)) {
+        match cx.claim(slot).await? {
             // Where somebody else holds its place, the two share it by a person's choice.
             Ok(()) | Err(StateError::Claimed { .. }) => {}
             Err(error) => return Err(error.into()),

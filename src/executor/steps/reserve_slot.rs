@@ -17,8 +17,7 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
         ))
         .hint(format!("stop that process, or give slot {slot} another port")));
     }
-    let lock = cx.unless_aborted(cx.lock_host()).await?;
-    cx.dir.claim(&lock, slot, place)?;
+    cx.claim(slot).await??;
     Ok(Acted::plainly(format!("port {} is free and claimed", place.port)))
 }
 

@@ -44,6 +44,8 @@ pub struct Observed {
     pub wanted: Revision,
     /// What of systemd there is for replicas.
     pub systemd: Systemd,
+    /// Slots whose port or GPU another service has claimed, and how that is said.
+    pub claimed: BTreeMap<SlotName, Failure>,
     /// Whether the spec's image is not here yet.
     pub must_pull: bool,
     /// Why `argv[0]` of the command cannot be run, if so.
@@ -151,17 +153,19 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         );
         return Ok(Decision::Unchanged(reason));
     }
-    let mut failures = obstacles(spec, seen, from, to);
-    failures.extend(cutting_nginx(spec, seen.worker_shutdown_timeout));
-    if !failures.is_empty() {
-        return Err(failures);
-    }
-    let mut steps = Vec::new();
     let warm = replica_in(to, spec, seen).filter(|replica| {
         replica.revision.digest == seen.wanted.digest
             && when == When::Changed
             && seen.slots[to].ready
     });
+    let mut failures = obstacles(spec, seen, from, to);
+    failures.extend(cutting_nginx(spec, seen.worker_shutdown_timeout));
+    // What is warm has its place already.
+    failures.extend(seen.claimed.get(to).filter(|_| warm.is_none()).cloned());
+    if !failures.is_empty() {
+        return Err(failures);
+    }
+    let mut steps = Vec::new();
     if warm.is_none() {
         steps.extend(fetch(spec, seen));
         steps.extend(make_room(spec, seen, to));

@@ -76,7 +76,8 @@ pub fn plan_cold_rollback(
 ) -> Result<Decision, Vec<Failure>> {
     let from = serving_slot(spec, seen.nginx_port).map_err(|failure| vec![failure])?;
     let to = other_slot(spec, from);
-    let failures = obstacles(spec, seen, from, to);
+    let mut failures = obstacles(spec, seen, from, to);
+    failures.extend(seen.claimed.get(to).cloned());
     if !failures.is_empty() {
         return Err(failures);
     }

@@ -69,6 +69,7 @@ fn adopted_in_a() -> Observed {
         worker_shutdown_timeout: None,
         slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
         wanted: revision::specified(&spec(), "", None, None),
+        claimed: BTreeMap::new(),
         must_pull: false,
         systemd: Systemd::Absent,
         program: Ok(()),
@@ -177,6 +178,11 @@ fn unchanged_needs_the_revision_and_readiness_and_nginx() {
         names(&plan),
         ["await_ready b", "cut_over a -> b", "promote b", "drain a", "retire a"]
     );
+    // Its place is its own, whoever claims it as well.
+    flipped_by_hand.claimed.insert(slot("b"), Failure::new("GPU 1 is reserved by service code"));
+    acts(plan_swap(&spec(), &flipped_by_hand, When::Changed));
+    let refused = refusals(plan_swap(&spec(), &flipped_by_hand, When::Always));
+    assert_eq!(refused, ["GPU 1 is reserved by service code"]);
 }
 
 #[test]
@@ -259,7 +265,9 @@ fn a_cold_rollback_to_an_adopted_revision_shows_its_argv_and_clears_its_slot() {
     assert_eq!(plan.candidate.revision, revision);
     assert!(plan.notes[0].contains("worker_shutdown_timeout"), "a warning: {:?}", plan.notes);
     seen.program = Err(Failure::new("there is no program \"/opt/vllm\""));
-    assert!(refusals(plan_cold_rollback(&spec(), &seen, &again))[0].contains("no program"));
+    seen.claimed.insert(slot("a"), Failure::new("GPU 0 is reserved by service code"));
+    let refused = refusals(plan_cold_rollback(&spec(), &seen, &again));
+    assert!(refused[0].contains("no program") && refused[1].contains("reserved"), "{refused:?}");
 }
 
 #[test]

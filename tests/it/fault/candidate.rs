@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use model_swap::confirmation;
+use model_swap::host::gpu::Gpus;
 use model_swap::model::event::EventKind;
+use model_swap::model::ids::Port;
 use model_swap::model::outcome::Outcome;
+use model_swap::model::spec::{Gpu, Slot};
 use model_swap::model::step::Step;
 use model_swap::service_dir::ServiceDir;
 use tokio::time::Instant;
@@ -124,6 +127,18 @@ async fn a_candidate_that_dies_while_another_service_reloads_nginx_never_gets_tr
     };
     tokio::join!(assert_failed(&scene, &attempt, "does not answer as ready any more"), dies);
     assert_eq!(scene.host.count("load"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gpu_that_another_service_has_claimed_by_its_other_name_is_not_free() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let other = ServiceDir::open(scene.folder.path(), &"code".parse().unwrap()).unwrap();
+    let place = Slot { port: Port(9001), gpus: vec![Gpu::named("GPU-1")] };
+    let lock = other.try_lock_host().unwrap().unwrap();
+    other.claim(&lock, (&"a".parse().unwrap(), &place), &Gpus::default()).unwrap();
+    drop(lock);
+    assert_failed(&scene, &attempt, "GPU 1 (GPU-1) is reserved by service code, slot a").await;
+    assert_eq!(scene.host.count("start"), 0);
 }
 
 /// The GPU of a model that somebody had started by hand is claimed under the lock that every other service's claims take.

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use model_swap::event_log::EventReader;
 use model_swap::host::engine::{Answer, ModelEntry, Models};
 use model_swap::host::fetch::Fetch;
+use model_swap::host::gpu::Gpus;
 use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
 use model_swap::host::process::{self, Inherited, Launch, StopOrder, Stopped};
 use model_swap::host::runtime::{Boot, Started};
@@ -19,14 +20,14 @@ use model_swap::model::record::UpstreamImage;
 use model_swap::model::replica::{Found, Image, Keeper, Replica, Systemd};
 use tokio::time::Instant;
 
-use super::world::{SimReplica, SimWorld, line};
+use super::world::{self, SimReplica, SimWorld, line};
 use super::wrong::{Wrong, fill_disk, order_abort};
 
 /// Between two looks at whether a process ended, in the world's time.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Verbs that change nothing and have one answer.
-pub(crate) const SURE: [&str; 5] = ["now", "pause", "exited", "alive", "workers_left"];
+pub(crate) const SURE: [&str; 6] = ["now", "pause", "exited", "alive", "workers_left", "gpus"];
 
 /// What the agent is doing, by its own event log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,6 +313,11 @@ impl Host for SimHost {
         told("half of it".to_owned());
         tokio::time::sleep(TICK).await;
         Ok("all is here".to_owned())
+    }
+
+    async fn gpus(&self) -> Gpus {
+        self.note("gpus");
+        world::gpus()
     }
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use model_swap::host::gpu::{Device, Gpus};
 use model_swap::host::nginx::{Reloaded, WorkerLeft};
 use model_swap::host::process::Launch;
 use model_swap::host::runtime::Boot;
@@ -72,6 +73,18 @@ pub(crate) struct SimWorld {
     /// Connections of the workers that the next reloads leave behind for good.
     pub(crate) pinned: Option<Option<usize>>,
     last_pid: i32,
+}
+
+/// What the driver tells of the GPUs of both slots.
+pub(super) fn gpus() -> Gpus {
+    let device = |index| Device {
+        index,
+        uuid: format!("GPU-{index}"),
+        name: "NVIDIA H200".to_owned(),
+        total_mib: None,
+        free_mib: None,
+    };
+    Gpus { devices: [0, 1].map(device).into(), ..Gpus::default() }
 }
 
 impl SimWorld {
