@@ -105,6 +105,12 @@ fn concludes(kind: &EventKind) -> Option<bool> {
     }
 }
 
+/// Whether the log of this folder tells how its swap ended.
+pub fn is_concluded(folder: &Path) -> bool {
+    let told = EventReader::new(folder).read().unwrap_or_default();
+    told.iter().rev().find_map(|event| concludes(&event.kind)).unwrap_or(false)
+}
+
 /// Reads an event log as it grows.
 #[derive(Debug)]
 pub struct EventReader {

@@ -12,6 +12,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::record::{JOURNAL_VERSION, Record, RecordKind};
+use crate::model::state::Requester;
 use crate::swap::transition::{self, Illegal, Status};
 
 /// The journal's file in the swap's folder.
@@ -104,14 +105,14 @@ impl Journal {
         Self { path, file, records, status, is_broken: false }
     }
 
-    /// Creates the journal of a new swap in its folder; its first record is the plan.
+    /// Creates the journal of a new swap in its folder; its first record is the plan, and who asked for it.
     ///
     /// # Errors
     /// If there is one already or the disk refuses.
     pub fn create(
         folder: &Path,
         swap: &SwapId,
-        plan: &Plan,
+        (plan, requester): (&Plan, &Requester),
         at: Timestamp,
     ) -> Result<Self, JournalError> {
         let path = folder.join(FILE);
@@ -120,7 +121,8 @@ impl Journal {
             OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
         let status = Status::of_plan(plan);
         let mut journal = Self::new(path.clone(), file, Vec::new(), status);
-        let kind = RecordKind::Planned { swap: swap.clone(), plan: Box::new(plan.clone()) };
+        let (swap, plan) = (swap.clone(), Box::new(plan.clone()));
+        let kind = RecordKind::Planned { swap, plan, requester: Box::new(requester.clone()) };
         journal.write(Record { v: JOURNAL_VERSION, at, kind })?;
         // The folder's entry must outlive a power loss as well as the content.
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
@@ -129,13 +131,25 @@ impl Journal {
 
     /// The plan of the swap of this folder, while its journal is there and is understood.
     pub fn plan(folder: &Path) -> Option<Plan> {
+        match Self::first(folder)? {
+            RecordKind::Planned { plan, .. } => Some(*plan),
+            _ => None,
+        }
+    }
+
+    /// Who asked for the swap of this folder, while its journal is there and is understood.
+    pub fn requester(folder: &Path) -> Option<Requester> {
+        match Self::first(folder)? {
+            RecordKind::Planned { requester, .. } => Some(*requester),
+            _ => None,
+        }
+    }
+
+    fn first(folder: &Path) -> Option<RecordKind> {
         let mut line = String::new();
         BufReader::new(File::open(folder.join(FILE)).ok()?).read_line(&mut line).ok()?;
         let record: Record = serde_json::from_str(&line).ok()?;
-        match record.kind {
-            RecordKind::Planned { plan, .. } if record.v <= JOURNAL_VERSION => Some(*plan),
-            _ => None,
-        }
+        (record.v <= JOURNAL_VERSION).then_some(record.kind)
     }
 
     /// What the journal of this folder says so far; nothing of it is changed.
@@ -269,9 +283,13 @@ mod tests {
         Timestamp::UNIX_EPOCH
     }
 
+    fn ann() -> Requester {
+        Requester { actor: Some("ann".to_owned()), ..Requester::default() }
+    }
+
     fn begun(folder: &Path) -> Journal {
         let swap = "s-1".parse().unwrap();
-        let mut journal = Journal::create(folder, &swap, &two_slot_plan(), at()).unwrap();
+        let mut journal = Journal::create(folder, &swap, (&two_slot_plan(), &ann()), at()).unwrap();
         journal.append(RecordKind::Started { step: 0, undo: Undo::Nothing }, at()).unwrap();
         journal
     }
@@ -284,6 +302,22 @@ mod tests {
         let again = Journal::open(folder.path()).unwrap();
         assert_eq!(again.records(), journal.records());
         assert_eq!(again.status().steps[0], StepStatus::Succeeded);
+        assert_eq!(Journal::plan(folder.path()), Some(two_slot_plan()));
+        assert_eq!(Journal::requester(folder.path()), Some(ann()));
+    }
+
+    #[test]
+    fn of_a_swap_that_was_begun_before_that_was_written_nobody_knows_who_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(begun(folder.path()));
+        let path = folder.path().join(FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        let (first, rest) = text.split_once('\n').unwrap();
+        let mut first: serde_json::Value = serde_json::from_str(first).unwrap();
+        first["kind"].as_object_mut().unwrap().remove("requester").unwrap();
+        fs::write(&path, format!("{first}\n{rest}")).unwrap();
+        assert_eq!(Journal::requester(folder.path()), Some(Requester::default()));
+        assert_eq!(Journal::open(folder.path()).unwrap().records().len(), 2);
     }
 
     #[test]

@@ -244,13 +244,15 @@ mod tests {
     use super::*;
     use crate::model::outcome::Outcome;
     use crate::model::record::{Done, Undo};
+    use crate::model::state::Requester;
     use crate::swap::planner::tests::two_slot_plan;
 
     /// A swap that was promoted and has left a replica warm, and whose agent is gone.
     fn left_warm(dir: &ServiceDir) -> SwapId {
         let (swap, at): (SwapId, _) = ("s-1".parse().unwrap(), Timestamp::UNIX_EPOCH);
         let (folder, plan) = (dir.make_swap(&swap).unwrap(), two_slot_plan());
-        let mut journal = Journal::create(&folder, &swap, &plan, at).unwrap();
+        let asked = (&plan, &Requester::default());
+        let mut journal = Journal::create(&folder, &swap, asked, at).unwrap();
         for step in 0..plan.steps.len() {
             journal.append(RecordKind::Started { step, undo: Undo::Nothing }, at).unwrap();
             journal.append(RecordKind::Succeeded { step, done: Done::Nothing }, at).unwrap();

@@ -15,6 +15,7 @@ mod place;
 mod prune;
 mod recover;
 mod refuge;
+mod rerun;
 mod resume;
 mod rollback;
 mod run;

@@ -9,9 +9,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use super::abort::never_begun;
 use super::answer::Answers;
 use super::ending::{Wanted, bring_all_to_end, bring_to_end};
+use super::rerun::{self, ROLLBACK};
 use super::{
     Access, aftermath, barred, confirm_route, follow, listed, parse, place, prune, recover,
-    rollback, sampling, stuck, turn, unchanged, uninstall,
+    rollback, sampling, stuck, turn, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -122,7 +123,7 @@ fn work(request: Request, access: Access) -> Option<Work> {
 async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let dir = place::service_dir(&work.asked).map_err(Refusal::environment)?;
     let own = holder(&work, Timestamp::now());
-    let attaches = |held: &Holder| attaches_to(held, &own);
+    let attaches = |held: &Holder| rerun::attaches_to(held, &own);
     let now = || holder(&work, Timestamp::now());
     let taken = tokio::select! {
         biased;
@@ -178,7 +179,11 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     }
     match decision {
         Decision::Unchanged(reason) => {
-            answers.send(&unchanged(&host, &world, &dir, &work.asked, reason).await);
+            let status = Box::new(world.report(&host, &dir, &work.asked).await);
+            answers.send(&match rerun::has_ended(&dir, &status, &own) {
+                Some(swap) => Frame::Accepted { swap },
+                None => Frame::Unchanged { reason, status },
+            });
             Ok(())
         }
         Decision::Act(plan) => {
@@ -277,7 +282,7 @@ fn open<'a>(
     service_dir::write_json(&folder.join(SPEC), &work.asked.spec)?;
     follow::take_over(&folder)?;
     keep_incumbent(&world, &plan, &folder)?;
-    let journal = Journal::create(&folder, &work.swap, &plan, host.now())?;
+    let journal = Journal::create(&folder, &work.swap, (&plan, &work.requester), host.now())?;
     let events =
         EventLog::open(&folder, &work.swap).map_err(|error| Failure::from_error(&error))?;
     let mut cx = Context::new((host, &work.asked, dir), work.swap.clone(), plan, events);
@@ -318,7 +323,7 @@ pub(super) fn remember(
 
 fn holder(work: &Work, now: Timestamp) -> Holder {
     let command = match work.command {
-        Command::Rollback(_) => "rollback",
+        Command::Rollback(_) => ROLLBACK,
         _ => "swap",
     };
     Holder {
@@ -329,19 +334,4 @@ fn holder(work: &Work, now: Timestamp) -> Holder {
         requester: work.requester.clone(),
         recovers: None,
     }
-}
-
-/// The swap to follow in the place of one's own, where this one holds the lease: it is the same one, or that of the same step.
-fn attaches_to(held: &Holder, own: &Holder) -> Option<SwapId> {
-    let mut unfinished = std::iter::once(held).chain(held.recovers.as_deref());
-    unfinished.find(|one| one.swap == own.swap || same_step(one, own)).map(|one| one.swap.clone())
-}
-
-/// Whether two requests come from the same step of the same run: a job that was started again attaches to its own swap.
-fn same_step(one: &Holder, other: &Holder) -> bool {
-    let step = |holder: &Holder| {
-        let Requester { repository, run_id, job, step, .. } = holder.requester.clone();
-        (holder.command.clone(), repository, run_id, job, step)
-    };
-    one.requester.run_id.is_some() && step(one) == step(other)
 }

@@ -105,7 +105,8 @@ async fn retire_what_is_warm(
     let made = || -> Result<_, Failure> {
         let folder = dir.make_swap(&wanted.swap)?;
         service_dir::write_json(&folder.join(service_dir::SPEC), spec)?;
-        let journal = Journal::create(&folder, &wanted.swap, &plan, host.now())?;
+        let asked = (&plan, &wanted.requester);
+        let journal = Journal::create(&folder, &wanted.swap, asked, host.now())?;
         let events =
             EventLog::open(&folder, &wanted.swap).map_err(|error| Failure::from_error(&error))?;
         Ok((journal, events))

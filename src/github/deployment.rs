@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, ApiSpec, one_line};
 use super::run::Reference;
-use super::status::{ACTIVE, DESCRIPTION_LIMIT, Status, marked};
+use super::status::{ACTIVE, DESCRIPTION_LIMIT, State, Status, marked};
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::replica::Revision;
@@ -45,19 +45,31 @@ impl fmt::Display for DeploymentId {
 }
 
 /// The deployment of a swap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
     /// We have made it.
     Ours(DeploymentId),
+    /// An earlier attempt of the job has made it, and left it in this state, in GitHub's words.
+    Found(DeploymentId, String),
     /// GitHub has made it for the job. It ends as the job does.
     Automatic(DeploymentId),
 }
 
 impl Opened {
     /// GitHub's id of it.
-    pub fn id(self) -> DeploymentId {
+    pub fn id(&self) -> DeploymentId {
         match self {
-            Self::Ours(id) | Self::Automatic(id) => id,
+            Self::Ours(id) | Self::Found(id, _) | Self::Automatic(id) => *id,
+        }
+    }
+
+    /// Whether a status in this state would tell anything new of a swap that has gone on meanwhile. A last word stays: one
+    /// that it serves, or somebody's that it has failed since.
+    pub fn lacks(&self, state: State) -> bool {
+        match self {
+            Self::Ours(_) | Self::Automatic(_) => true,
+            Self::Found(_, before) if [ACTIVE, "failure"].contains(&before.as_str()) => false,
+            Self::Found(_, before) => state != State::InProgress || before != "in_progress",
         }
     }
 }
@@ -205,7 +217,7 @@ impl Deployments {
             format!("find or create the deployment of {} in {}", new.swap, self.api.repository);
         let found = async {
             if let Some(id) = self.look(new).await? {
-                return Ok(Opened::Ours(id));
+                return Ok(Opened::Found(id, self.state(id).await?));
             }
             if let Some(run) = run {
                 let of_run = format!("/actions/runs/{run}/");

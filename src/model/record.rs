@@ -10,7 +10,7 @@ use super::ids::{ProcessId, SlotName, SwapId};
 use super::outcome::Outcome;
 use super::plan::Plan;
 use super::replica::{Keeper, Replica, Revision};
-use super::state::ServiceState;
+use super::state::{Requester, ServiceState};
 
 /// Version of the journal's format.
 ///
@@ -38,6 +38,9 @@ pub enum RecordKind {
         swap: SwapId,
         /// Its plan.
         plan: Box<Plan>,
+        /// Who asked for it; nobody in what was written before this was kept.
+        #[serde(default)]
+        requester: Box<Requester>,
     },
     /// A step is about to act.
     Started {

@@ -23,6 +23,7 @@ mod text;
 pub mod uninstalled;
 
 use crate::model::failure::Location;
+use crate::model::ids::SwapId;
 
 /// One line, or one act, of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +50,11 @@ pub fn remote<S: AsRef<str>>(lines: &[S]) -> Line {
 /// A line that repeats what the server says.
 pub fn told(text: &str) -> Line {
     Line::Text(text::inert(text))
+}
+
+/// That a step tells of the swap that it has begun in an earlier attempt of its job.
+pub fn earlier(swap: &SwapId) -> Line {
+    Line::Text(format!("an earlier attempt of this step has begun swap {swap}: this is its story"))
 }
 
 /// What was seen of the service from outside while a swap waits for that.

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::follow::Stop;
+use super::stop::Stop;
 use super::{Setting, Stopped, Told, Voice, credentials, install, request, summarise, trust};
 use crate::config::{self, Config};
 use crate::model::checkup::{Checkup, Finding, Mark, Part};

@@ -5,7 +5,7 @@
 //! or rolled back, and an event that comes again move nothing.
 
 use super::api::{self, Missing};
-use super::follow::Stop;
+use super::stop::Stop;
 use super::{Setting, Stopped, Told, Voice, ask, put_out, summarise, trust, warning};
 use crate::config::Config;
 use crate::github::api::ApiError;

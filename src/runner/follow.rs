@@ -1,10 +1,9 @@
 //! Asks the agent and follows its answer to the end, through lost connections.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::cancel::{self, Order, Traffic};
 use super::patience::Patience;
 use super::report::Reporter;
+use super::stop::Stop;
 use super::verify::{Customer, Seen, Visit};
 use super::{Setting, Stopped, Voice, afterwards};
 use crate::github::inputs::CommandName;
@@ -219,6 +218,7 @@ async fn listen(
         if let (Frame::Accepted { swap }, Some(own)) = (&frame, request.command.begins()) {
             if swap != own {
                 afterwards::note_swap(line.setting, swap, voice);
+                voice.say([render::earlier(swap)]);
             }
             // Of a step that is killed its workflow knows no more than this.
             let begun = Outputs { swap_id: Some(swap.clone()), ..Outputs::default() };
@@ -386,6 +386,8 @@ impl Followed {
         match &event.kind {
             EventKind::Concluded(conclusion) => {
                 self.conclusion = Some(conclusion.clone());
+                // Nobody waits for it any more; of a swap that ended before, nobody ever will.
+                (self.awaited, self.visit) = (None, None);
                 if self.outcome() == Some(Outcome::Unchanged) {
                     let text = "unchanged: the swap could not be aborted any more";
                     voice.say([render::Line::Text(text.to_owned())]);
@@ -453,40 +455,6 @@ impl Followed {
             rollback_until: conclusion.and_then(|conclusion| conclusion.rollback_until),
             plan_digest: self.plan.as_ref().map(|(plan, _)| plan.digest.clone()),
             ..Outputs::default()
-        }
-    }
-}
-
-/// SIGINT or SIGTERM: as PID 1 of a container, a process without handlers ignores both.
-pub(super) struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    pub(super) fn new() -> Result<Self, Stopped> {
-        let handler = |kind| {
-            signal(kind).map_err(|error| Stopped {
-                failures: vec![Failure::from_error(&error)],
-                exit: Exit::Environment,
-            })
-        };
-        Ok(Self {
-            interrupt: handler(SignalKind::interrupt())?,
-            terminate: handler(SignalKind::terminate())?,
-        })
-    }
-
-    /// SIGINT alone.
-    pub(super) async fn interrupted(&mut self) {
-        self.interrupt.recv().await;
-    }
-
-    /// Either of them.
-    pub(super) async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::follow::Stop;
+use super::stop::Stop;
 use super::{
     Setting, Stopped, Surface, Voice, config_path, credentials, refuse_container, request,
     summarise, trust,

@@ -13,6 +13,7 @@ mod patience;
 mod reconcile;
 mod report;
 mod request;
+mod stop;
 mod tint;
 mod trust;
 mod typed;

@@ -130,9 +130,11 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
             }
             _ => continue,
         };
-        let Some(opened) = deployment else { continue };
+        let Some(opened) = deployment.as_ref().filter(|opened| opened.lacks(status.state)) else {
+            continue;
+        };
         let status = match opened {
-            Opened::Ours(_) => status,
+            Opened::Ours(_) | Opened::Found(..) => status,
             Opened::Automatic(_) => status.marked(&event.swap),
         };
         if let Err(error) = api.add_status(opened.id(), &status).await {
@@ -150,7 +152,7 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
             }
         }
     }
-    let deployment = deployment.map(Opened::id);
+    let deployment = deployment.as_ref().map(Opened::id);
     if let (Some(id), false) = (deployment, concluded)
         && let Err(error) = api.add_status(id, &Status::lost(frame.log_url)).await
     {

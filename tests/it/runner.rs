@@ -112,7 +112,9 @@ fn assert_told_once(run: &Run, events: &[Value]) {
 async fn a_killed_runner_does_not_stop_the_swap() -> Result<()> {
     let world = world().await?;
     let load = world.load().await?;
-    let (step, candidate) = in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    let github = FakeGitHub::start()?;
+    let action = || Ok::<_, anyhow::Error>(world.action("swap", NEW, &[])?.on_github(&github));
+    let (step, candidate) = in_mid_swap(&world, action()?).await?;
     step.kill()?;
     world.run("status", NEW, &[]).await?.answered(&["at work since", "swap s-"]);
     assert_eq!(world.serves().await?, OLD);
@@ -131,6 +133,16 @@ async fn a_killed_runner_does_not_stop_the_swap() -> Result<()> {
     let cells: Vec<_> = row.split_whitespace().collect();
     assert!(cells[2..4] == ["serving", "yes"] && cells.contains(&NEW), "{run}");
     assert_eq!(world.serves().await?, NEW);
+
+    // The job is run again: its step tells what became of its swap, and GitHub hears it as well.
+    let again = Step::run(action()?.with(&[("GITHUB_RUN_ATTEMPT", "2")])).await?;
+    let again = again.ended(0, "promoted");
+    assert_told_once(&again, &events(&world)?);
+    assert_eq!((again.output("slot"), swaps(&world)), ("b", 1), "{again}");
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    let states: Vec<_> = deployment.statuses.iter().map(|status| &*status.state).collect();
+    assert_eq!(states, ["in_progress", "success"], "{github}");
+    assert_eq!(again.output("deployment-id"), deployment.id.to_string());
     load.stop().await.assert_clean();
     Ok(())
 }
@@ -366,6 +378,13 @@ async fn a_step_that_is_run_again_attaches_to_its_own_swap_and_another_is_refuse
     let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
     assert_eq!(deployment.state(), "success", "{github}");
     assert_eq!(run.output("deployment-id"), deployment.id.to_string());
+
+    // Once it has ended there is nothing to attach to, and nothing new to tell; for another run nothing has to change.
+    let third = Step::run(action()?.with(&[("GITHUB_RUN_ATTEMPT", "3")])).await?;
+    assert_eq!(third.ended(0, "promoted").outputs, run.outputs);
+    Step::run(action()?.with(&[("GITHUB_RUN_ID", "78")])).await?.ended(0, "unchanged");
+    let [still] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(still.statuses.len(), deployment.statuses.len(), "{github}");
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
 }

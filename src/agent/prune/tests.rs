@@ -31,7 +31,8 @@ impl Server {
         for file in FILES {
             fs::write(folder.join(file), "x").unwrap();
         }
-        let planned = RecordKind::Planned { swap: swap.clone(), plan: Box::new(two_slot_plan()) };
+        let (plan, requester) = (Box::new(two_slot_plan()), Box::default());
+        let planned = RecordKind::Planned { swap: swap.clone(), plan, requester };
         let kinds = [Some(planned), outcome.map(|outcome| RecordKind::Concluded { outcome })];
         let lines: String = kinds
             .into_iter()

@@ -334,12 +334,13 @@ async fn an_attempt_that_began_earlier_is_found() {
     );
     assert_eq!(requests(&fake), [LIST, POST]);
     // A payload may come back as a text.
-    fake.lock().unwrap().deployments = vec![json!({"id": 5, "payload": "{\"swap_id\":\"s-1\"}"})];
+    fake.lock().unwrap().deployments = vec![json!({"id": 1, "payload": "{\"swap_id\":\"s-1\"}"})];
     assert_eq!(
         deployments.find_or_create(&new(), None).await.unwrap(),
-        Opened::Ours(DeploymentId(5))
+        Opened::Found(DeploymentId(1), "pending".to_owned())
     );
-    assert_eq!(requests(&fake)[2..], [LIST]);
+    let state = "GET /api/v3/repos/acme/serving/deployments/1/statuses?per_page=1";
+    assert_eq!(requests(&fake)[2..], [LIST, state]);
 }
 
 #[tokio::test]

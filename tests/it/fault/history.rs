@@ -168,11 +168,12 @@ fn every_record(plan: &Plan) -> Vec<RecordKind> {
         Outcome::Failed,
         Outcome::Stuck,
     ];
-    let swap = "s-1".parse().unwrap();
+    let (swap, plan) = ("s-1".parse().unwrap(), Box::new(plan.clone()));
+    let planned = RecordKind::Planned { swap, plan, requester: Box::default() };
     steps
         .flat_map(of_step)
         .chain(outcomes.map(|outcome| RecordKind::Concluded { outcome }))
-        .chain([RecordKind::Closed, RecordKind::Planned { swap, plan: Box::new(plan.clone()) }])
+        .chain([RecordKind::Closed, planned])
         .collect()
 }
 

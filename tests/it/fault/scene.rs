@@ -23,7 +23,7 @@ use model_swap::model::plan::{Plan, Side};
 use model_swap::model::record::RecordKind;
 use model_swap::model::replica::{Replica, Systemd, Unit};
 use model_swap::model::spec::{SwapSpec, VerifySpec};
-use model_swap::model::state::ServiceState;
+use model_swap::model::state::{Requester, ServiceState};
 use model_swap::model::wire::{Asked, Secrets, When};
 use model_swap::service_dir::ServiceDir;
 use model_swap::swap::planner::{self, Again, Decision};
@@ -299,7 +299,8 @@ impl Scene {
     /// Begins as the agent does.
     pub(crate) fn begin<'a>(&'a self, attempt: &'a Attempt) -> (Context<'a, SimHost>, Journal) {
         let folder = self.dir.make_swap(&attempt.swap).expect("a folder");
-        let journal = Journal::create(&folder, &attempt.swap, &attempt.plan, self.host_now());
+        let asked = (&attempt.plan, &Requester::default());
+        let journal = Journal::create(&folder, &attempt.swap, asked, self.host_now());
         let mut cx = self.context(attempt);
         cx.replicas = attempt.replicas.clone();
         cx.again = attempt.again.clone();
