@@ -10,7 +10,7 @@ mod nginx;
 mod ports;
 pub(crate) mod processes;
 pub(crate) mod programs;
-mod sshd;
+pub(crate) mod sshd;
 #[cfg(test)]
 mod tests;
 

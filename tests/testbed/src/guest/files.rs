@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use super::{GuestSpec, INCUMBENT, SLOTS, USER, text};
 use crate::built;
 use crate::server::programs;
+use crate::server::sshd::CHEAP;
 use crate::service;
 
 /// The engine's program, where people who use a virtual environment have it.
@@ -113,6 +114,7 @@ pub(super) fn write(seed: &Seed, spec: &GuestSpec, address: Ipv4Addr) -> Result<
         0o440,
         format!("{USER} ALL=(root) NOPASSWD: ALL\n"),
     )?;
+    seed.put("/etc/ssh/sshd_config.d/cheap.conf", 0o644, CHEAP)?;
     seed.put("/etc/nginx/conf.d/log.conf", 0o644, LOG_FORMAT)?;
     seed.put(UPSTREAM_FILE, 0o644, upstream_file("llm", 80, SLOTS.0))?;
     seed.put(ENGINE, 0o755, fs::read(built::program("stub-engine")?)?)?;

@@ -128,7 +128,7 @@ pub struct Knobs {
     #[arg(long)]
     pub stub_report_model: Option<String>,
     /// The time that one token takes.
-    #[arg(long, value_parser = humantime::parse_duration, default_value = "0")]
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "2ms")]
     pub stub_token_delay: Duration,
     /// Binds with `SO_REUSEPORT`.
     #[arg(long)]
