@@ -108,11 +108,14 @@ pub enum Verb {
         #[arg(long, default_value = "0s", value_parser = duration)]
         lock_wait: Duration,
     },
-    /// Give up the swap that is under way: what served before serves again.
+    /// Give up the swap that is under way, or what waits for its turn: what served before serves again.
     Abort {
         /// Options.
         #[command(flatten)]
         common: Common,
+        /// The swap that is meant, and no other; the one that is under way if not given.
+        #[arg(long)]
+        swap_id: Option<SwapId>,
     },
     /// Say that a swap has failed after all: its GitHub deployment becomes a failure.
     Fail {
@@ -300,7 +303,7 @@ impl Verb {
         | Self::Plan { common, .. }
         | Self::Swap { common, .. }
         | Self::Rollback { common, .. }
-        | Self::Abort { common }
+        | Self::Abort { common, .. }
         | Self::Fail { common, .. }
         | Self::Status { common, .. }
         | Self::Logs { common }
@@ -336,7 +339,9 @@ impl Verb {
                 let inputs = common.inputs(CommandName::Rollback)?;
                 Inputs { swap_id, to, wait, lock_wait, ..inputs }
             }
-            Self::Abort { common } => common.inputs(CommandName::Abort)?,
+            Self::Abort { common, swap_id } => {
+                Inputs { swap_id, ..common.inputs(CommandName::Abort)? }
+            }
             Self::Fail { common, swap_id, rollback, rollback_workflow } => {
                 let inputs = common.inputs(CommandName::Fail)?;
                 Inputs { swap_id: Some(swap_id), rollback, rollback_workflow, ..inputs }

@@ -15,13 +15,15 @@ use crate::host::process;
 use crate::model::failure::Hint;
 use crate::model::state::Holder;
 
+pub mod waiting;
+
 /// The lease's file in the service's folder.
 const FILE: &str = "lease.json";
 
 /// [`Holder::command`] while a replica whose time has come is stopped: its swap has its outcome.
 pub const RETIRE: &str = "retire";
 
-/// A line of the file.
+/// A line of the file, and all of a file of who waits.
 #[derive(Serialize, Deserialize)]
 struct Line {
     #[serde(flatten)]
@@ -221,13 +223,14 @@ fn read(path: &Path) -> Option<Line> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::model::ids::ProcessId;
     use crate::model::state::Requester;
     use jiff::Timestamp;
 
-    fn holder(swap: &str) -> Holder {
+    /// A holder of this process's.
+    pub(crate) fn holder(swap: &str) -> Holder {
         Holder {
             swap: swap.parse().unwrap(),
             since: Timestamp::UNIX_EPOCH,
@@ -270,7 +273,8 @@ mod tests {
         read(&file(folder)).unwrap().holder
     }
 
-    fn dead(swap: &str) -> Holder {
+    /// A holder whose process is gone.
+    pub(crate) fn dead(swap: &str) -> Holder {
         // No process starts before its boot.
         Holder { process: ProcessId { start: 0, ..process::own() }, ..holder(swap) }
     }

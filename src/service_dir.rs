@@ -11,6 +11,7 @@
 //!     boot                        of which boot the processes in state.json are
 //!     agent.log                   what agents said on stderr
 //!     aborts/<swap>.json          abort::AbortOrder
+//!     waiting/<id>.json           lease::waiting: who waits for a turn
 //!     confirmations/<swap>.json  the word of a runner that has looked from outside
 //!     swaps/<swap>/               spec.json, agent.json, journal.ndjson, events.ndjson, replica.log, incumbent.json (0600)
 //! ```
@@ -179,7 +180,7 @@ impl ServiceDir {
     pub fn open(state_dir: &Path, service: &ServiceName) -> Result<Self, StateError> {
         let this = Self::look(state_dir, service);
         let swaps = this.root().join("swaps");
-        for folder in [this.claims(), swaps, this.aborts(), this.confirmations()] {
+        for folder in [this.claims(), swaps, this.aborts(), this.waiting(), this.confirmations()] {
             make_private(&folder)?;
         }
         for folder in [this.state_dir.clone(), this.root()] {
@@ -206,6 +207,11 @@ impl ServiceDir {
     /// The folder of the orders to abort.
     pub fn aborts(&self) -> PathBuf {
         self.root().join("aborts")
+    }
+
+    /// The folder of who waits for a turn.
+    pub fn waiting(&self) -> PathBuf {
+        self.root().join("waiting")
     }
 
     /// The folder of the words of runners that have looked from outside.

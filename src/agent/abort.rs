@@ -1,16 +1,20 @@
-//! Asks the agent that works on a swap to give it up, and follows how it does so.
+//! Asks the agent that works on a swap to give it up, and follows how it does so; or ends the wait of what waits for its turn.
 
 use jiff::Timestamp;
 
 use super::answer::Answers;
-use super::{follow, hand_over, observe_at_rest, unchanged};
+use super::recover::REPAIR;
+use super::{follow, hand_over, observe_at_rest, stuck, unchanged};
 use crate::abort::{self, AbortOrder};
+use crate::executor::unfinished_swaps;
 use crate::host::SystemHost;
-use crate::lease::{Lease, RETIRE};
+use crate::journal::Journal;
+use crate::lease::{Lease, RETIRE, waiting};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
 use crate::model::state::Holder;
-use crate::model::wire::{AbortRequest, Fault, Frame, Refusal, Wait};
+use crate::model::wire::{AbortRequest, Fault, Frame, Refusal, Unknown, Wait};
 use crate::service_dir::ServiceDir;
 
 /// Answers a request to abort; `line` is the request as it came.
@@ -20,13 +24,19 @@ pub(super) async fn abort(
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
     let at_work = at_work(dir);
-    let first = at_work.as_ref().and_then(|it| Some(it.recovers.as_ref()?.swap.clone()));
-    let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
-    if let (None, Some(died)) = (&wanted.of, at_work.as_ref().and_then(|it| it.recovers.as_ref())) {
-        // Whatever is under way is given up: what is brought to its end as well as what would begin then.
-        abort::order(dir, &died.swap, &order).map_err(Refusal::environment)?;
-    }
-    let Some(swap) = wanted.of.clone().or_else(|| at_work.map(|holder| holder.swap)) else {
+    let of = match &wanted.of {
+        Some(swap) if wanted.unknown == Unknown::Refused => match standing(dir, swap) {
+            Standing::Open => Some(swap.clone()),
+            Standing::Left => None,
+            Standing::Closed => {
+                answers.send(&closed(dir, swap, wanted).await?);
+                return Ok(());
+            }
+        },
+        Some(swap) => Some(swap.clone()),
+        None => at_work.as_ref().map(|holder| holder.swap.clone()),
+    };
+    let Some(swap) = of else {
         // Nobody is there to be asked; what somebody left unfinished when he died is brought to its end.
         let ended = hand_over(dir, line, answers).await.map_err(Refusal::environment)?;
         if let Some(swap) = ended {
@@ -34,13 +44,103 @@ pub(super) async fn abort(
         }
         return Ok(());
     };
+    let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
+    let first = at_work.as_ref().and_then(|it| Some(it.recovers.as_ref()?.swap.clone()));
+    if let (None, Some(died)) = (&wanted.of, &first) {
+        // Whatever is under way is given up: what is brought to its end as well as what would begin then.
+        abort::order(dir, died, &order).map_err(Refusal::environment)?;
+    }
     abort::order(dir, &swap, &order).map_err(Refusal::environment)?;
+    if let Some(waited) = waiting::strike(dir, &swap) {
+        return Err(never_begun((&waited.command, &swap), None));
+    }
     if !begun(dir, &swap).await {
-        return Err(never_begun(&swap, first.as_ref()));
+        let goes_on = |holder: &Holder| {
+            let is_asked_by_the_same = holder.requester == wanted.requester;
+            holder.command == REPAIR && holder.swap != swap && is_asked_by_the_same
+        };
+        return Err(match at_work.filter(goes_on) {
+            Some(repair) => repairs(&repair),
+            None => never_begun(("swap", &swap), first.as_ref()),
+        });
     }
     answers.send(&Frame::Accepted { swap: swap.clone() });
     follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
     Ok(())
+}
+
+/// What an order to abort meets that names its swap.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// Somebody who will find the order.
+    Open,
+    /// A swap that nobody works on any more, and that is not at its end.
+    Left,
+    /// Nothing that could be aborted.
+    Closed,
+}
+
+fn standing(dir: &ServiceDir, swap: &SwapId) -> Standing {
+    // In the order in which a command goes through them, so that none gets past between two looks.
+    let waits = || waiting::all(dir).iter().any(|asked| asked.swap == *swap);
+    let is_its = |holder: Holder| holder.swap == *swap || holder.works_on() == swap;
+    if waits() || at_work(dir).is_some_and(is_its) {
+        return Standing::Open;
+    }
+    let left = unfinished_swaps(dir).into_iter().find(|unfinished| unfinished.swap == *swap);
+    match left {
+        Some(unfinished) if !unfinished.needs_a_person() => Standing::Left,
+        _ => Standing::Closed,
+    }
+}
+
+/// The answer where nothing can be done about the swap that is meant, and nothing is done about any other.
+///
+/// # Errors
+/// If it is stuck, or is none that is known here.
+pub(super) async fn closed(
+    dir: &ServiceDir,
+    swap: &SwapId,
+    wanted: &AbortRequest,
+) -> Result<Frame, Refusal> {
+    let state = dir.load().map_err(Refusal::environment)?;
+    let told = state.history.iter().rev().find(|past| past.swap == *swap);
+    let recorded = Journal::look(&dir.swap(swap)).ok().and_then(|status| status.outcome);
+    match recorded.or(told.map(|past| past.outcome)) {
+        Some(Outcome::Stuck) => {
+            stuck::refuse_while_stuck(dir, &wanted.asked).await?;
+            Err(unknown(dir, swap))
+        }
+        Some(outcome) => {
+            let host = SystemHost::new(&wanted.asked);
+            let world = observe_at_rest(&host, dir, &wanted.asked);
+            let world = world.await.map_err(Refusal::environment)?;
+            let reason = format!("swap {swap} has ended already: {outcome}");
+            Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
+        }
+        None => Err(unknown(dir, swap)),
+    }
+}
+
+/// The refusal of an id that names nothing, which tells what there is.
+fn unknown(dir: &ServiceDir, swap: &SwapId) -> Refusal {
+    let word = |holder: &Holder| format!("{} {}", holder.command, holder.swap);
+    let under_way = at_work(dir).map(|holder| format!("{} is under way", word(&holder)));
+    let waiting = waiting::all(dir).into_iter().map(|asked| format!("{} waits", word(&asked)));
+    let open: Vec<_> = under_way.into_iter().chain(waiting).collect();
+    let open = if open.is_empty() { "nobody is at work".to_owned() } else { open.join(", ") };
+    let service = dir.service();
+    let failure = Failure::new(format!(
+        "no swap {swap} of service {service} is under way or waits for its turn"
+    ));
+    Refusal::input(failure.hint(format!("nothing was changed; {open}")))
+}
+
+/// Why a repair is not given up.
+fn repairs(repair: &Holder) -> Refusal {
+    let failure =
+        Failure::new(format!("the repair of swap {} has begun, and goes on", repair.swap));
+    Refusal::environment(failure.hint("`model-swap status` tells how it goes"))
 }
 
 /// The answer where nobody works on anything.
@@ -54,15 +154,15 @@ pub(super) async fn nothing_to_abort(
     Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
 }
 
-/// Why a swap does nothing that was aborted before it began. `first` is another one that its command brings to its end before.
-pub(super) fn never_begun(swap: &SwapId, first: Option<&SwapId>) -> Refusal {
+/// Why a command does nothing that was aborted before it began. `first` is a swap that it brings to its end before.
+pub(super) fn never_begun((command, id): (&str, &SwapId), first: Option<&SwapId>) -> Refusal {
     let hint = first.map_or_else(
         || "nothing was changed; traffic is where it was".to_owned(),
         |first| {
             format!("{first} is brought to its end, whose agent is gone; `model-swap status` tells where traffic is then")
         },
     );
-    let failure = Failure::new(format!("swap {swap} was aborted before it began")).hint(hint);
+    let failure = Failure::new(format!("{command} {id} was aborted before it began")).hint(hint);
     Refusal { failures: vec![failure], fault: Fault::Aborted }
 }
 
@@ -98,7 +198,7 @@ mod tests {
     #[test]
     fn traffic_is_only_vouched_for_where_nothing_else_is_brought_to_its_end() {
         let (swap, died) = ("s-2".parse().unwrap(), "s-1".parse().unwrap());
-        let hints = |first| never_begun(&swap, first).failures[0].hints.concat();
+        let hints = |first| never_begun(("swap", &swap), first).failures[0].hints.concat();
         assert!(hints(None).contains("traffic is where it was"));
         let told = hints(Some(&died));
         assert!(

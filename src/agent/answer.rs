@@ -15,6 +15,12 @@ impl Answers {
         Self { out: Some(io::stdout()) }
     }
 
+    /// For a test that nobody listens to.
+    #[cfg(test)]
+    pub(super) fn to_nobody() -> Self {
+        Self { out: None }
+    }
+
     /// The line before the first frame.
     pub(super) fn greet(&mut self) {
         self.line(SENTINEL.as_bytes());

@@ -60,7 +60,7 @@ pub(super) async fn follow(
     let mut watch = Watch::folder(&folder);
     if !folder.is_dir() {
         let failure = Failure::new(format!("swap {swap} of service {} has not begun", dir.service()))
-            .hint("if it still waits for its turn it begins then: `model-swap status` shows it, `model-swap abort` gives it up");
+            .hint(format!("if it still waits for its turn it begins then: `model-swap status` shows it, `model-swap abort --swap-id {swap}` gives it up"));
         return answers.send(&Frame::Refused(Refusal::environment(failure)));
     }
     let mut agent = at_work(&folder);

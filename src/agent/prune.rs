@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::follow::AGENT;
 use crate::host::{durable, process, runtime};
 use crate::journal::Journal;
-use crate::lease::Lease;
+use crate::lease::{Lease, waiting};
 use crate::model::ids::{ProcessId, SwapId};
 use crate::service_dir::ServiceDir;
 
@@ -84,6 +84,7 @@ pub(super) fn prune(dir: &ServiceDir, nginx: &Path) {
     }
     prune_orders(&dir.aborts(), &kept);
     prune_orders(&dir.confirmations(), &kept);
+    waiting::forget_the_dead(dir);
     prune_strays(written_to(dir, &kept, nginx).flat_map(|folder| durable::unfinished(&folder)));
     prune_strays(runtime::stray_environments());
     begin_anew(&dir.root().join("agent.log"));
@@ -95,7 +96,7 @@ pub(super) fn prune(dir: &ServiceDir, nginx: &Path) {
 /// Every folder in which files are put in the place of others.
 fn written_to(dir: &ServiceDir, swaps: &[SwapId], nginx: &Path) -> impl Iterator<Item = PathBuf> {
     let shared = [dir.state_dir().to_owned(), dir.claims(), UNITS.into()];
-    let own = [dir.root(), dir.aborts(), dir.confirmations()];
+    let own = [dir.root(), dir.aborts(), dir.waiting(), dir.confirmations()];
     let real = nginx.canonicalize().ok().and_then(|file| Some(file.parent()?.to_owned()));
     shared.into_iter().chain(own).chain(swaps.iter().map(|swap| dir.swap(swap))).chain(real)
 }

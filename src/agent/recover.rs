@@ -3,10 +3,10 @@
 
 use jiff::Timestamp;
 
-use super::abort::nothing_to_abort;
+use super::abort::{closed, never_begun, nothing_to_abort};
 use super::answer::Answers;
 use super::ending::{Wanted, bring_to_end, left_open, needs};
-use super::turn::{self, RETRY};
+use super::turn::{self, NoTurn, RETRY};
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
@@ -15,14 +15,14 @@ use crate::host::{SystemHost, process};
 use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
 use crate::model::event::EventKind;
-use crate::model::failure::Hint;
+use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::state::{Holder, Requester};
 use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Wait};
 use crate::service_dir::ServiceDir;
 
 /// [`Holder::command`] of whoever repairs.
-const REPAIR: &str = "repair";
+pub(super) const REPAIR: &str = "repair";
 
 /// Has a detached agent repair, and tells what it finds and does. `line` is the request as it came.
 pub(super) async fn hand_over_repair(
@@ -59,7 +59,7 @@ async fn follow_repair(dir: &ServiceDir, swap: &SwapId, answers: &mut Answers) {
 /// The detached agent's part: takes up the newest swap that is stuck or unfinished. Backwards, as all undoing: what was done
 /// last stands on what was done before.
 pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Result<(), Refusal> {
-    let RepairRequest { asked, lock_wait, requester } = wanted;
+    let RepairRequest { asked, id, lock_wait, requester } = wanted;
     let dir = place::service_dir(asked).map_err(Refusal::environment)?;
     // Where no swap ever was, there is nobody's id to hold the lease by.
     let Some(newest) = begun(&dir).next() else {
@@ -69,12 +69,17 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     let at_first = || own(to_repair(&dir).as_ref().unwrap_or(&newest));
     // Asked again by a runner that had lost the first answer.
     let attaches = |held: &Holder| Some(held.swap.clone()).filter(|_| held.command == REPAIR);
-    let mut lease = match turn::take((&dir, *lock_wait), &at_first, &attaches, answers).await {
+    let itself = own(id);
+    let taken = turn::take((&dir, *lock_wait), (&itself, &at_first), &attaches, answers).await;
+    let mut lease = match taken {
         Ok(lease) => lease,
-        Err(LeaseError::Held { holder: Some(held) }) if attaches(&held).is_some() => {
+        Err(NoTurn::Lease(LeaseError::Held { holder: Some(held) }))
+            if attaches(&held).is_some() =>
+        {
             answers.send(&Frame::Accepted { swap: held.swap });
             return Ok(());
         }
+        Err(NoTurn::Aborted) => return Err(never_begun((&itself.command, id), None)),
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     // Another command may have ended meanwhile what had no outcome a moment ago.
@@ -115,10 +120,17 @@ fn to_repair(dir: &ServiceDir) -> Option<SwapId> {
 
 /// The detached agent's part of an abort where nobody is there to be asked: what died is brought to its end.
 pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Result<(), Refusal> {
-    let AbortRequest { asked, requester, .. } = wanted;
+    let AbortRequest { asked, of, requester, .. } = wanted;
     let dir = place::service_dir(asked).map_err(Refusal::environment)?;
     let own = |swap: &SwapId| holder(swap.clone(), "abort", requester);
-    let taken = match left_open(&dir) {
+    let is_meant = |swap: &SwapId| of.as_ref().is_none_or(|of| of == swap);
+    let newest = left_open(&dir);
+    if let Some(other) = newest.as_ref().filter(|newest| !is_meant(newest)) {
+        let failure = Failure::new(format!("swap {other} is not at its end, and comes first"));
+        let hint = "nothing was changed; `model-swap abort` without an id, or `model-swap repair`, brings that one to its end";
+        return Err(Refusal::environment(failure.hint(hint)));
+    }
+    let taken = match newest {
         Some(swap) => Lease::take(&dir.root(), &own(&swap)).map(Some),
         None => Lease::take_from_the_dead(&dir.root(), |died| own(&died.swap)),
     };
@@ -130,7 +142,7 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         Ok(lease) => lease,
         // Whoever brings it to its end looks for the order.
         Err(LeaseError::Held { holder: Some(holder) })
-            if needs(&dir, holder.works_on(), Wanted::End) =>
+            if is_meant(holder.works_on()) && needs(&dir, holder.works_on(), Wanted::End) =>
         {
             order(holder.works_on())?;
             answers.send(&Frame::Accepted { swap: holder.works_on().clone() });
@@ -142,10 +154,13 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         let died = lease.died.as_ref().map(|died| died.swap.clone());
         let swap =
             died.filter(|swap| needs(&dir, swap, Wanted::End)).or_else(|| left_open(&dir))?;
-        Some((lease, swap))
+        is_meant(&swap).then_some((lease, swap))
     });
     let Some((mut lease, swap)) = unfinished else {
-        let nothing = nothing_to_abort(&dir, wanted).await.map_err(Refusal::environment)?;
+        let nothing = match of {
+            Some(swap) => closed(&dir, swap, wanted).await?,
+            None => nothing_to_abort(&dir, wanted).await.map_err(Refusal::environment)?,
+        };
         answers.send(&nothing);
         return Ok(());
     };

@@ -117,6 +117,7 @@ mod tests {
             astray: None,
             slots: vec![slot],
             holder: None,
+            waiting: Vec::new(),
             step: None,
             unfinished: None,
             serving_swap: (!is_rollback).then_some(swap),

@@ -10,9 +10,10 @@ use super::abort::never_begun;
 use super::answer::Answers;
 use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::rerun::{self, ROLLBACK};
+use super::turn::{self, NoTurn};
 use super::{
     Access, aftermath, barred, confirm_route, follow, listed, parse, place, prune, recover,
-    rollback, sampling, stuck, turn, uninstall,
+    rollback, sampling, stuck, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -125,19 +126,18 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let own = holder(&work, Timestamp::now());
     let attaches = |held: &Holder| rerun::attaches_to(held, &own);
     let now = || holder(&work, Timestamp::now());
-    let taken = tokio::select! {
-        biased;
-        taken = turn::take((&dir, work.lock_wait), &now, &attaches, answers) => taken,
-        _ = abort::until_ordered(&dir, &work.swap) => return Err(never_begun(&work.swap, None)),
-    };
+    let taken = turn::take((&dir, work.lock_wait), (&own, &now), &attaches, answers).await;
     dir.forget_last_boot(&process::boot())
         .map_err(|error| Refusal::environment(error.to_failure()))?;
     let mut lease = match taken {
         Ok(lease) => lease,
-        Err(LeaseError::Held { holder: Some(held) }) if attaches(&held).is_some() => {
+        Err(NoTurn::Lease(LeaseError::Held { holder: Some(held) }))
+            if attaches(&held).is_some() =>
+        {
             answers.send(&Frame::Accepted { swap: attaches(&held).unwrap_or(held.swap) });
             return Ok(());
         }
+        Err(NoTurn::Aborted) => return Err(never_begun((&own.command, &own.swap), None)),
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     let first = lease.died.as_ref().map(|died| died.swap.clone());
@@ -156,7 +156,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         return Ok(());
     }
     if abort::ordered(&dir, &work.swap).is_some() {
-        return Err(never_begun(&work.swap, first.as_ref()));
+        return Err(never_begun((&own.command, &own.swap), first.as_ref()));
     }
     stuck::refuse_while_stuck(&dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {

@@ -6,25 +6,74 @@ use tokio::time::{Instant, sleep};
 
 use super::answer::Answers;
 use super::follow;
+use crate::abort;
 use crate::host::process;
+use crate::lease::waiting::Waiting;
 use crate::lease::{Lease, LeaseError, RETIRE};
+use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
 use crate::model::state::Holder;
 use crate::model::wire::Frame;
-use crate::service_dir::ServiceDir;
+use crate::service_dir::{ServiceDir, StateError};
 
 /// How long a command waits for a holder that retires: stopping a drained engine takes seconds.
 const RETIRE_WAIT: Duration = Duration::from_secs(120);
 /// Between two tries for the lease; flock tells nobody when it comes free.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 
-/// Takes the lease as [`take_soon`]; waits for another command's for as long as `lock_wait`, and says whose it is.
+/// Why a command has no turn.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoTurn {
+    /// It did not have the lease.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// It could not be seen to wait.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// It was given up before its turn.
+    #[error("it was aborted before it began")]
+    Aborted,
+}
+
+impl Hint for NoTurn {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Lease(error) => error.hints(),
+            Self::State(error) => error.hints(),
+            Self::Aborted => Vec::new(),
+        }
+    }
+}
+
+/// Takes the lease as [`take_soon`]; waits for another command's for as long as `lock_wait`, and says whose it is. Until it has
+/// it others see it wait as `asked`, by whose id it can be given up; what has begun under that id is for its agent to give up.
 ///
 /// # Errors
-/// If it is held all the time, or `attaches` would follow the holder's swap; or if the disk refuses.
+/// If it is held all the time, or `attaches` would follow the holder's swap; if it was given up; or if the disk refuses.
 pub(super) async fn take(
     (dir, lock_wait): (&ServiceDir, Duration),
-    own: &impl Fn() -> Holder,
+    (asked, own): (&Holder, &impl Fn() -> Holder),
+    attaches: &impl Fn(&Holder) -> Option<SwapId>,
+    answers: &mut Answers,
+) -> Result<Lease, NoTurn> {
+    let has_begun = dir.swap(&asked.swap).exists();
+    let waiting = Waiting::enter(dir, asked)?;
+    let lease = tokio::select! {
+        biased;
+        taken = take_in_time((dir, lock_wait), (asked, own), attaches, answers) => taken?,
+        _ = abort::until_ordered(dir, &asked.swap), if !has_begun => return Err(NoTurn::Aborted),
+    };
+    let is_given_up = || !has_begun && abort::ordered(dir, &asked.swap).is_some();
+    // Whoever gives the order ends the wait then: either he does, and nothing begins, or it has ended here.
+    if is_given_up() || (!waiting.leave() && is_given_up()) {
+        return Err(NoTurn::Aborted);
+    }
+    Ok(lease)
+}
+
+async fn take_in_time(
+    (dir, lock_wait): (&ServiceDir, Duration),
+    (asked, own): (&Holder, &impl Fn() -> Holder),
     attaches: &impl Fn(&Holder) -> Option<SwapId>,
     answers: &mut Answers,
 ) -> Result<Lease, LeaseError> {
@@ -42,7 +91,11 @@ pub(super) async fn take(
             }
             if told.as_ref() != Some(&holder.swap) {
                 told = Some(holder.swap.clone());
-                answers.send(&Frame::Waiting { holder, limit: lock_wait });
+                answers.send(&Frame::Waiting {
+                    holder,
+                    limit: lock_wait,
+                    id: Some(asked.swap.clone()),
+                });
             }
         }
         sleep(RETRY).await;
@@ -80,18 +133,51 @@ pub(super) async fn take_soon(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::state::Requester;
-    use jiff::Timestamp;
+    use crate::abort::AbortOrder;
+    use crate::lease::tests::holder;
+    use crate::lease::waiting;
 
-    fn holder(swap: &str) -> Holder {
-        Holder {
-            swap: swap.parse().unwrap(),
-            since: Timestamp::UNIX_EPOCH,
-            process: process::own(),
-            command: "swap".to_owned(),
-            requester: Requester::default(),
-            recovers: None,
-        }
+    /// A service that somebody else works on, and how a command comes to its turn that would wait for an hour.
+    async fn while_held(
+        meanwhile: impl AsyncFnOnce(&ServiceDir, Lease),
+    ) -> (Result<Lease, NoTurn>, Vec<Holder>) {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let held = Lease::take(&dir.root(), &holder("s-1")).unwrap();
+        let (own, nobody) = (|| holder("s-2"), |_: &Holder| None);
+        let (asked, mut answers) = (holder("s-2"), Answers::to_nobody());
+        let hour = Duration::from_secs(3600);
+        let (taken, ()) = tokio::join!(
+            take((&dir, hour), (&asked, &own), &nobody, &mut answers),
+            meanwhile(&dir, held),
+        );
+        (taken, waiting::all(&dir))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_seen_and_has_his_turn() {
+        let (taken, left) = while_held(async |dir, held| {
+            assert_eq!(waiting::all(dir), [holder("s-2")]);
+            // An order that means another one ends no wait.
+            abort::order(dir, &"s-1".parse().unwrap(), &AbortOrder::default()).unwrap();
+            drop(held);
+        })
+        .await;
+        taken.unwrap();
+        assert_eq!(left, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_given_up_by_his_id_although_the_lease_comes_free() {
+        let (taken, left) = while_held(async |dir, held| {
+            let id = "s-2".parse().unwrap();
+            abort::order(dir, &id, &AbortOrder::default()).unwrap();
+            assert_eq!(waiting::strike(dir, &id), Some(holder("s-2")));
+            drop(held);
+        })
+        .await;
+        assert!(matches!(taken, Err(NoTurn::Aborted)), "{taken:?}");
+        assert_eq!(left, []);
     }
 
     #[tokio::test(start_paused = true)]

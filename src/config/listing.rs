@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::model::state::Requester;
     use crate::model::wire::{
-        AbortRequest, Asked, ConfirmRequest, KeptWarm, UninstallRequest, Wait,
+        AbortRequest, Asked, ConfirmRequest, KeptWarm, UninstallRequest, Unknown, Wait,
     };
 
     const TEXT: &str = r#"
@@ -426,6 +426,7 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         let abort = Command::Abort(AbortRequest {
             asked: asked("", ""),
             of: None,
+            unknown: Unknown::Kept,
             since: 0,
             requester: Requester::default(),
         });

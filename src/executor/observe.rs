@@ -8,6 +8,7 @@ use crate::host::engine::Answer;
 use crate::host::gpu::Gpus;
 use crate::host::nginx::UpstreamView;
 use crate::journal::Journal;
+use crate::lease::{Lease, waiting};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{SlotName, SwapId};
 use crate::model::replica::Replica;
@@ -152,7 +153,7 @@ impl World {
                 },
             });
         }
-        let holder = crate::lease::Lease::holder(&dir.root());
+        let holder = Lease::holder(&dir.root());
         StatusReport {
             service: asked.spec.service.clone(),
             nginx_port: self.seen.nginx_port,
@@ -166,6 +167,7 @@ impl World {
                 None
             },
             holder,
+            waiting: waiting::all(dir),
             serving_swap: state.serving_swap.clone(),
             rollback_until: state
                 .retained

@@ -77,7 +77,7 @@ pub struct Inputs {
     pub ssh_options: Vec<String>,
     /// GitHub's environment for the deployment; see [`Inputs::environment_for`].
     pub environment: Option<String>,
-    /// The swap that a rollback undoes, or that has failed.
+    /// The swap that a rollback undoes, that is to be aborted, or that has failed.
     pub swap_id: Option<SwapId>,
     /// The only plan that a swap may carry out.
     pub plan_digest: Option<Held>,
@@ -287,7 +287,7 @@ impl Inputs {
         let digest = self.plan_digest.as_ref().map(ToString::to_string);
         let yes = |asked: bool| asked.then(|| "true".to_owned());
         let tied: [(_, _, &[CommandName]); 6] = [
-            ("swap-id", id, &[CommandName::Rollback, CommandName::Fail]),
+            ("swap-id", id, &[CommandName::Rollback, CommandName::Abort, CommandName::Fail]),
             ("to", self.to.clone(), &[CommandName::Rollback]),
             ("plan-digest", digest, &[CommandName::Swap]),
             ("rollback", yes(self.rollback), &[CommandName::Fail]),

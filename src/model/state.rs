@@ -121,7 +121,7 @@ impl Past {
 /// Who holds the lease, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The swap.
+    /// The swap. Of a repair that waits for its turn, its own id.
     pub swap: SwapId,
     /// Since when.
     pub since: Timestamp,
@@ -179,6 +179,9 @@ pub struct StatusReport {
     pub slots: Vec<SlotReport>,
     /// Who holds the lease.
     pub holder: Option<Holder>,
+    /// Who waits for a turn, as long as they do first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Holder>,
     /// The step that is being done, while somebody is at work.
     #[serde(default)]
     pub step: Option<String>,

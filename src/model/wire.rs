@@ -195,12 +195,26 @@ pub struct RollbackRequest {
 pub struct AbortRequest {
     /// Which service.
     pub asked: Asked,
-    /// The swap, begun or about to begin; `None`: the one that is under way.
+    /// The swap, or what waits for its turn, by its id; `None`: the swap that is under way.
     pub of: Option<SwapId>,
+    /// What becomes of the order where the server knows nothing of that id.
+    #[serde(default)]
+    pub unknown: Unknown,
     /// Send events after this number.
     pub since: u64,
     /// Who asks.
     pub requester: Requester,
+}
+
+/// What becomes of an order to abort that names what the server does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unknown {
+    /// It is kept: whoever gives up what he has asked for himself may be ahead of that.
+    #[default]
+    Kept,
+    /// It is refused: an id may be mistyped.
+    Refused,
 }
 
 /// The runner has looked from outside and met the candidate.
@@ -219,6 +233,8 @@ pub struct ConfirmRequest {
 pub struct RepairRequest {
     /// Which service.
     pub asked: Asked,
+    /// Id of the repair itself, by which it is given up while it waits for its turn.
+    pub id: SwapId,
     /// How long to wait for another command's swap to have its outcome.
     #[serde(default)]
     pub lock_wait: Duration,
@@ -339,6 +355,9 @@ pub enum Frame {
         holder: Box<Holder>,
         /// For how long at most.
         limit: Duration,
+        /// The id of what waits, by which it can be given up.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<SwapId>,
     },
     /// The swap is under way; its events follow.
     Accepted {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Line;
 use super::text::{inert, moment};
 use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
 use crate::model::state::{Holder, Past, SlotReport, StatusReport};
 
 /// The columns of the table of slots.
@@ -45,6 +46,13 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
     }));
     text.push(report.holder.as_ref().map_or_else(|| "nobody is at work".to_owned(), holder));
     text.extend(report.step.as_ref().map(|step| format!("in {}", inert(step))));
+    text.extend(report.waiting.iter().map(|asked| {
+        format!(
+            "{}; `model-swap abort --swap-id {}` gives it up",
+            told("waits for its turn", asked),
+            asked.swap
+        )
+    }));
     if !report.history.is_empty() {
         text.push("history, newest first:".to_owned());
         text.extend(report.history.iter().rev().map(past));
@@ -93,13 +101,23 @@ fn row(slot: &SlotReport) -> [String; 6] {
     ]
 }
 
-/// Another command is waited for, for `limit` at most.
-pub fn waiting(holder: &Holder, limit: Duration) -> Line {
+/// Another command is waited for, for `limit` at most; by its `id` that can be ended.
+pub fn waiting(holder: &Holder, limit: Duration, id: Option<&SwapId>) -> Line {
     let limit = humantime::format_duration(limit);
-    Line::Text(format!("waiting up to {limit} for another command, {}", self::holder(holder)))
+    let ends = id.map(|id| format!("; `model-swap abort --swap-id {id}` gives up what waits"));
+    Line::Text(format!(
+        "waiting up to {limit} for another command, {}{}",
+        self::holder(holder),
+        ends.unwrap_or_default()
+    ))
 }
 
 fn holder(holder: &Holder) -> String {
+    told("at work", holder)
+}
+
+/// Who does what since when.
+fn told(does: &str, holder: &Holder) -> String {
     let Holder { swap, since, process, command, requester, recovers } = holder;
     let who = requester.actor.as_deref().map(|actor| format!(", asked by {}", inert(actor)));
     let from = requester.url.as_deref().map(|url| format!(", {}", inert(url)));
@@ -107,7 +125,7 @@ fn holder(holder: &Holder) -> String {
         .as_ref()
         .map(|died| format!("; first it brings {} to its end, whose agent is gone", died.swap));
     format!(
-        "at work since {}: {} {swap} (pid {process}{}{}){}",
+        "{does} since {}: {} {swap} (pid {process}{}{}){}",
         moment(*since),
         inert(command),
         who.unwrap_or_default(),
@@ -176,6 +194,14 @@ mod tests {
                 },
                 recovers: None,
             }),
+            waiting: vec![Holder {
+                swap: "s-4".parse().unwrap(),
+                since: at("2026-11-23T09:21:00Z"),
+                process: ProcessId { pid: 78, start: 1 },
+                command: "rollback".to_owned(),
+                requester: Requester::default(),
+                recovers: None,
+            }],
             step: Some("verify b: wait".to_owned()),
             unfinished: Some(("s-3".parse().unwrap(), "its agent ended\n in cut_over".to_owned())),
             serving_swap: Some("s-2".parse().unwrap()),
@@ -220,6 +246,7 @@ a warm rollback is possible until 2026-11-23 09:25:00 UTC
 s-3 is not at its end: its agent ended\n in cut_over; `model-swap repair` brings it there, or says what is in the way
 at work since 2026-11-23 09:20:00 UTC: swap s-3 (pid 77, asked by ann, https://github.com/x)
 in verify b: wait
+waits for its turn since 2026-11-23 09:21:00 UTC: rollback s-4 (pid 78); `model-swap abort --swap-id s-4` gives it up
 history, newest first:
   2026-11-23 09:15:00 UTC  s-2  promoted     Qwen/B (r-b)
   2026-11-22 09:15:00 UTC  s-1  rolled-back  Qwen/A (r-a)
@@ -232,6 +259,7 @@ history, newest first:
         let idle = StatusReport {
             slots: Vec::new(),
             holder: None,
+            waiting: Vec::new(),
             step: None,
             unfinished: None,
             serving_swap: None,

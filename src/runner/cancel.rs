@@ -2,6 +2,7 @@
 //!
 //! GitHub sends a container SIGINT, 7.5 s later SIGTERM, and kills it 2.5 s after that (runner, `ProcessInvoker.cs`).
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -15,7 +16,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::Side;
 use crate::model::state::Requester;
-use crate::model::wire::{AbortRequest, Asked, Command, Request, WIRE_VERSION};
+use crate::model::wire::{AbortRequest, Asked, Command, Request, Unknown, WIRE_VERSION};
 use crate::remote::agent::ask;
 use crate::remote::session::Session;
 use crate::render;
@@ -26,29 +27,66 @@ const BACK_LIMIT: Duration = Duration::from_secs(8);
 /// How long the outcome is waited for once traffic is back: a candidate without requests is stopped within moments.
 const OUTCOME_LIMIT: Duration = Duration::from_millis(1000);
 
-/// The order that gives a command's swap up.
+/// What is given up, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// It may be given up until it has its outcome.
+    Swap,
+    /// It may be given up until its turn: then it undoes what has to be undone.
+    Repair,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Swap => "swap",
+            Self::Repair => "repair",
+        })
+    }
+}
+
+/// The order that gives up what a command has asked for.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     asked: Asked,
-    swap: SwapId,
+    /// The id that it was asked for by.
+    id: SwapId,
+    what: What,
     requester: Requester,
 }
 
 impl Order {
-    /// The order for a command; `None` for one that makes no swap.
+    /// The order for a command; `None` for one that nothing is left of when it is not followed.
     pub(super) fn of(command: &Command) -> Option<Self> {
-        let (asked, swap, requester) = match command {
-            Command::Swap(request) => (&request.asked, &request.swap, &request.requester),
-            Command::Rollback(request) => (&request.asked, &request.swap, &request.requester),
+        let (asked, id, what, requester) = match command {
+            Command::Swap(request) => {
+                (&request.asked, &request.swap, What::Swap, &request.requester)
+            }
+            Command::Rollback(request) => {
+                (&request.asked, &request.swap, What::Swap, &request.requester)
+            }
+            Command::Repair(request) => {
+                (&request.asked, &request.id, What::Repair, &request.requester)
+            }
             _ => return None,
         };
-        Some(Self { asked: asked.clone(), swap: swap.clone(), requester: requester.clone() })
+        Some(Self { asked: asked.clone(), id: id.clone(), what, requester: requester.clone() })
+    }
+
+    /// Whether what was asked for may still be given up, as far as is known.
+    fn is_in_time(&self, followed: &Followed) -> bool {
+        self.what == What::Swap || followed.swap.is_none()
+    }
+
+    fn id<'a>(&'a self, followed: &'a Followed) -> &'a SwapId {
+        followed.swap.as_ref().unwrap_or(&self.id)
     }
 
     fn request(&self, followed: &Followed) -> Request {
-        let of = Some(followed.swap.as_ref().unwrap_or(&self.swap).clone());
+        let of = Some(self.id(followed).clone());
         let (asked, requester) = (self.asked.clone(), self.requester.clone());
-        let wanted = AbortRequest { asked, of, since: followed.seq, requester };
+        let unknown = Unknown::Kept;
+        let wanted = AbortRequest { asked, of, unknown, since: followed.seq, requester };
         Request { v: WIRE_VERSION, command: Command::Abort(wanted) }
     }
 }
@@ -86,12 +124,15 @@ pub(super) async fn give_up(
     let warn = |voice: &mut Voice, text: &str| {
         voice.say([render::Line::Warning(format!("stopped by a signal: {text}"))]);
     };
-    let Some(order) = order else { return without_swap(followed, voice) };
+    let Some(order) = order.filter(|order| order.is_in_time(followed)) else {
+        return without_swap(followed, voice);
+    };
     if followed.conclusion.is_some() {
         warn(voice, "the outcome stays as it is, and the server does the rest by itself");
         return Ok(());
     }
-    warn(voice, "asking the server to abort the swap");
+    let what = order.what;
+    warn(voice, &format!("asking the server to abort the {what}"));
     let ended = tokio::select! {
         ended = until_back(session, line, order, (&mut *followed, &mut *voice, &mut *reporter)) => Some(ended),
         () = tokio::time::sleep(BACK_LIMIT) => None,
@@ -110,16 +151,20 @@ pub(super) async fn give_up(
         Some(Err(Ended::Refused(stopped))) => return Err(stopped),
         Some(Err(Ended::Remote(error))) => Failure {
             causes: vec![error.to_failure().to_string()],
-            ..Failure::new("the server could not be asked to abort: the swap goes on on the server")
+            ..Failure::new(format!(
+                "the server could not be asked to abort: the {what} goes on on the server"
+            ))
         },
         Some(Ok(())) | None => {
-            Failure::new("the server did not say in time whether the swap is aborted")
+            Failure::new(format!("the server did not say in time whether the {what} is aborted"))
         }
     };
     // What was asked for may have begun all the same.
     followed.lost |= session.is_some();
-    let failure =
-        failure.hint("`model-swap status` tells what serves, `model-swap abort` gives the swap up");
+    let failure = failure.hint(format!(
+        "`model-swap status` tells what serves, `model-swap abort --swap-id {}` gives the {what} up",
+        order.id(followed)
+    ));
     Err(Stopped { failures: vec![failure], exit: Exit::Environment })
 }
 
@@ -185,7 +230,7 @@ fn given_up(followed: &Followed, order: &Order) -> Event {
     };
     Event {
         v: WIRE_VERSION,
-        swap: followed.swap.clone().unwrap_or_else(|| order.swap.clone()),
+        swap: order.id(followed).clone(),
         seq: followed.seq + 1,
         at: jiff::Timestamp::now(),
         kind: EventKind::Concluded(conclusion),

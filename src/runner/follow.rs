@@ -337,7 +337,9 @@ impl Followed {
                 voice.say(status::unchanged(&reason, &status));
                 self.unchanged = Some((reason, *status));
             }
-            Frame::Waiting { holder, limit } => voice.say([status::waiting(&holder, limit)]),
+            Frame::Waiting { holder, limit, id } => {
+                voice.say([status::waiting(&holder, limit, id.as_ref())]);
+            }
             Frame::Accepted { swap } => {
                 if self.swap.as_ref().is_some_and(|known| *known != swap) {
                     self.turn_the_page();

@@ -91,6 +91,7 @@ mod tests {
         let requester = Requester::default();
         Patience::of(&Command::Repair(RepairRequest {
             asked,
+            id: "s-1".parse().unwrap(),
             lock_wait: Duration::ZERO,
             requester,
         }))

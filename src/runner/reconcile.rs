@@ -125,6 +125,7 @@ mod tests {
             astray: None,
             slots: vec![slot],
             holder: None,
+            waiting: Vec::new(),
             step: None,
             unfinished: None,
             serving_swap: serving_swap.map(|swap| swap.parse().unwrap()),

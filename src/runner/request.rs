@@ -10,7 +10,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
     AbortRequest, Asked, Command, RepairRequest, Request, RollbackRequest, Secrets, SurveyRequest,
-    SwapRequest, UninstallRequest, WIRE_VERSION,
+    SwapRequest, UninstallRequest, Unknown, WIRE_VERSION,
 };
 
 /// The request that the inputs and the configuration come to.
@@ -46,11 +46,18 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             wait: inputs.wait,
             requester,
         }),
-        CommandName::Abort => Command::Abort(AbortRequest { asked, of: None, since: 0, requester }),
+        CommandName::Abort => Command::Abort(AbortRequest {
+            asked,
+            of: inputs.swap_id.clone(),
+            unknown: Unknown::Refused,
+            since: 0,
+            requester,
+        }),
         // Before anything else it asks what serves.
         CommandName::Fail | CommandName::Status => Command::Status(asked),
         CommandName::Repair => {
-            Command::Repair(RepairRequest { asked, lock_wait: inputs.lock_wait, requester })
+            let id = new_id()?;
+            Command::Repair(RepairRequest { asked, id, lock_wait: inputs.lock_wait, requester })
         }
         CommandName::Logs => Command::Logs(asked),
         CommandName::History => Command::History(asked),

@@ -102,7 +102,8 @@ async fn a_step_that_was_killed_while_its_swap_waits_is_not_said_to_have_done_no
 
     let github = FakeGitHub::start()?;
     let (action, _program) = afterwards(&world, &github, &state)?;
-    let run = Step::run(action).await?.refused(3, &["has not begun", "`model-swap abort`"]);
+    let run =
+        Step::run(action).await?.refused(3, &["has not begun", "`model-swap abort --swap-id s-"]);
     assert!(run.summary.contains("Outcome not known"), "{run}");
     assert_eq!(swaps(&world), 0, "{run}");
     flock(&lease, FlockOperation::Unlock)?;

@@ -236,7 +236,10 @@ async fn wrong_inputs_are_all_said_at_once() -> Result<()> {
 async fn a_swap_id_with_a_command_that_does_not_take_it_is_refused() -> Result<()> {
     let door = Door::closed()?;
     let run = swap_with(&door.config()?, &[("swap-id", "s-1")]).await?;
-    door.assert_refused(run, &["input swap-id is \"s-1\": it belongs to rollback and fail alone"]);
+    door.assert_refused(
+        run,
+        &["input swap-id is \"s-1\": it belongs to rollback, abort and fail alone"],
+    );
     Ok(())
 }
 

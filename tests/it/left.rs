@@ -50,8 +50,11 @@ async fn a_swap_waits_for_nginx_before_it_is_brought_to_its_end() -> Result<()> 
     until("nginx has ended", || Ok((!alive(master)).then_some(()))).await?;
     let records = journal(&world)?;
     let said = ["nginx.pid", "it is brought to its end once nginx can be seen"];
-    for command in ["swap", "repair", "abort"] {
-        Step::run(world.action(command, NEW, &[])?).await?.refused(3, &said);
+    let id = only_swap(&world)?.file_name().context("a name")?.to_string_lossy().into_owned();
+    let other = Step::run(world.action("abort", NEW, &[("swap-id", "s-other")])?).await?;
+    other.refused(2, &["no swap s-other of service chat is under way", "nobody is at work"]);
+    for (command, inputs) in [("swap", &[][..]), ("repair", &[]), ("abort", &[("swap-id", &*id)])] {
+        Step::run(world.action(command, NEW, inputs)?).await?.refused(3, &said);
         assert_eq!(journal(&world)?, records, "{command}");
     }
     nginx(&world, &[])?;

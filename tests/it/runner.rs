@@ -405,16 +405,50 @@ async fn a_step_that_waits_for_another_is_told_whose_it_is_and_has_its_turn() ->
     second.says("https://github.example.com/acme/llm/actions/runs/77/attempts/1").await?;
 
     // Who is cancelled while he waits has no turn.
-    let mut third = other(&[("lock-wait", "10m"), ("force", "true")])?;
-    third.says("waiting up to 10m").await?;
-    third.signal("-INT")?;
-    assert_eq!(third.finish().await?.code, 6);
+    for (command, force) in [("swap", "true"), ("repair", "false")] {
+        let inputs = [("lock-wait", "10m"), ("force", force)];
+        let mut third = Step::start(world.action(command, NEW, &inputs)?)?;
+        third.says("waiting up to 10m").await?;
+        third.signal("-INT")?;
+        third.finish().await?.refused(6, &[command, "was aborted before it began"]);
+    }
+    only_what_is_meant_is_aborted(&world).await?;
 
     candidate.thaw()?;
-    first.finish().await?.ended(0, "promoted");
+    let first = first.finish().await?.ended(0, "promoted");
     let run = second.finish().await?.ended(0, "unchanged");
     assert_eq!(run.stdout.matches("waiting up to").count(), 1, "{run}");
     assert_eq!(swaps(&world), 1, "{run}");
+    let over = abort(&world, first.output("swap-id")).await?.ended(0, "unchanged");
+    assert!(over.stdout.contains("has ended already: promoted"), "{over}");
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+async fn abort(world: &World, id: &str) -> Result<Run> {
+    Step::run(world.action("abort", NEW, &[("swap-id", id)])?).await
+}
+
+/// Gives up, by its id and from elsewhere, a swap that waits while one is under way and another one waits.
+async fn only_what_is_meant_is_aborted(world: &World) -> Result<()> {
+    let inputs = [("lock-wait", "10m"), ("force", "true")];
+    let mut fourth = Step::start(world.action("swap", NEW, &inputs)?)?;
+    fourth.says("waiting up to 10m").await?;
+    let said = fourth.said();
+    let (_, id) = said.split_once("`model-swap abort --swap-id ").context("no id")?;
+    let (id, _) = id.split_once('`').context("no end")?;
+    let waits = format!("`model-swap abort --swap-id {id}` gives it up");
+    let status = world.run("status", NEW, &[]).await?.answered(&["at work since", &waits]);
+    assert_eq!(status.stdout.matches("waits for its turn since").count(), 2, "{status}");
+    abort(world, "s-another").await?.refused(
+        2,
+        &["no swap s-another of service chat is under way", "is under way, swap s-", id],
+    );
+    let aborted = format!("swap {id} was aborted before it began");
+    abort(world, id).await?.refused(6, &[&aborted]);
+    fourth.finish().await?.refused(6, &[&aborted]);
+    let status = world.run("status", NEW, &[]).await?.answered(&["at work since"]);
+    assert_eq!(status.stdout.matches("waits for its turn since").count(), 1, "{status}");
     Ok(())
 }
 

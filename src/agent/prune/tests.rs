@@ -1,10 +1,11 @@
 use jiff::Timestamp;
 
 use super::*;
+use crate::lease::tests::holder;
 use crate::model::outcome::Outcome;
 use crate::model::record::{JOURNAL_VERSION, Record, RecordKind, Retained};
 use crate::model::replica::{Replica, Revision};
-use crate::model::state::{Holder, Past, Requester, ServiceState};
+use crate::model::state::{Past, ServiceState};
 use crate::swap::planner::tests::two_slot_plan;
 
 /// The files of a swap that a cold rollback, `logs` or a recovery reads.
@@ -87,14 +88,7 @@ fn swaps_that_nothing_names_go_and_every_way_back_stays() {
     let at_work = server.swap("s-at-work", done);
     let retained = server.swap("s-retained", done);
     let told: Vec<_> = (0..LOGS + 3).map(|n| server.swap(&format!("s-told-{n}"), done)).collect();
-    let holder = Holder {
-        swap: at_work.clone(),
-        since: Timestamp::UNIX_EPOCH,
-        process: process::own(),
-        command: "swap".to_owned(),
-        requester: Requester::default(),
-        recovers: None,
-    };
+    let holder = holder(at_work.as_str());
     let lease = Lease::take(&server.dir.root(), &holder).unwrap();
     let kept = Retained {
         replica: replica(&retained),

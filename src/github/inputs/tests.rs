@@ -116,7 +116,7 @@ fn what_belongs_to_one_command_is_refused_beside_another() {
     let alone = |pairs: &[(&str, &str)]| problems(pairs)[0].0.clone();
     assert_eq!(
         alone(&[("INPUT_SWAP-ID", "s-1")]),
-        "input swap-id is \"s-1\": it belongs to rollback and fail alone, and the command is swap"
+        "input swap-id is \"s-1\": it belongs to rollback, abort and fail alone, and the command is swap"
     );
     for (name, value) in
         [("ROLLBACK", "true"), ("ROLLBACK-WORKFLOW", "x.yml"), ("RECONCILE", "true")]
