@@ -3,6 +3,8 @@
 //! A configuration names programs that are run on the server: nginx's command, even to plan. So what comes from a pull
 //! request that its author could not have pushed here never reaches a server.
 
+use std::path::Path;
+
 use super::{Setting, Stopped, Surface};
 use crate::github::inputs::CommandName;
 use crate::github::pull_request::PullRequest;
@@ -39,15 +41,53 @@ pub(super) fn alone(
     pull_request.and_then(PullRequest::distrust).or_else(keyless)
 }
 
-/// Whether a step has no key to a server that needs one.
+/// Whether a step has no key to a server that needs one. Nobody's own ssh configuration is in the action's container; an agent may
+/// be, where its socket was brought there.
 pub(super) fn is_keyless(setting: &Setting, target: &Target) -> bool {
+    let agent = setting.env.get("SSH_AUTH_SOCK");
     setting.surface == Surface::Workflow
         && setting.inputs.ssh_key.is_none()
         && target.host != HostAddr::Local
+        && agent.is_none_or(|socket| !Path::new(socket).exists())
 }
 
-/// What to do about it.
+/// What to do about it. Who gets which secrets: GitHub's documentation, "Using secrets in GitHub Actions".
 pub(super) fn no_key() -> Failure {
     Failure::new("the input ssh-key is empty")
         .hint("set it to a secret with the private key: `ssh-key: ${{ secrets.GPU_SSH_KEY }}`")
+        .hint(
+            "if it is set so, the run did not get the secret: its name is another one, or the job has not the `environment:` \
+             that holds it, or the run is for a pull request from a fork or of Dependabot",
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::github::inputs::Inputs;
+    use crate::github::run::WorkflowRun;
+
+    fn keyless(surface: Surface, pairs: &[(&str, &str)], host: &str) -> bool {
+        let env: BTreeMap<String, String> =
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (inputs, run) = (Inputs::from_env(&env).unwrap(), WorkflowRun::from_env(&env));
+        let target = Target { host: host.parse().unwrap(), port: 22, jump: None };
+        is_keyless(&Setting { surface, inputs, run, env }, &target)
+    }
+
+    #[test]
+    fn a_step_needs_a_key_or_an_agent_that_is_there() {
+        let host = "deploy@gpu-1";
+        let agent = |path| keyless(Surface::Workflow, &[("SSH_AUTH_SOCK", path)], host);
+        assert!(keyless(Surface::Workflow, &[], host));
+        assert!(!keyless(Surface::Workflow, &[("INPUT_SSH-KEY", "-----BEGIN")], host));
+        assert!(!keyless(Surface::Workflow, &[], "local"));
+        // Whoever has a terminal has an ssh configuration.
+        assert!(!keyless(Surface::Terminal, &[], host));
+        assert!(!agent("/dev/null"));
+        // The variable of a job reaches the container, its socket does not.
+        assert!(agent("/not/in/the/container"));
+    }
 }

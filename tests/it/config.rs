@@ -152,8 +152,12 @@ async fn a_wrong_setting_is_named_with_its_place_its_value_what_is_accepted_and_
         }
         door.assert_refused(run, texts);
     }
-    // The same file without a mistake leads to the door.
-    let step = Step::start(Action::new(&binary(), &good)?)?;
+    // The same file without a mistake leads to the door, with a key.
+    let texts = ["the input ssh-key is empty", "secrets.GPU_SSH_KEY", "from a fork"];
+    door.assert_refused(swap_with(&good, &[]).await?, &texts);
+    let (key, _) = crate::ssh::new_key("")?;
+    let step = Action::new(&binary(), &good)?.with_inputs(&[("ssh-key", &key)]);
+    let step = Step::start(step)?;
     until("somebody connects", || Ok((!door.is_untouched()).then_some(()))).await?;
     step.kill()
 }
@@ -257,6 +261,7 @@ async fn a_secret_without_a_value_is_named_with_the_line_to_add() -> Result<()> 
             "HF_TOKEN: missing",
             "add `HF_TOKEN: ${{ secrets.HF_TOKEN }}` under `env:` of the step",
             "A_KEY: missing",
+            "the input ssh-key is empty",
         ],
     );
     Ok(())
