@@ -3,6 +3,7 @@
 mod abort;
 pub mod aftermath;
 mod answer;
+mod brought_back;
 mod doctor;
 mod ending;
 mod follow;
@@ -48,7 +49,7 @@ use crate::model::wire::{
     SurveyRequest, SwapRequest, WIRE_VERSION, spoken,
 };
 use crate::service_dir::ServiceDir;
-use crate::swap::planner::{self, Decision};
+use crate::swap::planner::Decision;
 use answer::Answers;
 
 /// How often `status` looks again: swaps take longer than a look.
@@ -225,12 +226,8 @@ async fn plan(
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
     stuck::refuse_while_stuck(dir, &wanted.asked).await?;
-    let host = SystemHost::new(&wanted.asked);
-    let world = observe(&host, dir, &wanted.asked, wanted.requester.sha.clone())
-        .await
-        .map_err(Refusal::environment)?;
-    let spec = &wanted.asked.spec;
-    let decision = planner::plan_swap(spec, &world.seen, wanted.when).map_err(barred)?;
+    let run::Decided { asked, world, decision, .. } = run::decide(dir, wanted).await?;
+    let (host, spec) = (SystemHost::new(&asked), &asked.spec);
     confirm_route(&host, spec, &world).await.map_err(Refusal::environment)?;
     match decision {
         Decision::Act(plan) => {

@@ -12,8 +12,8 @@ use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::rerun::{self, ROLLBACK};
 use super::turn::{self, NoTurn};
 use super::{
-    Access, aftermath, barred, confirm_route, follow, listed, parse, place, prune, recover,
-    rollback, sampling, stuck, uninstall,
+    Access, aftermath, barred, brought_back, confirm_route, follow, listed, parse, place, prune,
+    recover, rollback, sampling, stuck, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -222,13 +222,23 @@ pub(super) struct Decided {
     pub(super) again: Option<Snapshot>,
 }
 
-async fn decide(dir: &ServiceDir, wanted: &SwapRequest) -> Result<Decided, Refusal> {
+/// Decides what a swap does.
+///
+/// # Errors
+/// Every reason why it cannot be done.
+pub(super) async fn decide(dir: &ServiceDir, wanted: &SwapRequest) -> Result<Decided, Refusal> {
     let asked = wanted.asked.clone();
     let host = SystemHost::new(&asked);
     let world = observe(&host, dir, &asked, wanted.requester.sha.clone())
         .await
         .map_err(Refusal::environment)?;
-    let decision = planner::plan_swap(&asked.spec, &world.seen, wanted.when).map_err(barred)?;
+    let mut decision = planner::plan_swap(&asked.spec, &world.seen, wanted.when).map_err(barred)?;
+    if let Decision::Act(plan) = &mut decision
+        && let Some(incumbent) = &plan.incumbent
+        && let Some(unit) = brought_back::look(&incumbent.keeper).await
+    {
+        plan.notes.push(format!("{}; {}", unit.seen(), unit.mend()));
+    }
     Ok(Decided { asked, world, decision, again: None })
 }
 

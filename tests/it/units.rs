@@ -31,7 +31,11 @@ fn a_unit_is_the_old_models_users_and_its_secrets_are_roots() -> Result<()> {
             .answered(&["vllm.service has no [Install] section, and starts with nginx.service"]);
         assert_eq!(mark(&doctor, "unit that serves"), "warn", "{doctor}");
         let plan = world.run("plan", NEW, &[]).await?;
-        assert!(plan.stdout.contains("as unit model-swap-chat.b.service"), "{plan}");
+        for said in
+            ["as unit model-swap-chat.b.service", "starts with nginx.service: the next boot"]
+        {
+            assert!(plan.stdout.contains(said), "no {said:?} in {plan}");
+        }
         world.run("swap", NEW, &[]).await?.ended(0, "promoted");
         let user = world.guest.run(&["id", "-u", "vllm"]).await?;
         assert_eq!(world.property(OURS, "User").await?, user.trim());

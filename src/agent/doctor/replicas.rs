@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::{containers, size};
+use crate::agent::brought_back;
 use crate::executor::prove_route;
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
 use crate::host::process::{self, Inherited, reaches};
-use crate::host::{Host, SystemHost, systemctl};
+use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SlotName;
-use crate::model::replica::{Found, Keeper, Systemd};
+use crate::model::replica::{Found, Systemd};
 use crate::model::spec::{Gpu, Runtime, Slot, SwapSpec};
 use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
@@ -76,7 +77,8 @@ pub(super) async fn look(
     }
     if let Some(occupant) = serving {
         findings.extend(containers::incumbent(&occupant.found.keeper).await);
-        findings.extend(unit(&occupant.found.keeper).await);
+        let unit = brought_back::look(&occupant.found.keeper).await;
+        findings.extend(unit.map(|unit| Finding::warn(UNIT, unit.seen(), unit.mend())));
     }
     findings.push(runtime(host, spec));
     findings.extend(gpu_findings(spec, gpus, &occupants));
@@ -187,22 +189,6 @@ async fn route(
         Ok(()) => Finding::ok(ROUTE, format!("{url} is seen to reach port {}", view.port)),
         Err(failure) => Finding::fail(ROUTE, failure),
     }
-}
-
-/// What becomes of the unit that serves now, if others decide when it runs: no disabling keeps it down.
-async fn unit(keeper: &Keeper) -> Option<Finding> {
-    let Keeper::Unit(unit) = keeper else { return None };
-    let enablement = systemctl::enablement(unit).await.ok()?;
-    let wanted_by = systemctl::wanted_by(unit).await.ok()?;
-    let is_static = enablement == "static" && !wanted_by.is_empty();
-    let (name, others) = (&unit.name, wanted_by.join(", "));
-    is_static.then(|| {
-        Finding::warn(
-            UNIT,
-            format!("{name} has no [Install] section, and starts with {others}: the next boot brings it back beside the new model"),
-            format!("take {name} out of {others} after the swap, or give it an [Install] section instead"),
-        )
-    })
 }
 
 /// The file that a command runs, as the user and with the variables of the replica.
