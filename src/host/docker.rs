@@ -24,7 +24,7 @@ pub use examine::{data_root, hands_out_gpus, offered, versions};
 
 use super::exec::{self, ExecError};
 use crate::model::ids::Port;
-use crate::model::replica::Image;
+use crate::model::replica::ImageHere;
 
 /// The client, looked up in the agent's `PATH`.
 const CLIENT: &str = "docker";
@@ -87,7 +87,7 @@ pub async fn inspect(container: &str) -> Result<Option<Container>, DockerError> 
 ///
 /// # Errors
 /// If docker does not say.
-pub async fn image(reference: &str) -> Result<Option<Image>, DockerError> {
+pub async fn image(reference: &str) -> Result<Option<ImageHere>, DockerError> {
     let doing = format!("inspect {reference}");
     let said = match ask(&["image", "inspect", reference], &doing, LIMIT).await {
         Err(DockerError::Refused { said, .. }) if said.contains("No such image") => {

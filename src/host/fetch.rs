@@ -116,6 +116,12 @@ fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
     } else if said.contains("no space left") {
         Failure::new(format!("{program} found no room in {}", order.folder.display()))
             .hint("make room; with fetch.size it is looked for before anything is begun")
+    } else if said.contains("read-only file system") {
+        Failure::new(format!(
+            "{program} may not write where it puts the weights, which is to be {}: a file system there is mounted read-only",
+            order.folder.display()
+        ))
+        .hint("mount it for writing on the server, or have fetch.command and fetch.folder name another one")
     } else {
         Failure::new(format!("{program} failed: {status}"))
             .hint("the last lines that it wrote say why; what it has brought so far is kept")

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::{Found, Image, Keeper, Replica, Systemd};
+use crate::model::replica::{Found, ImageHere, Keeper, Replica, Systemd};
 
 pub mod agent_unit;
 pub mod disk;
@@ -90,7 +90,7 @@ pub trait Host {
     ///
     /// # Errors
     /// If it names one and Docker does not say.
-    async fn image(&self) -> Result<Option<Image>, Failure>;
+    async fn image(&self) -> Result<Option<ImageHere>, Failure>;
 
     /// Pulls the spec's image, and tells how far it has come. What was pulled so far is kept if this is dropped.
     ///

@@ -17,7 +17,7 @@ use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::record::UpstreamImage;
-use crate::model::replica::{Found, Image, Keeper, Replica, Systemd, Unit};
+use crate::model::replica::{Found, ImageHere, Keeper, Replica, Systemd, Unit};
 use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::wire::{Asked, Secrets};
 use crate::swap::hidden::Hidden;
@@ -162,7 +162,7 @@ impl Host for SystemHost {
         Ok(())
     }
 
-    async fn image(&self) -> Result<Option<Image>, Failure> {
+    async fn image(&self) -> Result<Option<ImageHere>, Failure> {
         match self.spec.replica.image_reference() {
             Some(reference) => Ok(docker::image(reference).await?),
             None => Ok(None),

@@ -1,5 +1,6 @@
 //! Replicas and their revisions, as recorded and as observed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -28,6 +29,17 @@ pub struct Image {
     pub id: String,
     /// What brings the same one from its registry, like `vllm/vllm-openai@sha256:…`; `None` for one that is in none.
     pub pinned: Option<String>,
+}
+
+/// An image that is on this server, with what its containers have where nobody says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageHere {
+    /// Which one.
+    pub image: Image,
+    /// Whom they run as: a name or a number, perhaps with a group behind a colon; empty for root.
+    pub user: String,
+    /// Their variables.
+    pub env: BTreeMap<String, String>,
 }
 
 impl Revision {

@@ -274,6 +274,8 @@ async fn doctor_looks_at_docker_and_says_what_becomes_of_a_container_of_composes
     run.answered(&[&format!("{there} is there")]);
     let run = row(&mounted("/models"), "/models/absent").await?;
     run.refused(3, &[&format!("there is no {}/absent", weights.display())]);
+    let run = row(&mounted("/root/.cache/huggingface"), NEW).await?;
+    run.refused(3, &["may not bring it: it is mounted read-only", "bring the weights there"]);
     let run = row(&mounted("/elsewhere"), "/models/qwen").await?;
     let run = run.answered(&["nothing is mounted where its container looks for /models/qwen"]);
     assert_eq!(mark(&run, "model on disk"), "warn", "{run}");
@@ -370,9 +372,14 @@ async fn a_warm_model_that_does_not_come_up_again_makes_room_for_the_next() -> R
 async fn a_container_whose_output_docker_does_not_keep_is_removed_all_the_same() -> Result<()> {
     let mut docked = Docked::start().await?;
     docked.world.settings.retain = "0s".to_owned();
-    // What brings its weights is told where it looks for them, and its user is a number inside.
+    // What brings its weights is told where it looks for them, as its image says, and its user is a number inside.
     docked.world.settings.fetch = "fetch: { command: env }".to_owned();
-    let options = "--log-driver=none, \"--volume=/tmp:/root/.cache/huggingface:ro\"";
+    let docker = |args: &[&str]| said(&mut docked.engine.docker(args));
+    let made = docker(&["create", docked.world.settings.image.as_ref().context("an image")?])?;
+    docker(&["commit", "--change=ENV HF_HOME=/hf", made.trim(), "stub-engine:cache"])?;
+    docker(&["rm", made.trim()])?;
+    docked.world.settings.image = Some("stub-engine:cache".to_owned());
+    let options = "--log-driver=none, \"--volume=/tmp:/hf:ro\"";
     let config = with_options(&docked, options).replace("replica:\n", "replica:\n  user: daemon\n");
     let swap = docked.world.action("swap", NEW, &[("wait", "retired")])?.with_config(&config)?;
     let swap = Step::run(swap).await?.ended(0, "promoted");

@@ -80,6 +80,7 @@ async fn what_keeps_weights_from_coming_is_named_and_nothing_else_was_begun() ->
     let refused = "echo '403 Client Error: Forbidden for url: /resolve/main' >&2; exit 1";
     let rows = [
         (refused, "", "the token was not accepted, or may not read this model"),
+        ("echo 'mkdir: Read-only file system' >&2; exit 1", "", "is mounted read-only"),
         ("echo broken >&2; exit 7", "", "failed: exit status: 7"),
         (
             "touch begun",

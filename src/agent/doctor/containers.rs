@@ -39,7 +39,7 @@ fn without(error: DockerError) -> Vec<Finding> {
 
 async fn image(host: &SystemHost, name: &str) -> Finding {
     match host.image().await {
-        Ok(Some(image)) => return Finding::ok(IMAGE, format!("{name} is here, {}", image.id)),
+        Ok(Some(here)) => return Finding::ok(IMAGE, format!("{name} is here, {}", here.image.id)),
         Ok(None) => {}
         Err(failure) => return Finding::fail(IMAGE, failure),
     }

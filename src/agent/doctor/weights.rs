@@ -10,7 +10,7 @@ use crate::host::process::Inherited;
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::Failure;
-use crate::model::replica::Keeper;
+use crate::model::replica::{ImageHere, Keeper};
 use crate::model::spec::{FetchSpec, SwapSpec};
 use crate::swap::weights::{self, Place};
 
@@ -37,17 +37,27 @@ pub(super) async fn look(
     let Ok(user) = &inherited else {
         return vec![Finding::unseen(MODEL, "the home of the replica's user is not known")];
     };
-    let mut findings = vec![model(spec, weights::looked_for(spec, &user.home))];
+    // Where docker does not say, what looks at images says why.
+    let here = host.image().await.unwrap_or_default();
+    let here = here.as_ref();
+    let mut findings = vec![model(spec, weights::looked_for(spec, &user.home, here))];
     if let Some(fetch) = &spec.fetch {
         findings.push(replicas::program(PROGRAM, &fetch.command, spec, &inherited));
-        findings.extend(room(spec, fetch, user));
+        findings.extend(room(spec, fetch, (user, here)));
     }
     findings
 }
 
 fn model(spec: &SwapSpec, place: Place) -> Finding {
-    let folder = match place {
-        Place::Server(folder) => folder,
+    let (folder, read_only) = match place {
+        Place::Server { path, read_only } => (path, read_only),
+        Place::HomeOf(user) => {
+            let seen = format!(
+                "where its container looks for it is not known: {}",
+                weights::only_the_image_knows(&user)
+            );
+            return Finding::warn(MODEL, seen, weights::SET_HF_HOME);
+        }
         Place::Volume => return Finding::ok(MODEL, "in a volume that its container has"),
         Place::Image(path) => {
             return Finding::warn(
@@ -74,6 +84,13 @@ fn model(spec: &SwapSpec, place: Place) -> Finding {
             Failure::new(format!("there is no {there}"))
                 .hint("bring the weights there, or correct `model`"),
         ),
+        None if read_only => Finding::fail(
+            MODEL,
+            Failure::new(format!(
+                "{there} is not there, and its container may not bring it: it is mounted read-only"
+            ))
+            .hint("bring the weights there before a swap, as with `fetch`, or mount their folder without `ro`"),
+        ),
         None => coming(
             &folder,
             "make room for the weights, or set HF_HOME in replica.env to a larger disk",
@@ -97,9 +114,13 @@ fn coming(folder: &Path, mend: &str) -> Finding {
 }
 
 /// What `fetch` would refuse to begin.
-fn room(spec: &SwapSpec, fetch: &FetchSpec, user: &Inherited) -> Option<Finding> {
+fn room(
+    spec: &SwapSpec,
+    fetch: &FetchSpec,
+    (user, here): (&Inherited, Option<&ImageHere>),
+) -> Option<Finding> {
     let size = fetch.size?;
-    let folder = weights::brought_to(spec, &spec.replica.env, &user.home);
+    let folder = weights::brought_to(spec, (&spec.replica.env, &user.home), here);
     Some(match room_for(&folder, size) {
         Ok(()) => Finding::ok(
             ROOM,

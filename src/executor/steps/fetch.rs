@@ -52,11 +52,11 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> 
 async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String, Failure> {
     let inherited = start_replica::inherited(cx)?;
     let mut env = start_replica::environment(cx, &inherited, marker(cx));
-    env.extend(weights::cache_of_a_container(cx.spec()));
-    let home = Path::new(env.get("HOME").map_or("/", String::as_str));
-    let asked = cx.spec();
+    let (asked, image) = (cx.spec(), cx.host.image().await?);
+    let here = image.as_ref();
+    env.extend(weights::cache_of_a_container(asked, here));
     let order = Fetch {
-        folder: weights::brought_to(asked, &env, home),
+        folder: weights::brought_to(asked, (&env, Path::new("/")), here),
         size: spec.size,
         secrets: asked.replica.secret_env.clone(),
         launch: Launch {

@@ -15,7 +15,7 @@ use crate::model::event::EventKind;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::record::{Done, Undo};
-use crate::model::replica::{Keeper, Revision};
+use crate::model::replica::{ImageHere, Keeper, Revision};
 use crate::model::spec::{OnTimeout, Runtime, Slot};
 use crate::model::wire::MARKER;
 use crate::swap::revision;
@@ -125,7 +125,7 @@ async fn contained<H: Host>(
     inherited: Inherited,
 ) -> Result<Launch, Failure> {
     let replica = &cx.spec().replica;
-    let Some(image) = cx.host.image().await? else {
+    let Some(ImageHere { image, .. }) = cx.host.image().await? else {
         let name = replica.image_reference().unwrap_or_default();
         return Err(Failure::new(format!("the image {name} is not here"))
             .hint(format!("somebody has removed it since the plan was made; docker pull {name}")));

@@ -7,7 +7,9 @@ use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 use crate::model::record::Retained;
-use crate::model::replica::{Found, Keeper, Replica, Revision, Systemd, Unit, container_of_slot};
+use crate::model::replica::{
+    Found, ImageHere, Keeper, Replica, Revision, Systemd, Unit, container_of_slot,
+};
 use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::state::ServiceState;
 use crate::model::wire::When;
@@ -42,6 +44,8 @@ pub struct Observed {
     pub slots: BTreeMap<SlotName, Occupant>,
     /// What the spec asks for.
     pub wanted: Revision,
+    /// The spec's image, if there is one and it is here.
+    pub image: Option<ImageHere>,
     /// What of systemd there is for replicas.
     pub systemd: Systemd,
     /// Slots whose port or GPU another service has claimed, and how that is said.
@@ -267,7 +271,7 @@ fn notes(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Vec<String> {
             names(&seen.wanted_names.iter().collect::<Vec<_>>())
         ));
     }
-    notes.extend(weights::unseen_in_a_container(spec));
+    notes.extend(weights::unseen_in_a_container(spec, seen.image.as_ref()));
     let why = match (spec.replica.runtime, seen.systemd) {
         (Runtime::Process, Systemd::Denied | Systemd::Usable) => "as replica.runtime says",
         (Runtime::Auto, Systemd::Denied) => "because the agent is not root and may not write units",

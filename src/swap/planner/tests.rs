@@ -71,6 +71,7 @@ fn adopted_in_a() -> Observed {
         wanted: revision::specified(&spec(), "", None, None),
         claimed: BTreeMap::new(),
         must_pull: false,
+        image: None,
         systemd: Systemd::Absent,
         program: Ok(()),
         wanted_names: vec!["chat".to_owned()],

@@ -17,7 +17,7 @@ use model_swap::model::event::EventKind;
 use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName};
 use model_swap::model::record::UpstreamImage;
-use model_swap::model::replica::{Found, Image, Keeper, Replica, Systemd};
+use model_swap::model::replica::{Found, ImageHere, Keeper, Replica, Systemd};
 use tokio::time::Instant;
 
 use super::world::{self, SimReplica, SimWorld, line};
@@ -298,7 +298,7 @@ impl Host for SimHost {
         self.call("runnable", |_| Ok(()))
     }
 
-    async fn image(&self) -> Result<Option<Image>, Failure> {
+    async fn image(&self) -> Result<Option<ImageHere>, Failure> {
         Ok(None)
     }
 
