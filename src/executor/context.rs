@@ -234,7 +234,7 @@ impl<'a, H: Host> Context<'a, H> {
         }
         let Some(replica) = self.replicas.get(slot).cloned() else { return Ok(None) };
         // Which workers still know it nobody has written down: those that are shutting down may.
-        let master = self.host.upstream().await?.master;
+        let master = self.host.upstream_at_rest().await?.master;
         let old_workers = self.host.loaded(master)?.old_workers;
         let (since, until) = (self.host.now(), self.host.now());
         Ok(Some(Retained { replica, swap: self.swap.clone(), since, until, old_workers }))

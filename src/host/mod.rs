@@ -185,7 +185,15 @@ pub trait Host {
     /// If nginx is not running, its configuration is broken, or the upstream is not there.
     async fn upstream(&self) -> Result<UpstreamView, Failure>;
 
-    /// The `server` lines as they are, and as they would be with another port.
+    /// The same, once a restart of nginx or an upgrade of its binary is over that is under way.
+    ///
+    /// # Errors
+    /// As [`Host::upstream`].
+    async fn upstream_at_rest(&self) -> Result<UpstreamView, Failure> {
+        self.upstream().await
+    }
+
+    /// The `server` lines as they are, and as they would be with another port; looked at as [`Host::upstream_at_rest`] does.
     ///
     /// # Errors
     /// As [`Host::upstream`].

@@ -269,8 +269,12 @@ impl Host for SystemHost {
         Ok(self.nginx.view().await?)
     }
 
+    async fn upstream_at_rest(&self) -> Result<UpstreamView, Failure> {
+        Ok(self.nginx.view_at_rest().await?)
+    }
+
     async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure> {
-        let view = self.nginx.view().await?;
+        let view = self.nginx.view_at_rest().await?;
         Ok(self.nginx.image(&view, to)?)
     }
 

@@ -61,7 +61,7 @@ async fn refuse_what_serves<H: Host>(
     slot: &SlotName,
     port: Port,
 ) -> Result<(), Failure> {
-    let upstream = cx.host.upstream().await?;
+    let upstream = cx.host.upstream_at_rest().await?;
     if upstream.port == port {
         return Err(drain::used_again(slot, port));
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::error::NginxError;
 use super::process::{ErrorLog, Master};
-use super::{Nginx, call, metadata, read};
+use super::{Nginx, UpstreamView, call, metadata, read};
 use crate::host::durable;
 use crate::model::ids::ProcessId;
 use crate::model::record::UpstreamImage;
@@ -22,6 +22,10 @@ const RELOAD_POLL: Duration = Duration::from_millis(2);
 /// Bound on a restart of nginx or an upgrade of its binary that is under way: what packages run ends the old master after some
 /// seconds.
 const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Bound on the time without a pid in the pid file, where an nginx that starts or is upgraded will write one: longer than that,
+/// it was stopped.
+const START_LIMIT: Duration = Duration::from_secs(2);
 
 /// Between two looks whether it is over, which nothing announces.
 const CHANGE_POLL: Duration = Duration::from_millis(200);
@@ -174,6 +178,25 @@ impl Nginx {
                 // It has only just started: its first workers would be taken for those of a reload.
                 Ok(running) if may_wait && running.master.workers()?.is_empty() => {}
                 running => return Ok(running?.master),
+            }
+            tokio::time::sleep(CHANGE_POLL).await;
+        }
+    }
+
+    /// As [`Nginx::view`], once an upgrade of nginx's binary is over that is under way, or a restart.
+    ///
+    /// # Errors
+    /// As [`Nginx::view`]; if the upgrade takes longer than packages do, or nginx is not back at once.
+    pub async fn view_at_rest(&self) -> Result<UpstreamView, NginxError> {
+        let started = Instant::now();
+        loop {
+            let limit = match self.view().await {
+                Err(NginxError::TwoMasters { .. }) => CHANGE_LIMIT,
+                Err(NginxError::PidFile { .. }) => START_LIMIT,
+                view => return view,
+            };
+            if started.elapsed() > limit {
+                return self.view().await;
             }
             tokio::time::sleep(CHANGE_POLL).await;
         }
