@@ -3,11 +3,12 @@
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use testbed::guest::{GuestSpec, INCUMBENT, SLOTS, UPSTREAM_FILE};
-use testbed::load::{Load, LoadSpec};
+use testbed::guest::{GuestSpec, INCUMBENT, Runtime, SLOTS, UPSTREAM_FILE};
+use testbed::load::{Kind, Load, LoadSpec};
 
 use crate::step::Step;
 use crate::support::guest::{GuestWorld, on_guest, on_guest_of, until};
+use crate::support::scene::{Kept, Scene};
 use crate::support::{NAME, NEW, OLD};
 
 /// How the machine goes down.
@@ -37,6 +38,28 @@ async fn serves_cleanly(world: &GuestWorld, model: &str) -> Result<()> {
     world.until_serves(model).await
 }
 
+/// Runs a test on a machine whose old model answers slowly, so that a stream of it lasts.
+fn on_slow(runtime: Runtime, test: impl AsyncFnOnce(&mut GuestWorld) -> Result<()>) -> Result<()> {
+    let slow = Some((OLD.to_owned(), "--stub-token-delay 5ms".to_owned()));
+    let held = ("/usr/local/bin/systemctl".to_owned(), 0o755, HELD.to_owned());
+    let spec = GuestSpec { runtime, incumbent: slow, files: vec![held], ..GuestSpec::bare() };
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        test(world).await
+    })
+}
+
+/// The old one is retired.
+async fn with_the_new_model(world: &mut GuestWorld, outage: Outage) -> Result<()> {
+    world.until_through().await?;
+    outage.strike(world).await?;
+    serves_cleanly(world, NEW).await?;
+    assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it was retired");
+    assert_eq!(world.old().await?, Kept::Stopped);
+    assert_eq!(world.ours().await?, [('b', Kept::Boots)]);
+    Ok(())
+}
+
 #[test]
 fn what_serves_comes_back_with_the_machine() -> Result<()> {
     on_guest(async |world| {
@@ -44,48 +67,41 @@ fn what_serves_comes_back_with_the_machine() -> Result<()> {
         Outage::PowerLoss.strike(world).await?;
         serves_cleanly(world, OLD).await?;
         world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
-        for outage in [Outage::Reboot, Outage::PowerLoss] {
-            world.until_through().await?;
-            outage.strike(world).await?;
-            serves_cleanly(world, NEW).await?;
-            assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "{outage:?}: it was retired");
-            assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always", "{outage:?}");
-            assert_eq!(world.guest.listeners(SLOTS.1).await?.len(), 1, "{outage:?}");
-        }
-        Ok(())
+        with_the_new_model(world, Outage::Reboot).await.context("rebooted")?;
+        with_the_new_model(world, Outage::PowerLoss).await.context("power lost")
     })
 }
 
-fn in_mid_load(outage: Outage) -> Result<()> {
-    on_guest(async |world| {
-        world.settings.flags = "--stub-load-time 600s".to_owned();
-        world.settings.ready = "900s".to_owned();
-        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-        step.says("→ await_ready b").await?;
-        assert!(!world.of_swaps("journal.ndjson").await?.contains(r#""undo_started""#));
-        outage.strike(world).await?;
-        step.kill()?;
-        serves_cleanly(world, OLD).await?;
-        world.until_through().await?;
-        assert!(world.guest.listeners(SLOTS.1).await?.is_empty());
-        assert_eq!(world.left().await?, Vec::<String>::new());
-        assert!(world.of_swaps("journal.ndjson").await?.contains(r#""concluded""#));
-        world.run("status", NEW, &[]).await?.answered(&["failed       Qwen/New"]);
-        Ok(())
-    })
+async fn in_mid_load(world: &mut GuestWorld, outage: Outage) -> Result<()> {
+    world.settings.flags = "--stub-load-time 600s".to_owned();
+    world.settings.ready = "900s".to_owned();
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready b").await?;
+    assert!(!world.of_last_swap("journal.ndjson").await?.contains(r#""undo_started""#));
+    outage.strike(world).await?;
+    step.kill()?;
+    serves_cleanly(world, OLD).await?;
+    world.until_through().await?;
+    assert!(world.guest.listeners(SLOTS.1).await?.is_empty());
+    assert_eq!(world.left().await?, Vec::<String>::new());
+    assert_eq!(world.ours().await?, []);
+    assert!(world.of_last_swap("journal.ndjson").await?.contains(r#""concluded""#));
+    world.run("status", NEW, &[]).await?.answered(&["failed       Qwen/New"]);
+    Ok(())
 }
 
 #[test]
 fn a_reboot_in_mid_load_ends_in_the_old_model() -> Result<()> {
-    in_mid_load(Outage::Reboot)
+    on_guest(async |world| in_mid_load(world, Outage::Reboot).await)
 }
 
 #[test]
 fn a_power_loss_in_mid_load_ends_in_the_old_model() -> Result<()> {
-    in_mid_load(Outage::PowerLoss)
+    on_guest(async |world| in_mid_load(world, Outage::PowerLoss).await)
 }
 
-/// There the agent has systemd read the candidate's unit again, and this `systemctl` holds it until the machine is down.
+/// When it promotes, the agent has systemd read the candidate's unit again, and this `systemctl` holds it until the machine is
+/// down.
 const HELD: &str = r#"#!/bin/sh
 case " $* " in
 *" daemon-reload "*)
@@ -94,63 +110,76 @@ esac
 exec /usr/bin/systemctl "$@"
 "#;
 
-fn between_cutover_and_promote(outage: Outage) -> Result<()> {
-    let held = ("/usr/local/bin/systemctl".to_owned(), 0o755, HELD.to_owned());
-    let spec = GuestSpec { files: vec![held], ..GuestSpec::serving(OLD) };
-    on_guest_of(spec, async |world| {
-        world.until_serves(OLD).await?;
-        std::fs::write(world.guest.file("/run/hold")?, "")?;
-        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-        step.says("→ promote b").await?;
-        world.until_serves(NEW).await?;
-        let journal = world.of_swaps("journal.ndjson").await?;
-        assert!(!journal.contains(r#""concluded""#), "it has its outcome already: {journal}");
-        outage.strike(world).await?;
-        step.kill()?;
-        world.until_through().await?;
-        serves_cleanly(world, OLD).await?;
-        assert!(world.guest.listeners(SLOTS.1).await?.is_empty(), "the new model is gone");
-        let journal = world.of_swaps("journal.ndjson").await?;
-        assert!(journal.contains(r#""rolled-back""#), "{journal}");
-        Ok(())
-    })
+async fn between_cutover_and_promote(world: &mut GuestWorld, outage: Outage) -> Result<()> {
+    let held_in = match world.guest.runtime() {
+        Runtime::Systemd => {
+            std::fs::write(world.guest.file("/run/hold")?, "")?;
+            "→ promote b"
+        }
+        // There it has nothing to say to Docker: it waits for a word that never comes.
+        Runtime::Docker => {
+            let nowhere = format!("http://{}:9/v1/models", world.guest.address());
+            world.settings.verify = format!("{{ url: {nowhere:?} }}");
+            "→ verify b"
+        }
+    };
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says(held_in).await?;
+    world.until_serves(NEW).await?;
+    let journal = world.of_last_swap("journal.ndjson").await?;
+    assert!(!journal.contains(r#""concluded""#), "it has its outcome already: {journal}");
+    outage.strike(world).await?;
+    step.kill()?;
+    world.until_through().await?;
+    serves_cleanly(world, OLD).await?;
+    assert!(world.guest.listeners(SLOTS.1).await?.is_empty(), "the new model is gone");
+    let journal = world.of_last_swap("journal.ndjson").await?;
+    assert!(journal.contains(r#""rolled-back""#), "{journal}");
+    Ok(())
 }
 
 #[test]
 fn a_reboot_between_cutover_and_promote_ends_in_the_old_model() -> Result<()> {
-    between_cutover_and_promote(Outage::Reboot)
+    on_slow(Runtime::Systemd, async |world| {
+        between_cutover_and_promote(world, Outage::Reboot).await
+    })
 }
 
 #[test]
 fn a_power_loss_between_cutover_and_promote_ends_in_the_old_model() -> Result<()> {
-    between_cutover_and_promote(Outage::PowerLoss)
+    on_slow(Runtime::Systemd, async |world| {
+        between_cutover_and_promote(world, Outage::PowerLoss).await
+    })
+}
+
+async fn within_retain(world: &mut GuestWorld, outage: Outage) -> Result<()> {
+    world.settings.retain = "1h".to_owned();
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    outage.strike(world).await?;
+    serves_cleanly(world, NEW).await?;
+    until("the old model is there again", async || {
+        Ok(!world.guest.listeners(SLOTS.0).await?.is_empty())
+    })
+    .await?;
+    assert_eq!(world.old().await?, Kept::Boots);
+    let status = world.run("status", NEW, &[]).await?;
+    let row = status.stdout.lines().find(|line| line.starts_with("  a ")).context("slot a")?;
+    assert!(row.contains("retained"), "{status}");
+    let kept = format!("kept for a rollback, {NAME} ({OLD})");
+    world.run("doctor", NEW, &[]).await?.answered(&[&kept]);
+    world.settings.retain = "0s".to_owned();
+    let load = world.load().await?;
+    let run = world.run("rollback", NEW, &[("wait", "retired")]).await?;
+    let run = run.ended(0, "rolled-back");
+    assert!(!run.stdout.contains("start_replica"), "it was warm: {run}");
+    world.until_serves(OLD).await?;
+    load.stop().await.assert_clean();
+    world.until_through().await
 }
 
 #[test]
 fn a_reboot_within_retain_leaves_the_way_back_warm() -> Result<()> {
-    on_guest(async |world| {
-        world.settings.retain = "1h".to_owned();
-        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-        Outage::Reboot.strike(world).await?;
-        serves_cleanly(world, NEW).await?;
-        until("the old model is there again", async || {
-            Ok(world.guest.listeners(SLOTS.0).await?.len() == 1)
-        })
-        .await?;
-        let status = world.run("status", NEW, &[]).await?;
-        let row = status.stdout.lines().find(|line| line.starts_with("  a ")).context("slot a")?;
-        assert!(row.contains("retained"), "{status}");
-        let kept = format!("kept for a rollback, {NAME} ({OLD})");
-        world.run("doctor", NEW, &[]).await?.answered(&[&kept]);
-        world.settings.retain = "0s".to_owned();
-        let load = world.load().await?;
-        let run = world.run("rollback", NEW, &[("wait", "retired")]).await?;
-        let run = run.ended(0, "rolled-back");
-        assert!(!run.stdout.contains("start_replica"), "it was warm: {run}");
-        world.until_serves(OLD).await?;
-        load.stop().await.assert_clean();
-        world.until_through().await
-    })
+    on_guest(async |world| within_retain(world, Outage::Reboot).await)
 }
 
 #[test]
@@ -162,16 +191,15 @@ fn a_power_loss_within_retain_still_ends_with_the_old_model_retired() -> Result<
         serves_cleanly(world, NEW).await?;
         world.until_through().await?;
         assert!(world.guest.listeners(SLOTS.0).await?.is_empty());
-        assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always");
+        assert_eq!(world.old().await?, Kept::Stopped);
         world.run("status", NEW, &[]).await?.answered(&["free"]);
         Ok(())
     })
 }
 
 /// The model that a person had started does not come back: the new one stays, and the swap is finished.
-#[test]
-fn a_power_loss_after_the_cutover_from_a_process_finishes_the_swap() -> Result<()> {
-    on_guest_of(GuestSpec::bare(), async |world| {
+fn after_the_cutover_from_a_process(runtime: Runtime) -> Result<()> {
+    on_guest_of(GuestSpec { runtime, ..GuestSpec::bare() }, async |world| {
         world.guest.start_by_hand(OLD, SLOTS.0).await?;
         world.until_serves(OLD).await?;
         let mut step = Step::start(world.action("swap", NEW, &[])?)?;
@@ -187,7 +215,7 @@ fn a_power_loss_after_the_cutover_from_a_process_finishes_the_swap() -> Result<(
         serves_cleanly(world, NEW).await?;
         world.until_through().await?;
         world.run("status", NEW, &[]).await?.answered(&["promoted     Qwen/New"]);
-        let journal = world.of_swaps("journal.ndjson").await?;
+        let journal = world.of_last_swap("journal.ndjson").await?;
         let end = journal.lines().find(|line| line.contains(r#""concluded""#)).context("an end")?;
         let end: serde_json::Value = serde_json::from_str(end)?;
         let at: Timestamp = end["at"].as_str().context("a time")?.parse()?;
@@ -196,38 +224,43 @@ fn a_power_loss_after_the_cutover_from_a_process_finishes_the_swap() -> Result<(
     })
 }
 
-fn while_draining(outage: Outage) -> Result<()> {
-    let slow = ("Qwen/Old".to_owned(), "--stub-token-delay 50ms".to_owned());
-    let spec = GuestSpec { incumbent: Some(slow), ..GuestSpec::bare() };
-    on_guest_of(spec, async |world| {
-        world.until_serves(OLD).await?;
-        world.settings.retain = "0s".to_owned();
-        world.settings.drain = "{ timeout: 1h }".to_owned();
-        let addr = world.guest.nginx_addr();
-        let spec = LoadSpec { streams: 1, stream_tokens: 1_000_000, ..LoadSpec::none(addr, NAME) };
-        let stream = Load::start(spec);
-        stream.wait_until(|tally| tally.in_flight(testbed::load::Kind::Stream) == 1).await?;
-        let mut step = Step::start(world.action("swap", NEW, &[("wait", "retired")])?)?;
-        step.says("→ drain a").await?;
-        assert_eq!(world.guest.listeners(SLOTS.0).await?.len(), 1, "it is not retired yet");
-        outage.strike(world).await?;
-        step.kill()?;
-        drop(stream);
-        serves_cleanly(world, NEW).await?;
-        world.until_through().await?;
-        assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it is retired");
-        serves_cleanly(world, NEW).await
-    })
+#[test]
+fn a_power_loss_after_the_cutover_from_a_process_finishes_the_swap() -> Result<()> {
+    after_the_cutover_from_a_process(Runtime::Systemd)
+}
+
+#[test]
+fn a_power_loss_after_the_cutover_from_a_process_to_a_container_finishes_the_swap() -> Result<()> {
+    after_the_cutover_from_a_process(Runtime::Docker)
+}
+
+async fn while_draining(world: &mut GuestWorld, outage: Outage) -> Result<()> {
+    world.settings.retain = "0s".to_owned();
+    world.settings.drain = "{ timeout: 1h }".to_owned();
+    let addr = world.guest.nginx_addr();
+    let spec = LoadSpec { streams: 1, stream_tokens: 1_000_000, ..LoadSpec::none(addr, NAME) };
+    let stream = Load::start(spec);
+    stream.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    let mut step = Step::start(world.action("swap", NEW, &[("wait", "retired")])?)?;
+    step.says("→ drain a").await?;
+    assert!(!world.guest.listeners(SLOTS.0).await?.is_empty(), "it is not retired yet");
+    outage.strike(world).await?;
+    step.kill()?;
+    drop(stream);
+    serves_cleanly(world, NEW).await?;
+    world.until_through().await?;
+    assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it is retired");
+    serves_cleanly(world, NEW).await
 }
 
 #[test]
 fn a_reboot_while_draining_ends_with_the_old_model_retired() -> Result<()> {
-    while_draining(Outage::Reboot)
+    on_slow(Runtime::Systemd, async |world| while_draining(world, Outage::Reboot).await)
 }
 
 #[test]
 fn a_power_loss_while_draining_ends_with_the_old_model_retired() -> Result<()> {
-    while_draining(Outage::PowerLoss)
+    on_slow(Runtime::Systemd, async |world| while_draining(world, Outage::PowerLoss).await)
 }
 
 /// No way back leads from there, whatever came of it.
@@ -251,5 +284,22 @@ fn a_power_loss_while_retiring_ends_with_the_old_model_retired() -> Result<()> {
         assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it is retired");
         assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always");
         serves_cleanly(world, NEW).await
+    })
+}
+
+/// One machine for all stages: its Engine comes back with it, and starts what it is to start.
+#[test]
+fn containers_come_back_with_the_machine_at_every_stage() -> Result<()> {
+    on_slow(Runtime::Docker, async |world| {
+        use Outage::{PowerLoss, Reboot};
+        let settings = world.settings.clone();
+        in_mid_load(world, PowerLoss).await.context("in mid-load")?;
+        world.settings = settings.clone();
+        between_cutover_and_promote(world, PowerLoss).await.context("after the cutover")?;
+        world.settings = settings.clone();
+        within_retain(world, Reboot).await.context("within retain")?;
+        world.settings = settings;
+        while_draining(world, PowerLoss).await.context("while draining")?;
+        with_the_new_model(world, PowerLoss).await.context("with the new model")
     })
 }

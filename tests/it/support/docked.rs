@@ -5,13 +5,11 @@ use std::rc::Rc;
 use anyhow::Result;
 use tempfile::TempDir;
 use testbed::built;
+pub(crate) use testbed::docker::COMPOSED;
 use testbed::docker::{Engine, Lent, said};
 use testbed::server::{ByHand, GpuServer, ServerSpec};
 
 use super::World;
-
-/// The container of an old model that Compose has made.
-pub(crate) const COMPOSED: &str = "llm_vllm_1";
 
 /// Docker's client.
 pub(crate) const CLIENT: &str = "#!/bin/sh\nexec /usr/bin/docker \"$@\"\n";

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use testbed::PATIENCE;
 use testbed::action::{Action, Run};
-use testbed::guest::{Guest, GuestSpec, Lab, SLOTS, ran_as_root, upstream_file};
+use testbed::guest::{Guest, GuestSpec, IMAGE, Lab, Runtime, SLOTS, ran_as_root, upstream_file};
 use testbed::load::{Load, LoadSpec};
 use testbed::service::{self, NAME, Settings, Site};
 
@@ -45,7 +45,10 @@ pub(crate) fn on_guest_of(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let guest = Guest::boot(&lab, spec).await?;
-        test(&mut GuestWorld { guest, settings: Settings::default(), lab }).await
+        let is_docker = guest.runtime() == Runtime::Docker;
+        let image = is_docker.then(|| IMAGE.to_owned());
+        let settings = Settings { image, ..Settings::default() };
+        test(&mut GuestWorld { guest, settings, lab }).await
     })
 }
 
@@ -117,15 +120,16 @@ impl GuestWorld {
         Ok(found)
     }
 
-    /// A file of every swap that there is.
-    pub(crate) async fn of_swaps(&self, file: &str) -> Result<String> {
-        let line = format!("cat /var/lib/model-swap/chat/swaps/*/{file}");
+    /// A file of the last swap: the ids of swaps say when they began.
+    pub(crate) async fn of_last_swap(&self, file: &str) -> Result<String> {
+        let line = format!("cd /var/lib/model-swap/chat/swaps && cat $(ls | tail -n 1)/{file}");
         self.guest.run(&["sh", "-c", &line]).await
     }
 
-    /// Process id, in the guest, of the agent that works on the only swap.
+    /// Process id, in the guest, of the agent that works on the last swap.
     pub(crate) async fn agent(&self) -> Result<String> {
-        let said: serde_json::Value = serde_json::from_str(&self.of_swaps("agent.json").await?)?;
+        let said: serde_json::Value =
+            serde_json::from_str(&self.of_last_swap("agent.json").await?)?;
         Ok(said["pid"].as_i64().context("a pid")?.to_string())
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use testbed::action::{Action, Run};
-use testbed::guest::{GuestSpec, INCUMBENT, SLOTS};
+use testbed::guest::{GuestSpec, INCUMBENT, Runtime, SLOTS};
 use testbed::load::{Load, LoadSpec};
 use testbed::server::{ServerSpec, listeners};
 use testbed::service::{self, NAME, Settings};
@@ -182,7 +182,7 @@ impl Scene for World {
     }
 }
 
-/// Units of systemd.
+/// Units of systemd; where the guest has an Engine, the replicas that are asked about are containers.
 impl Scene for GuestWorld {
     const SERVING: Kept = Kept::Boots;
     const PUT_AWAY: Kept = Kept::Stopped;
@@ -210,10 +210,21 @@ impl Scene for GuestWorld {
     }
 
     async fn old(&self) -> Result<Kept> {
-        kept(&self.unit(INCUMBENT).await?)
+        kept(&match self.guest.runtime() {
+            Runtime::Systemd => self.unit(INCUMBENT).await?,
+            Runtime::Docker => self.guest.docker(&["inspect", "--format", STATE, COMPOSED]).await?,
+        })
     }
 
     async fn ours(&self) -> Result<Vec<(char, Kept)>> {
+        if self.guest.runtime() == Runtime::Docker {
+            let list = "docker ps --all --quiet --filter name=model-swap | xargs --no-run-if-empty";
+            let line = format!("{list} docker inspect --format '{{{{.Name}}}} {STATE}'");
+            let said = self.guest.run(&["sh", "-c", &line]).await?;
+            let named = said.lines().filter_map(|line| line.split_once(' '));
+            let slot = |name: &str| name.chars().last().unwrap_or_default();
+            return named.map(|(name, state)| Ok((slot(name), kept(state)?))).collect();
+        }
         let files = self.left().await?;
         let slot = |file: &String| file.trim_end_matches(".service").chars().last();
         let slots: BTreeSet<_> = files.iter().filter_map(slot).collect();

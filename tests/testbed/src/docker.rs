@@ -22,7 +22,10 @@ pub use lent::Lent;
 pub use registry::{Door, Registry};
 
 /// By path: other programs of this name may come first in `PATH`, and need not speak to an Engine of ours.
-const DOCKER: &str = "/usr/bin/docker";
+pub(crate) const CLIENT: &str = "/usr/bin/docker";
+
+/// The container of an old model that Compose has made.
+pub const COMPOSED: &str = "llm_vllm_1";
 
 /// Between two looks whether it answers: nobody tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -216,7 +219,7 @@ impl Engine {
 
 /// A command of Docker's client, for the Engine that `DOCKER_HOST` names.
 pub fn docker<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(DOCKER);
+    let mut command = Command::new(CLIENT);
     command.args(args).env("DOCKER_BUILDKIT", "1").stdin(Stdio::null());
     command
 }

@@ -3,6 +3,7 @@
 //!
 //! Only root can have one. When the test's process ends, however it ends, the guest ends with it.
 
+mod docker;
 mod elevated;
 mod files;
 mod groups;
@@ -23,6 +24,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+pub use self::docker::IMAGE;
 pub use self::elevated::ran_as_root;
 pub use self::files::{ENGINE, GPUS, UPSTREAM_FILE, upstream_file};
 use self::files::{Keys, Seed, engine_argv};
@@ -44,11 +46,22 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Between two looks at a machine that boots: it tells nobody outside.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// What starts models on a server, and keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// The first one is the unit [`INCUMBENT`].
+    Systemd,
+    /// The first one is the container [`COMPOSED`](crate::docker::COMPOSED). No other server has an Engine.
+    Docker,
+}
+
 /// What may differ from one guest to the next.
 pub struct GuestSpec {
     /// Its host name.
     pub name: String,
-    /// The model of the unit [`INCUMBENT`], and more flags for it; `None`: there is no such unit.
+    /// What keeps its incumbent.
+    pub runtime: Runtime,
+    /// The model that serves, and more flags for it; `None`: there is none.
     pub incumbent: Option<(String, String)>,
     /// More files, or others in place of those that are always there: path, mode, text. All are root's.
     pub files: Vec<(String, u32, String)>,
@@ -57,7 +70,8 @@ pub struct GuestSpec {
 impl GuestSpec {
     /// A server on which no model serves.
     pub fn bare() -> Self {
-        Self { name: "gpu-1".to_owned(), incumbent: None, files: Vec::new() }
+        let name = "gpu-1".to_owned();
+        Self { name, runtime: Runtime::Systemd, incumbent: None, files: Vec::new() }
     }
 
     /// A server whose unit [`INCUMBENT`] serves a model in slot a.
@@ -72,6 +86,7 @@ pub struct Guest {
     machine: Machine,
     port: Port,
     scratch: TempDir,
+    runtime: Runtime,
     /// Its processes end with the thread that started them.
     _thread: PhantomData<*const ()>,
 }
@@ -88,10 +103,25 @@ impl Guest {
         let seed = Seed::under(&scratch.path().join("upper"));
         let keys = files::write(&seed, &spec, port.address)?;
         files::keep(&keys, scratch.path())?;
-        let machine = Machine::new(&root, scratch.path(), &spec.name, port.path())?;
-        let mut guest = Self { keys, machine, port, scratch, _thread: PhantomData };
+        let mut machine = Machine::new(&root, scratch.path(), &spec.name, port.path())?;
+        let runtime = spec.runtime;
+        if runtime == Runtime::Docker {
+            machine.with(docker::arguments(scratch.path())?);
+        }
+        let mut guest = Self { keys, machine, port, scratch, runtime, _thread: PhantomData };
         guest.power_on().await?;
+        if runtime == Runtime::Docker {
+            guest.import_image().await?;
+            if let Some((model, flags)) = &spec.incumbent {
+                guest.compose(model, flags).await?;
+            }
+        }
         Ok(guest)
+    }
+
+    /// What keeps its models.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
     }
 
     /// Its address in the network.
@@ -121,11 +151,15 @@ impl Guest {
 
     /// What a configuration says of it. The agent works as root, and state is where root keeps it.
     pub fn site(&self) -> Site {
+        let gpus = match self.runtime {
+            Runtime::Systemd => GPUS,
+            // Its Engine has none of NVIDIA's to give.
+            Runtime::Docker => [""; 2],
+        };
         Site {
             host: self.ssh_host(),
             ssh_port: None,
-            slots: [SLOTS.0, SLOTS.1]
-                .map(|port| (port, GPUS[usize::from(port - SLOTS.0)].to_owned())),
+            slots: [(SLOTS.0, gpus[0].to_owned()), (SLOTS.1, gpus[1].to_owned())],
             engine: ENGINE.to_owned(),
             env: String::new(),
             state_dir: None,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{GuestSpec, INCUMBENT, SLOTS, USER, text};
+use super::{GuestSpec, INCUMBENT, Runtime, SLOTS, USER, docker, text};
 use crate::built;
 use crate::server::programs;
 use crate::server::sshd::CHEAP;
@@ -49,13 +49,13 @@ impl Seed {
     }
 
     /// Where a path of the guest is, its folders made.
-    fn place(&self, path: &str) -> Result<PathBuf> {
+    pub(super) fn place(&self, path: &str) -> Result<PathBuf> {
         let place = self.at.join(path.trim_start_matches('/'));
         fs::create_dir_all(place.parent().context("a file has a folder")?)?;
         Ok(place)
     }
 
-    fn put(&self, path: &str, mode: u32, content: impl AsRef<[u8]>) -> Result<()> {
+    pub(super) fn put(&self, path: &str, mode: u32, content: impl AsRef<[u8]>) -> Result<()> {
         let place = self.place(path)?;
         fs::write(&place, content)?;
         Ok(fs::set_permissions(&place, fs::Permissions::from_mode(mode))?)
@@ -119,7 +119,9 @@ pub(super) fn write(seed: &Seed, spec: &GuestSpec, address: Ipv4Addr) -> Result<
     seed.put(UPSTREAM_FILE, 0o644, upstream_file("llm", 80, SLOTS.0))?;
     seed.put(ENGINE, 0o755, fs::read(built::program("stub-engine")?)?)?;
     seed.put("/usr/bin/nvidia-smi", 0o755, NVIDIA_SMI)?;
-    if let Some((model, flags)) = &spec.incumbent {
+    if spec.runtime == Runtime::Docker {
+        docker::write(seed)?;
+    } else if let Some((model, flags)) = &spec.incumbent {
         let path = format!("/etc/systemd/system/{INCUMBENT}");
         seed.put(&path, 0o644, unit(model, flags))?;
         let wanted = format!("/etc/systemd/system/multi-user.target.wants/{INCUMBENT}");

@@ -106,14 +106,15 @@ fn prefix() -> String {
     format!("testbed-{}-", std::process::id())
 }
 
-/// Version 2 alone, or beside version 1 in one of its two layouts (systemd's `CGROUP_DELEGATION`).
+/// Version 2 alone, or beside version 1 in one of its two layouts (systemd's `CGROUP_DELEGATION`), of which Docker insists on
+/// the devices as well.
 fn hierarchies() -> Vec<PathBuf> {
     let mount = Path::new(MOUNT);
     if mount.join("cgroup.controllers").exists() {
         return vec![mount.to_owned()];
     }
-    let both = ["systemd", "unified"].map(|name| mount.join(name));
-    both.into_iter().filter(|path| path.is_dir()).collect()
+    let all = ["systemd", "unified", "devices"].map(|name| mount.join(name));
+    all.into_iter().filter(|path| path.is_dir()).collect()
 }
 
 /// Processes of a group and of all below it.

@@ -65,6 +65,11 @@ impl Machine {
         Ok(Self { argv, console: scratch.join("console.log"), boot: None, groups })
     }
 
+    /// Adds arguments of systemd-nspawn, from the next start on.
+    pub(super) fn with(&mut self, arguments: Vec<String>) {
+        self.argv.extend(arguments);
+    }
+
     /// Turns it on.
     pub(super) fn start(&mut self) -> Result<()> {
         ensure!(self.boot.is_none(), "the guest is up already");
@@ -72,6 +77,8 @@ impl Machine {
         let mut boot = Command::new("unshare");
         boot.args(["--mount", "--propagation", "private", "sh", "-c", BOOT, "boot"])
             .args(&self.argv)
+            // Its interfaces are its own, and so are their settings (systemd's ENVIRONMENT.md).
+            .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .stdin(Stdio::null())
             .stdout(console.try_clone()?)
             .stderr(console)

@@ -7,8 +7,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 
 /// Debian's package for each program that is not there by itself.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("bash", "bash"),
+    ("dockerd", "docker.io"),
     ("ip", "iproute2"),
     ("nginx", "nginx"),
     ("sshd", "openssh-server"),
