@@ -17,7 +17,7 @@ use crate::doctor::{NVIDIA_SMI, mark};
 use crate::init::init;
 use crate::step::{Step, send, until};
 use crate::support::docked::{CLIENT, COMPOSED, Docked};
-use crate::support::scene::{Kept, Scene};
+use crate::support::scene::Scene;
 use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// The container of slot b.
@@ -64,25 +64,6 @@ async fn a_container_follows_a_process_and_its_values_and_ports_are_nobody_elses
     let logs = docked.world.run("logs", NEW, &[]).await?;
     logs.answered(&["Starting to load model Qwen/Newer"]);
     load.stop().await.assert_clean();
-    Ok(())
-}
-
-/// As a boot does, an Engine that starts again starts what was running: what nginx points at, and what is kept warm. What
-/// was retired stays away, also where Compose had made it.
-#[tokio::test]
-async fn an_engine_that_starts_again_starts_what_nginx_points_at() -> Result<()> {
-    let mut docked = Docked::composed(&[]).await?;
-    docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    docked.engine.reboot()?;
-    docked.world.until_serves(NEW).await?;
-    assert_eq!(docked.old().await?, Kept::Boots, "it is kept warm");
-
-    docked.world.settings.retain = "0s".to_owned();
-    docked.world.run("swap", "Qwen/Newer", &[("wait", "retired")]).await?.ended(0, "promoted");
-    docked.engine.reboot()?;
-    docked.world.until_serves("Qwen/Newer").await?;
-    assert_eq!(docked.old().await?, Kept::Stopped);
-    assert_eq!(docked.ours().await?, [('a', Kept::Boots)]);
     Ok(())
 }
 

@@ -31,8 +31,7 @@ pub const COMPOSED: &str = "llm_vllm_1";
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Runs dockerd until nobody holds the other end of its standard input any more, and then removes all that it left: so
-/// the end of who started it, however it comes, is the end of the Engine. A line has it end and start again, as a
-/// boot does.
+/// the end of who started it, however it comes, is the end of the Engine.
 ///
 /// dockerd leaves the namespace of the machine's own network mounted.
 const KEEP: &str = r#"set -u
@@ -42,11 +41,10 @@ ended() { cd /; ip link delete "$bridge"
     grep -o " $folder/[^ ]*" /proc/self/mounts | tac | while read -r mounted; do umount "$mounted"; done
     rm -rf "$folder"; }
 ip link add "$bridge" type bridge && ip addr add "$network" dev "$bridge" && ip link set "$bridge" up || { ended; exit 1; }
-start() { { dockerd "$@" >>"$folder/log" 2>&1 </dev/null; echo "$?" >"$folder/ended"; } & }
-stop() { [ ! -e "$folder/pid" ] || kill -TERM "$(cat "$folder/pid")"; wait; rm -f "$folder/ended"; }
-start "$@"
-while read -r again; do stop; start "$@"; done
-stop
+{ dockerd "$@" >"$folder/log" 2>&1 </dev/null; echo "$?" >"$folder/ended"; } &
+cat >/dev/null
+[ ! -e "$folder/pid" ] || kill -TERM "$(cat "$folder/pid")"
+wait
 ended"#;
 
 /// A running Engine.
@@ -111,22 +109,6 @@ impl Engine {
             std::thread::sleep(LOOK_AGAIN);
         }
         Ok(())
-    }
-
-    /// Ends it, its containers with it, and starts it again: as after a boot, it starts those that are to be started.
-    ///
-    /// # Errors
-    /// If it does not come back.
-    pub fn reboot(&self) -> Result<()> {
-        let before = fs::read_to_string(self.folder.join("pid"))?;
-        let mut stdin = self.keeper.stdin.as_ref().context("no way to its keeper")?;
-        std::io::Write::write_all(&mut stdin, b"again\n")?;
-        let deadline = Instant::now() + PATIENCE;
-        while fs::read_to_string(self.folder.join("pid")).map_or(true, |now| now == before) {
-            ensure!(Instant::now() < deadline, "dockerd does not end");
-            std::thread::sleep(LOOK_AGAIN);
-        }
-        self.until_it_answers()
     }
 
     /// Where it listens.
