@@ -9,7 +9,7 @@ use super::{nginx, process, runtime};
 use crate::config::command;
 use crate::model::failure::Failure;
 use crate::model::ids::Port;
-use crate::model::replica::{Found, Keeper};
+use crate::model::replica::{Found, ImageHere, Keeper};
 use crate::model::spec::{Engine, Runtime};
 use crate::model::survey::{Listener, SeenGpu, Start, Survey};
 use crate::swap::redact::redact;
@@ -128,7 +128,12 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
         Keeper::Docker(name) => docker::inspect(name).await.ok().flatten(),
         _ => None,
     };
-    seen.start = start(&found, &env, container.as_ref(), &seen);
+    let image = match &container {
+        Some(container) => docker::image(&container.image).await.ok().flatten(),
+        None => None,
+    };
+    let container = container.as_ref().map(|container| (container, image.as_ref()));
+    seen.start = start(&found, &env, container, &seen);
     seen
 }
 
@@ -136,14 +141,15 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
 fn start(
     found: &Found,
     env: &BTreeMap<String, String>,
-    container: Option<&Container>,
+    container: Option<(&Container, Option<&ImageHere>)>,
     seen: &Listener,
 ) -> Start {
-    let fixed = container.map_or(0, Container::fixed_words);
+    let fixed = container.map_or(0, |(it, image)| it.fixed_words(image));
     let template = engine::template(Engine::Vllm, &found.argv, fixed, seen);
     let mut start = Start {
-        image: container.map(|container| (container.config.image.clone(), container.options())),
-        other_options: container.map(Container::other_options).unwrap_or_default(),
+        image: container.map(|(it, image)| (it.config.image.clone(), it.options(image))),
+        other_options: container.map(|(it, image)| it.other_options(image)).unwrap_or_default(),
+        user_inside: container.and_then(|(it, image)| it.own_user(image)).map(str::to_owned),
         ..Start::default()
     };
     if let Some(template) = template {

@@ -40,6 +40,10 @@ pub struct ImageHere {
     pub user: String,
     /// Their variables.
     pub env: BTreeMap<String, String>,
+    /// The words in front of their command.
+    pub entrypoint: Vec<String>,
+    /// The folder that they run in; empty for the topmost.
+    pub folder: String,
 }
 
 impl Revision {

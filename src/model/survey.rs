@@ -101,6 +101,9 @@ pub struct Start {
     /// More options of its container, which another one may need.
     #[serde(default)]
     pub other_options: Vec<String>,
+    /// Whom its container runs as, where its image says another: a name inside, or numbers.
+    #[serde(default)]
+    pub user_inside: Option<String>,
     /// Flags whose values are secret, left out of the command.
     pub left_out: Vec<String>,
     /// Variables that engines know, with their values.

@@ -235,6 +235,8 @@ mod tests {
             image: crate::model::replica::Image { id: "sha256:aa".to_owned(), pinned: None },
             user: user.to_owned(),
             env,
+            entrypoint: Vec::new(),
+            folder: String::new(),
         };
         let looked_for = |spec: &SwapSpec, here: &ImageHere| {
             (

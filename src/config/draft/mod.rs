@@ -160,6 +160,14 @@ fn runtime(text: &mut String, listener: &Listener) {
             if !options.is_empty() {
                 let _ = writeln!(text, "  docker_options: {}", sequence(options));
             }
+            if let Some(user) = &listener.start.user_inside {
+                let _ = writeln!(
+                    text,
+                    "  # The running container was made with --user={}, and its image says another: name that one of this server under\n  \
+                     # user, as which a container runs by number.",
+                    inert(user)
+                );
+            }
             let others: Vec<_> = listener.start.other_options.iter().map(|it| inert(it)).collect();
             if !others.is_empty() {
                 let _ = writeln!(

@@ -117,10 +117,12 @@ fn a_unit_and_a_container_are_started_in_kind() {
         Some(("vllm/vllm-openai:v0.33.0".to_owned(), words("--ipc=host --volume=/a b:/c")));
     survey.listeners[0].start.command = Some(words("{model} --port {port}"));
     survey.listeners[0].start.other_options = words("--network=llm --runtime=nvidia");
+    survey.listeners[0].start.user_inside = Some("1000:44\n".to_owned());
     let text = draft(&known(), &survey);
     let replica = loaded(&text.replace(", \"b:/c\"", "")).spec.replica;
     assert_eq!(replica.image.as_deref(), Some("vllm/vllm-openai:v0.33.0"), "{text}");
     assert_eq!(replica.command, words("{model} --port {port}"), "{text}");
+    assert!(text.contains("was made with --user=1000:44\\n, and"), "{text}");
     assert!(text.contains("\n  #   --network=llm, --runtime=nvidia\n"), "{text}");
     survey.listeners[0].start.image = None;
     let text = draft(&known(), &survey);

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::REPLICA;
 use crate::model::ids::Port;
+use crate::model::replica::ImageHere;
 
 /// A container, as `docker inspect` tells.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -28,6 +29,9 @@ pub struct Container {
     pub path: String,
     /// Its arguments.
     pub args: Vec<String>,
+    /// The id of its image.
+    #[serde(default)]
+    pub image: String,
     /// What is mounted into it.
     #[serde(default)]
     mounts: Vec<Mount>,
@@ -98,7 +102,18 @@ struct Others {
     security_opt: Option<Vec<String>>,
     extra_hosts: Option<Vec<String>>,
     tmpfs: Option<BTreeMap<String, String>>,
+    group_add: Option<Vec<String>>,
+    devices: Option<Vec<Device>>,
+    readonly_rootfs: bool,
+    userns_mode: Option<String>,
     ulimits: Option<Vec<Ulimit>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Device {
+    path_on_host: String,
+    path_in_container: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -125,6 +140,10 @@ pub struct ContainerConfig {
     /// The words in front of the command; none where the program is the command's first word.
     #[serde(default)]
     entrypoint: Option<Vec<String>>,
+    #[serde(default)]
+    user: String,
+    #[serde(default)]
+    working_dir: String,
     /// Labels.
     #[serde(default)]
     labels: Option<BTreeMap<String, String>>,
@@ -172,13 +191,32 @@ impl Container {
         self.mounts.iter().filter_map(below).next()
     }
 
-    /// How many words of [`Container::argv`] its image puts in front of the command.
-    pub fn fixed_words(&self) -> usize {
-        self.config.entrypoint.as_ref().map_or(0, Vec::len)
+    /// How many words of [`Container::argv`] stand in front of the command of another one that is made by
+    /// [`Container::options`].
+    pub fn fixed_words(&self, image: Option<&ImageHere>) -> usize {
+        match self.own_entrypoint(image) {
+            None => self.entrypoint().len(),
+            // The option takes one word; the others are the first of the command.
+            Some(own) => own.len().min(1),
+        }
     }
 
-    /// Options of `docker run` that another container of its kind needs: shared memory and what is mounted.
-    pub fn options(&self) -> Vec<String> {
+    fn entrypoint(&self) -> &[String] {
+        self.config.entrypoint.as_deref().unwrap_or_default()
+    }
+
+    /// Its words in front of the command, where they are not those of its image.
+    fn own_entrypoint(&self, image: Option<&ImageHere>) -> Option<&[String]> {
+        image.filter(|image| image.entrypoint != self.entrypoint()).map(|_| self.entrypoint())
+    }
+
+    /// Whom it runs as, where its image says another; a name inside, or numbers.
+    pub fn own_user(&self, image: Option<&ImageHere>) -> Option<&str> {
+        image.filter(|image| image.user != self.config.user).map(|_| self.config.user.as_str())
+    }
+
+    /// Options of `docker run` that another container of its kind needs: shared memory, what is mounted, and its own program.
+    pub fn options(&self, image: Option<&ImageHere>) -> Vec<String> {
         /// Docker's own, 64 MiB.
         const USUAL_SHM: u64 = 64 << 20;
         let HostConfig { ipc_mode, shm_size, binds, .. } = &self.host_config;
@@ -196,25 +234,38 @@ impl Container {
             let readonly = if *read_only { ",readonly" } else { "" };
             format!("--mount=type={type}{source},target={target}{readonly}")
         }));
+        options.extend(
+            self.own_entrypoint(image)
+                .map(|words| format!("--entrypoint={}", words.first().map_or("", String::as_str))),
+        );
         options
     }
 
     /// Options of `docker run` that it has and that another one may do without, as far as they can be told from the image's.
-    pub fn other_options(&self) -> Vec<String> {
+    pub fn other_options(&self, image: Option<&ImageHere>) -> Vec<String> {
         let it = &self.host_config.others;
         let mut options = Vec::new();
         for (name, value, usual) in [
             ("network", &it.network_mode, ["default", "bridge"].as_slice()),
             ("runtime", &it.runtime, &["runc"]),
             ("pid", &it.pid_mode, &[]),
+            ("userns", &it.userns_mode, &[]),
         ] {
             let is_other = |value: &&String| !value.is_empty() && !usual.contains(&value.as_str());
             options.extend(value.iter().filter(is_other).map(|value| format!("--{name}={value}")));
         }
         options.extend(it.privileged.then(|| "--privileged".to_owned()));
+        options.extend(it.readonly_rootfs.then(|| "--read-only".to_owned()));
+        let folder = &self.config.working_dir;
+        let is_own = image.is_some_and(|image| &image.folder != folder);
+        options.extend(is_own.then(|| format!("--workdir={folder}")));
+        options.extend(it.devices.iter().flatten().map(|device| {
+            format!("--device={}:{}", device.path_on_host, device.path_in_container)
+        }));
         options.extend((it.memory > 0).then(|| format!("--memory={}", it.memory)));
         for (name, values) in [
             ("cap-add", &it.cap_add),
+            ("group-add", &it.group_add),
             ("security-opt", &it.security_opt),
             ("add-host", &it.extra_hosts),
         ] {
@@ -300,13 +351,55 @@ mod tests {
         }));
         let mounts =
             ["--mount=type=bind,source=/models,target=/m,readonly", "--mount=type=tmpfs,target=/t"];
-        assert_eq!(it.options(), [&["--ipc=host", "--volume=/srv/hf:/hf"], &mounts[..]].concat());
+        assert_eq!(
+            it.options(None),
+            [&["--ipc=host", "--volume=/srv/hf:/hf"], &mounts[..]].concat()
+        );
         let others = ["--network=llm_default", "--runtime=nvidia", "--ulimit=memlock=-1:-1"];
-        assert_eq!(it.other_options(), others);
+        assert_eq!(it.other_options(None), others);
         let usual = container(&serde_json::json!({
             "RestartPolicy": { "Name": "no" }, "NetworkMode": "default", "Runtime": "runc", "PidMode": "", "Ulimits": null
         }));
-        assert!(usual.options().is_empty() && usual.other_options().is_empty());
+        assert!(usual.options(None).is_empty() && usual.other_options(None).is_empty());
+    }
+
+    #[test]
+    fn what_its_image_does_not_say_is_taken_over_or_named() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let image = ImageHere {
+            image: crate::model::replica::Image { id: "sha256:aa".to_owned(), pinned: None },
+            user: String::new(),
+            env: BTreeMap::new(),
+            entrypoint: words("vllm serve"),
+            folder: "/work".to_owned(),
+        };
+        let made = |config: serde_json::Value| {
+            let host = serde_json::json!({
+                "RestartPolicy": { "Name": "" }, "GroupAdd": ["video"], "ReadonlyRootfs": true,
+                "Devices": [{ "PathOnHost": "/dev/x", "PathInContainer": "/dev/x" }], "UsernsMode": "host",
+            });
+            let config = serde_json::from_value(config).unwrap();
+            Container { config, ..container(&host) }
+        };
+        let image = Some(&image);
+        let its = serde_json::json!({ "Entrypoint": ["vllm", "serve"], "WorkingDir": "/work" });
+        let it = made(its);
+        assert_eq!(
+            (it.fixed_words(image), it.options(image), it.own_user(image)),
+            (2, vec![], None)
+        );
+        let rest = "--userns=host --read-only --device=/dev/x:/dev/x --group-add=video";
+        assert_eq!(it.other_options(image), words(rest));
+        // What it was made with is its own where its image is not known.
+        assert_eq!((it.fixed_words(None), it.other_options(None)), (2, words(rest)));
+
+        let own = serde_json::json!({ "Entrypoint": ["nice", "vllm"], "User": "1000:44", "WorkingDir": "/" });
+        let it = made(own);
+        assert_eq!((it.fixed_words(image), it.own_user(image)), (1, Some("1000:44")));
+        assert_eq!(it.options(image), ["--entrypoint=nice"]);
+        assert!(it.other_options(image).contains(&"--workdir=/".to_owned()));
+        let none = made(serde_json::json!({ "Entrypoint": null, "WorkingDir": "/work" }));
+        assert_eq!((none.fixed_words(image), none.options(image)), (0, words("--entrypoint=")));
     }
 
     #[test]

@@ -21,6 +21,8 @@ struct Inspected {
 struct Config {
     user: String,
     env: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    working_dir: String,
 }
 
 /// The image that was asked for by this name.
@@ -32,9 +34,11 @@ pub(super) fn read(name: &str, said: &str) -> Result<Option<ImageHere>, serde_js
         digests.iter().find(of_name).or(digests.first()).cloned()
     };
     Ok(found.into_iter().next().map(|it| {
-        let Config { user, env } = it.config.unwrap_or_default();
+        let Config { user, env, entrypoint, working_dir: folder } = it.config.unwrap_or_default();
+        let (env, entrypoint) =
+            (variables(&env.unwrap_or_default()), entrypoint.unwrap_or_default());
         let image = Image { id: it.id, pinned: it.repo_digests.and_then(pinned) };
-        ImageHere { image, user, env: variables(&env.unwrap_or_default()) }
+        ImageHere { image, user, env, entrypoint, folder }
     }))
 }
 
@@ -70,8 +74,12 @@ mod tests {
 
     #[test]
     fn what_its_containers_have_is_read() {
-        let said = r#"[{"Id":"sha256:aa","Config":{"User":"vllm:vllm","Env":["PATH=/bin","HF_HOME=/hf=1"]}}]"#;
+        let said = r#"[{"Id":"sha256:aa","Config":{"User":"vllm:vllm","Env":["PATH=/bin","HF_HOME=/hf=1"],"Entrypoint":["vllm","serve"]}}]"#;
         let here = read("llm", said).unwrap().unwrap();
         assert_eq!((here.user.as_str(), here.env["HF_HOME"].as_str()), ("vllm:vllm", "/hf=1"));
+        assert_eq!(
+            (here.entrypoint, here.folder.as_str()),
+            (vec!["vllm".into(), "serve".into()], "")
+        );
     }
 }
