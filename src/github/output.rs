@@ -79,6 +79,10 @@ impl Hint for OutputError {}
 
 /// Appends the outputs to the file that `GITHUB_OUTPUT` names.
 ///
+/// The runner reads it also after a step that failed, was cancelled or was killed: `ActionRunner.RunAsync` calls
+/// `FileCommandManager.ProcessFiles` in the `finally` of the step (actions/runner, `src/Runner.Worker`). Only where the runner itself
+/// is lost nobody does.
+///
 /// # Errors
 /// If the file cannot be written or no safe delimiter can be made.
 pub fn write_outputs(path: &Path, outputs: &Outputs) -> Result<(), OutputError> {
