@@ -1,44 +1,16 @@
 //! Answers that GitHub gives instead of what was asked for, to one request each.
 
-use std::sync::{Arc, Mutex};
-
-use axum::http::{HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use testbed::github::{FakeGitHub, Fault, Operation, Refusal, Times};
 
 use super::*;
 
-type Headers = Vec<(&'static str, String)>;
-
-/// Somebody who answers every request alike, and keeps what was asked.
-async fn answering(
-    status: u16,
-    headers: Headers,
-    message: &'static str,
-) -> (String, Arc<Mutex<Vec<String>>>) {
-    let met = Arc::new(Mutex::new(Vec::new()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    let seen = Arc::clone(&met);
-    let app = axum::Router::new().fallback(move |uri: axum::http::Uri| async move {
-        seen.lock().unwrap().push(uri.path().to_owned());
-        let mut response: Response = axum::Json(json!({ "message": message })).into_response();
-        *response.status_mut() = StatusCode::from_u16(status).unwrap();
-        for (name, value) in headers {
-            let value = HeaderValue::from_str(&value).unwrap();
-            response.headers_mut().insert(HeaderName::from_static(name), value);
-        }
-        response
-    });
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    (base, met)
-}
-
-fn api(base: &str) -> Api {
+fn api(github: &FakeGitHub) -> Api {
+    let base = github.url();
     let spec = ApiSpec {
-        base: base.to_owned(),
         graphql: format!("{base}/graphql"),
-        token: Secret::new("ghs_token"),
+        base,
+        token: Secret::new(github.token()),
         permission: "deployments: write",
         repository: Repository::parse("acme/serving").unwrap(),
         bounds: Bounds { pause: Duration::from_millis(1), ..Bounds::default() },
@@ -46,8 +18,15 @@ fn api(base: &str) -> Api {
     Api::new(spec).unwrap()
 }
 
-async fn refused(base: &str) -> ApiError {
-    api(base).post::<Value>("try", "/deployments", &json!({})).await.unwrap_err()
+/// The answer to a request that GitHub has nothing against, but for this fault.
+async fn met_with(github: &FakeGitHub, fault: Fault, times: Times) -> ApiError {
+    github.fail(fault, &[Operation::CreateDeployment], times);
+    let new = json!({ "ref": "main" });
+    api(github).post::<Value>("try", "/deployments", &new).await.unwrap_err()
+}
+
+async fn refused(github: &FakeGitHub, refusal: Refusal) -> ApiError {
+    met_with(github, Fault::Refusal(refusal), Times::Next(1)).await
 }
 
 #[tokio::test]
@@ -60,7 +39,8 @@ async fn every_way_in_which_github_says_that_it_was_asked_too_much() {
     let retry = || vec![("retry-after", "120".to_owned())];
     let secondary = "You have exceeded a secondary rate limit. Please wait a few minutes.";
     let primary = "API rate limit exceeded for installation ID 1.";
-    let cases: [(u16, Headers, &'static str, Option<u64>); 7] = [
+    type Row = (u16, Vec<(&'static str, String)>, &'static str, Option<u64>);
+    let cases: [Row; 7] = [
         (403, vec![left("0"), after(3600)], primary, Some(3600)),
         (429, vec![left("0"), after(3600)], primary, Some(3600)),
         (403, retry(), secondary, Some(120)),
@@ -70,41 +50,59 @@ async fn every_way_in_which_github_says_that_it_was_asked_too_much() {
         (429, Vec::new(), secondary, Some(60)),
         (429, Vec::new(), "Too Many Requests", None),
     ];
-    for (status, headers, message, expected) in cases {
+    let github = FakeGitHub::start().unwrap();
+    for (asked, (status, headers, message, expected)) in cases.into_iter().enumerate() {
         let shown = format!("{status} {headers:?} {message}");
-        let (base, met) = answering(status, headers, message).await;
-        let error = refused(&base).await;
+        let error = refused(&github, Refusal { status, message, headers }).await;
         let ApiError::RateLimited { holds, .. } = &error else { panic!("{shown}: {error:?}") };
         let holds = holds.map(|holds| holds.as_secs());
         // The clock goes on while it is asked.
         let near = |(one, other): (u64, u64)| other.saturating_sub(one) < 60 && one <= other;
         assert!(holds.is_none() == expected.is_none(), "{shown}: {holds:?}");
         assert!(holds.zip(expected).is_none_or(near), "{shown}: {holds:?}");
-        assert_eq!(met.lock().unwrap().len(), 1, "{shown}");
+        assert_eq!(github.requests().len(), asked + 1, "{shown}");
     }
 }
 
 #[tokio::test]
 async fn a_token_without_rights_is_no_limit() {
+    let github = FakeGitHub::start().unwrap();
     let headers = vec![("x-ratelimit-remaining", "4711".to_owned())];
-    let (base, _met) = answering(403, headers, "Resource not accessible by integration").await;
-    let error = refused(&base).await;
+    let message = "Resource not accessible by integration";
+    let error = refused(&github, Refusal { status: 403, message, headers }).await;
     assert!(matches!(error, ApiError::Answered { status: 403, .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn nobody_but_this_api_is_sent_the_token_and_no_redirect_goes_round_for_ever() {
-    let (elsewhere, met_elsewhere) = answering(201, Vec::new(), "made").await;
-    let location = vec![("location", format!("{elsewhere}/repos/acme/serving/deployments"))];
-    let (base, met) = answering(307, location, "Temporary Redirect").await;
-    let error = refused(&base).await;
+    let (github, elsewhere) = (FakeGitHub::start().unwrap(), FakeGitHub::start().unwrap());
+    let to = format!("{}/repos/acme/serving/deployments", elsewhere.url());
+    let error = met_with(&github, Fault::Redirect(307, to), Times::Next(1)).await;
     assert!(matches!(error, ApiError::Answered { status: 307, .. }), "{error:?}");
-    assert_eq!((met.lock().unwrap().len(), met_elsewhere.lock().unwrap().len()), (1, 0));
+    assert_eq!((github.requests().len(), elsewhere.requests().len()), (1, 0));
 
-    let round = vec![("location", "/repositories/1/deployments".to_owned())];
-    let (base, met) = answering(301, round, "Moved Permanently").await;
-    let error = refused(&base).await;
+    let github = FakeGitHub::start().unwrap();
+    github.rename("acme/serving", "acme/models");
+    let round = "/repositories/1/deployments";
+    let error = met_with(&github, Fault::Redirect(301, round.to_owned()), Times::Always).await;
     assert!(matches!(error, ApiError::Answered { status: 301, .. }), "{error:?}");
-    let again = "/repositories/1/deployments";
-    assert_eq!(*met.lock().unwrap(), ["/repos/acme/serving/deployments", again, again]);
+    let met: Vec<_> = github.requests().into_iter().map(|request| request.path).collect();
+    assert_eq!(met, ["/repos/acme/serving/deployments", round, round]);
+}
+
+#[test]
+fn each_form_of_a_reason_is_told() {
+    let of_field = json!({ "resource": "Deployment", "field": "ref", "code": "invalid" });
+    let rows = [
+        (of_field, "ref: invalid"),
+        (
+            json!({ "code": "custom", "message": "No ref found for: main" }),
+            "No ref found for: main",
+        ),
+        (json!("No ref found for: main"), "No ref found for: main"),
+        (json!({ "code": "invalid" }), r#"{"code":"invalid"}"#),
+    ];
+    for (error, told) in rows {
+        assert_eq!(detail(&error), told);
+    }
 }

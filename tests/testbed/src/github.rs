@@ -26,7 +26,7 @@ pub use self::state::{Deployment, Status};
 use crate::server::free_port;
 
 /// What a fake GitHub does instead of its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// Answers with this HTTP status and the message GitHub has for it; nothing is done.
     Status(u16),
@@ -38,8 +38,29 @@ pub enum Fault {
     RateLimit(u64),
     /// Refuses for a secondary limit, to be tried again after this many seconds; nothing is done.
     SecondaryLimit(u64),
+    /// Refuses in these words; nothing is done.
+    Refusal(Refusal),
+    /// Sends the caller elsewhere with this HTTP status; nothing is done.
+    Redirect(u16, String),
+    /// What stands before GitHub answers with this HTTP status and a page of HTML; nothing is done. No description has it.
+    Page(u16),
     /// Does what was asked and closes the connection without an answer: who blindly asks again, asks twice.
     LostAnswer,
+    /// Does what was asked and never answers.
+    LateHang,
+    /// Does what was asked and answers with this HTTP status all the same.
+    LateStatus(u16),
+}
+
+/// An answer that refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// What GitHub says.
+    pub message: &'static str,
+    /// Header fields that say more.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// For how many matching requests a fault holds.
@@ -83,7 +104,7 @@ impl FakeGitHub {
     pub fn start() -> anyhow::Result<Self> {
         let listener = server::listen(free_port()?)?;
         let port = listener.local_addr()?.port();
-        let world = World::new(format!("http://127.0.0.1:{port}"), Contract::load()?);
+        let world = World::new(format!("http://127.0.0.1:{port}"), Contract::shared()?);
         let world = Arc::new(Mutex::new(world));
         let serving = Some(Serving::start(listener, Arc::clone(&world))?);
         Ok(Self { port, world, serving })

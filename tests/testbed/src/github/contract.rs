@@ -1,6 +1,7 @@
 //! GitHub's own description of its API as a judge of requests and answers.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use jsonschema::Validator;
@@ -37,7 +38,7 @@ const DESCRIPTION_CHARACTERS: usize = 140;
 /// The compiled description.
 pub(super) struct Contract {
     operations: HashMap<Operation, Clauses>,
-    /// What an answer looks like for which the description has no schema, as 401 or 502.
+    /// What an answer looks like for which the description has no schema, as 307, 401 or 502.
     basic_error: Validator,
 }
 
@@ -56,6 +57,16 @@ struct Parameter {
 }
 
 impl Contract {
+    /// The one of this process: it takes a moment to compile, and never changes.
+    pub(super) fn shared() -> anyhow::Result<&'static Self> {
+        static SHARED: OnceLock<Contract> = OnceLock::new();
+        if let Some(compiled) = SHARED.get() {
+            return Ok(compiled);
+        }
+        let compiled = Self::load()?;
+        Ok(SHARED.get_or_init(|| compiled))
+    }
+
     /// Compiles the description.
     pub(super) fn load() -> anyhow::Result<Self> {
         let mut root: Value = serde_json::from_str(DESCRIPTION)?;
@@ -110,7 +121,8 @@ impl Contract {
         let schema = match self.operations[&operation].answers.get(&status) {
             Some(None) => return Vec::new(),
             Some(Some(schema)) => schema,
-            None if status >= 400 => &self.basic_error,
+            // What is refused, and what is sent elsewhere.
+            None if status >= 300 => &self.basic_error,
             None => return vec![format!("status {status} is not in the description")],
         };
         body.map_or_else(|| vec!["the answer needs a body".into()], |body| judge(schema, body))

@@ -19,7 +19,7 @@ use super::comments::WORKFLOW;
 use super::contract::Contract;
 use super::operation::{Operation, PathParameters};
 use super::state::{Page, State};
-use super::{Fault, Request, Times};
+use super::{Fault, Refusal, Request, Times};
 
 /// Shaped like a workflow's own token.
 pub(super) const TOKEN: &str = "ghs_onlyForTheFakeGitHub0000000000000000";
@@ -27,6 +27,8 @@ pub(super) const TOKEN: &str = "ghs_onlyForTheFakeGitHub0000000000000000";
 const RENAMED: &str = "/repositories/1/";
 /// Where GitHub Enterprise Server keeps its API.
 const GHES_PREFIX: &str = "/api/v3";
+/// What a proxy says that gets no answer.
+const PAGE: &str = "<html>bad\ngateway</html>";
 const DOCUMENTATION: &str = "https://docs.github.com/rest";
 
 /// All that the fake knows and was told.
@@ -41,7 +43,7 @@ pub(super) struct World {
     pub(super) renamed: Option<(String, String)>,
     /// What the token may; all if not said.
     pub(super) granted: Option<BTreeMap<String, String>>,
-    contract: Contract,
+    contract: &'static Contract,
     base: String,
 }
 
@@ -101,6 +103,8 @@ enum Reply {
     Answer(Answer),
     Hang,
     Cut,
+    /// Of what stands before GitHub.
+    Page(u16),
 }
 
 struct Answer {
@@ -130,6 +134,25 @@ impl Answer {
             wrong.iter().map(|what| json!({ "code": "custom", "message": what })).collect();
         let body = json!({ "message": "Validation Failed", "errors": errors, "documentation_url": DOCUMENTATION });
         Self::new(422, body)
+    }
+
+    /// What a fault answers in the place of what was asked for; `None` if it lets that be done.
+    fn instead(fault: &Fault) -> Option<Self> {
+        Some(match fault {
+            Fault::RateLimit(seconds) => Self::rate_limit(*seconds),
+            Fault::SecondaryLimit(seconds) => Self::secondary_limit(*seconds),
+            Fault::Status(422) => Self::invalid(&["set as a fault".into()]),
+            Fault::Status(status) => Self::refusal(*status, message(*status)),
+            Fault::Refusal(Refusal { status, message, headers }) => {
+                Self { headers: headers.clone(), ..Self::refusal(*status, message) }
+            }
+            Fault::Redirect(status, to) => {
+                let headers = vec![("location", to.clone())];
+                Self { headers, ..Self::refusal(*status, "Moved") }
+            }
+            Fault::Hang | Fault::Cut | Fault::Page(_) => return None,
+            Fault::LostAnswer | Fault::LateHang | Fault::LateStatus(_) => return None,
+        })
     }
 
     /// The hour's limit is used up (REST API, "Rate limits": headers).
@@ -176,6 +199,9 @@ async fn serve(
     match reply {
         Reply::Answer(answer) => respond(answer, &header("host").unwrap_or_default(), &uri),
         Reply::Hang => std::future::pending().await,
+        Reply::Page(status) => {
+            Response::builder().status(status).body(PAGE.into()).unwrap_or_default()
+        }
         // Ends the task of this connection, and with it the connection, which a handler cannot do in a milder way. No
         // panic message is printed.
         Reply::Cut => resume_unwind(Box::new("the connection is cut")),
@@ -209,7 +235,7 @@ fn next_page(uri: &Uri) -> String {
 }
 
 impl World {
-    pub(super) fn new(base: String, contract: Contract) -> Self {
+    pub(super) fn new(base: String, contract: &'static Contract) -> Self {
         Self {
             state: State::new(base.clone()),
             faults: Vec::new(),
@@ -225,7 +251,10 @@ impl World {
 
     fn handle(&mut self, request: Request, headers: &HeaderMap) -> Reply {
         let reply = self.reply(&request, headers);
-        let answer = if let Reply::Answer(answer) = &reply { Some(answer.status) } else { None };
+        let answer = match &reply {
+            Reply::Answer(Answer { status, .. }) | Reply::Page(status) => Some(*status),
+            Reply::Hang | Reply::Cut => None,
+        };
         self.requests.push(Request { answer, ..request });
         reply
     }
@@ -250,21 +279,28 @@ impl World {
             wrong.iter().map(|what| format!("{} {}: {what}", request.method, request.path)),
         );
         let fault = self.sprung(operation);
-        let answer = match fault {
+        let instead = match &fault {
             Some(Fault::Hang) => return Reply::Hang,
             Some(Fault::Cut) => return Reply::Cut,
-            Some(Fault::RateLimit(seconds)) => Answer::rate_limit(seconds),
-            Some(Fault::SecondaryLimit(seconds)) => Answer::secondary_limit(seconds),
-            Some(Fault::Status(422)) => Answer::invalid(&["set as a fault".into()]),
-            Some(Fault::Status(status)) => Answer::refusal(status, message(status)),
-            None | Some(Fault::LostAnswer) => match self.barred(operation, headers) {
-                Some(refusal) => refusal,
-                None if !wrong.is_empty() => Answer::invalid(&wrong),
-                None => self.act(operation, &parameters, request),
-            },
+            Some(Fault::Page(status)) => return Reply::Page(*status),
+            Some(fault) => Answer::instead(fault),
+            None => None,
+        };
+        let answer = match (instead, self.barred(operation, headers)) {
+            (Some(answer), _) | (None, Some(answer)) => answer,
+            (None, None) if !wrong.is_empty() => Answer::invalid(&wrong),
+            (None, None) => self.act(operation, &parameters, request),
         };
         let answer = self.approved(operation, answer);
-        if fault == Some(Fault::LostAnswer) { Reply::Cut } else { Reply::Answer(answer) }
+        match fault {
+            Some(Fault::LostAnswer) => Reply::Cut,
+            Some(Fault::LateHang) => Reply::Hang,
+            Some(Fault::LateStatus(status)) => {
+                let late = Answer::refusal(status, message(status));
+                Reply::Answer(self.approved(operation, late))
+            }
+            _ => Reply::Answer(answer),
+        }
     }
 
     /// The path as GitHub's description has it: without the Enterprise Server's prefix, of a repository by its newest name.
@@ -312,7 +348,7 @@ impl World {
     /// The fault that waits for this operation, if any.
     fn sprung(&mut self, operation: Operation) -> Option<Fault> {
         let at = self.faults.iter().position(|trap| trap.operations.contains(&operation))?;
-        let fault = self.faults[at].fault;
+        let fault = self.faults[at].fault.clone();
         match &mut self.faults[at].times {
             Times::Always => Some(fault),
             Times::Next(0) => {
@@ -439,6 +475,7 @@ fn barred(headers: &HeaderMap) -> Option<Answer> {
 /// What GitHub says with a status.
 fn message(status: u16) -> &'static str {
     match status {
+        202 => "Auto-merged the default branch on deployment.",
         401 => "Bad credentials",
         403 => "Resource not accessible by integration",
         404 => "Not Found",

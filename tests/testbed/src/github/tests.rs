@@ -273,10 +273,15 @@ async fn connections_hang_or_are_cut() {
     once(Fault::LostAnswer);
     assert!(create().send().await.is_err());
     assert_eq!(github.deployments().len(), 1);
+    once(Fault::LateHang);
+    assert!(create().timeout(HANGS).send().await.unwrap_err().is_timeout());
+    once(Fault::LateStatus(502));
+    assert_eq!(create().send().await.unwrap().status(), 502);
+    assert_eq!(github.deployments().len(), 3);
     assert_eq!(create().send().await.unwrap().status(), 201);
     assert_eq!(
         github.requests().iter().map(|r| r.answer).collect::<Vec<_>>(),
-        [None, None, None, Some(201)]
+        [None, None, None, None, Some(502), Some(201)]
     );
 }
 
