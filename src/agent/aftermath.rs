@@ -238,7 +238,7 @@ async fn superseded<H: Host>(cx: &Context<'_, H>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use jiff::Timestamp;
 
     use super::*;
@@ -248,7 +248,7 @@ mod tests {
     use crate::swap::planner::tests::two_slot_plan;
 
     /// A swap that was promoted and has left a replica warm, and whose agent is gone.
-    fn left_warm(dir: &ServiceDir) -> SwapId {
+    pub(in crate::agent) fn left_warm(dir: &ServiceDir) -> SwapId {
         let (swap, at): (SwapId, _) = ("s-1".parse().unwrap(), Timestamp::UNIX_EPOCH);
         let (folder, plan) = (dir.make_swap(&swap).unwrap(), two_slot_plan());
         let asked = (&plan, &Requester::default());

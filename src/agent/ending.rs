@@ -1,6 +1,7 @@
 //! Brings a swap to its end that nobody works on any more: the same, whoever finds it, a command or the agent that systemd
 //! keeps.
 
+use super::closing::{close_all, last_word};
 use super::follow;
 use super::left::Left;
 use super::run::remember;
@@ -8,7 +9,7 @@ use crate::executor::{self, Context, Direction, unfinished_swaps};
 use crate::host::docker::{self, DockerError};
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
-use crate::model::event::{Closing, EventKind};
+use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
@@ -103,7 +104,7 @@ fn close(cx: &Context<'_, SystemHost>, journal: &mut Journal) -> Result<(), Fail
     let keeps_something = state.retained.is_some_and(|retained| retained.swap == cx.swap);
     if !keeps_something && !journal.status().closed {
         journal.append(RecordKind::Closed, cx.host.now())?;
-        cx.tell(EventKind::Closed(Closing::Nothing));
+        cx.tell(EventKind::Closed(last_word(journal.status(), &cx.plan)));
     }
     Ok(())
 }
@@ -115,7 +116,7 @@ pub(super) fn left_open(dir: &ServiceDir) -> Option<SwapId> {
     newest.filter(|unfinished| !unfinished.needs_a_person()).map(|unfinished| unfinished.swap)
 }
 
-/// Brings every swap to its end that can be, newest first, for the holder of the lease.
+/// Brings every swap to its end that can be, newest first, and closes those that are there, for the holder of the lease.
 ///
 /// # Errors
 /// As [`bring_to_end`].
@@ -125,6 +126,7 @@ pub(super) async fn bring_all_to_end(dir: &ServiceDir, given: &Secrets) -> Resul
         bring_to_end(dir, &swap, (given, Wanted::End), || {}).await?;
         before = Some(swap);
     }
+    close_all(dir);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ mod abort;
 pub mod aftermath;
 mod answer;
 mod brought_back;
+mod closing;
 mod doctor;
 mod ending;
 mod follow;

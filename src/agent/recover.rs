@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::abort::{closed, never_begun, nothing_to_abort};
 use super::answer::Answers;
+use super::closing::close_all;
 use super::ending::{Wanted, bring_to_end, left_open, needs};
 use super::turn::{self, NoTurn, RETRY};
 use super::{follow, hand_over, observe_at_rest, place, unchanged};
@@ -92,7 +93,10 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
         let own = own(swap.as_ref().unwrap_or(&died.swap));
         lease.recovered(&own).map_err(|error| Refusal::environment(error.to_failure()))?;
     }
-    let Some(swap) = swap else { return nothing_to_repair(&dir, asked, answers).await };
+    let Some(swap) = swap else {
+        close_all(&dir);
+        return nothing_to_repair(&dir, asked, answers).await;
+    };
     let accepted = || {
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
@@ -104,6 +108,7 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
         lease.leave_to_the_next();
         return Err(Refusal::environment(failure));
     }
+    close_all(&dir);
     lease.recovered(&own(&swap)).map_err(|error| Refusal::environment(error.to_failure()))
 }
 

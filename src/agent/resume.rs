@@ -8,16 +8,18 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 
 use super::aftermath::{self, kept_by};
+use super::closing::{close_all, unclosed};
 use super::ending::{Wanted, bring_to_end, left_open};
-use super::follow;
+use super::{follow, prune};
 use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
 use crate::lease::{Lease, LeaseError};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ProcessId, ServiceName, SwapId};
+use crate::model::spec::SwapSpec;
 use crate::model::state::{Holder, Requester};
 use crate::model::wire::Secrets;
-use crate::service_dir::ServiceDir;
+use crate::service_dir::{SPEC, ServiceDir};
 
 /// Between two tries at what did not work; a boot takes seconds.
 const RETRY: Duration = Duration::from_secs(1);
@@ -59,12 +61,30 @@ async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure>
         aftermath::go_on(&dir, &swap).await?;
         return Ok(Todo::Something);
     }
+    clear_up(&dir);
     let _lock = dir.lock_host().await?;
     if at_work(&dir).is_some() || kept_by(&dir)?.is_some() {
         return Ok(Todo::Something);
     }
     AgentUnit::of(service).disarm().await?;
     Ok(Todo::Nothing)
+}
+
+/// Closes what is over, and removes what nobody can need any more, as a command's agent does at its end.
+fn clear_up(dir: &ServiceDir) {
+    if let Some(swap) = unclosed(dir).first()
+        && let Ok(_lease) = Lease::take(&dir.root(), &holder(swap))
+    {
+        close_all(dir);
+    }
+    // What was asked for last says where nginx's file is.
+    let newest = dir.swaps().into_iter().find_map(|swap| {
+        let text = std::fs::read(dir.swap(&swap).join(SPEC)).ok()?;
+        serde_json::from_slice::<SwapSpec>(&text).ok()
+    });
+    if let Some(spec) = newest {
+        prune::prune(dir, &spec.nginx.config);
+    }
 }
 
 /// Finishes or unwinds the swap of a holder that died, or one that was left without anybody's word.
@@ -116,5 +136,29 @@ fn holder(swap: &SwapId) -> Holder {
         command: "resume".to_owned(),
         requester: Requester::default(),
         recovers: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Journal;
+    use crate::service_dir::write_json;
+    use crate::swap::planner::tests::spec;
+
+    #[test]
+    fn what_is_over_is_closed_and_what_nobody_needs_removed_before_the_agent_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let swap = aftermath::tests::left_warm(&dir);
+        write_json(&dir.swap(&swap).join(SPEC), &spec()).unwrap();
+        let nobodys = dir.make_swap(&"s-0".parse().unwrap()).unwrap();
+        let mut state = dir.load().unwrap();
+        (state.retained, state.serving_swap) = (None, Some(swap.clone()));
+        dir.save(&state).unwrap();
+        clear_up(&dir);
+        assert!(Journal::look(&dir.swap(&swap)).unwrap().closed);
+        assert!(!nobodys.exists());
+        assert!(Lease::left_by_the_dead(&dir.root()).is_none(), "the lease was not given back");
     }
 }

@@ -61,7 +61,9 @@ pub async fn run(access: Access) {
         Ok(request) => request,
         Err(refusal) => return answers.send(&Frame::Refused(refusal)),
     };
-    let dir = request.command.asked().and_then(|asked| place::service_dir(asked).ok());
+    let asked = request.command.asked();
+    let nginx = asked.map(|asked| asked.spec.nginx.config.clone());
+    let dir = asked.and_then(|asked| place::service_dir(asked).ok());
     let ended = match request.command.clone() {
         Command::Abort(wanted) => recover::abort(&wanted, &mut answers).await,
         Command::Repair(wanted) => recover::repair(&wanted, &mut answers).await,
@@ -75,11 +77,11 @@ pub async fn run(access: Access) {
     };
     refused(ended, &mut answers);
     answers.close();
-    if let Some(dir) = dir
-        && let Err(failure) = aftermath::go_on_alone(&dir).await
-    {
+    let (Some(dir), Some(nginx)) = (dir, nginx) else { return };
+    if let Err(failure) = aftermath::go_on_alone(&dir).await {
         super::log(&failure);
     }
+    prune::prune(&dir, &nginx);
 }
 
 fn refused(ended: Result<(), Refusal>, answers: &mut Answers) {
@@ -197,7 +199,6 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
                 open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             begun.0.again = again;
             work_on(begun, &work, lease, answers).await;
-            prune::prune(&dir, &work.asked.spec.nginx.config);
             Ok(())
         }
     }

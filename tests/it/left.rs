@@ -115,7 +115,7 @@ async fn a_swap_that_was_left_behind_another_one_is_brought_to_its_end() -> Resu
     let older = only_swap(&world)?;
     let aside = world.server.state_dir().join("aside");
     fs::rename(&older, &aside)?;
-    world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    let promoted = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
     closed(&world).await?;
     fs::rename(&aside, &older)?;
     let before = Facts::of(&world)?;
@@ -134,7 +134,14 @@ async fn a_swap_that_was_left_behind_another_one_is_brought_to_its_end() -> Resu
     assert_eq!(run.output("swap-id"), id, "{run}");
     assert_eq!(Facts::of(&world)?, before, "what serves lost what is reserved for it\n{run}");
     assert_eq!(world.serves().await?, NEW);
+    // As where an agent died before its last word, or the disk refused that.
+    let (records, _) = journal(&world)?;
+    let swaps = world.server.state_dir().join(NAME).join("swaps");
+    let text = records[..records.len() - 1].join("\n") + "\n";
+    fs::write(swaps.join(promoted.output("swap-id")).join("journal.ndjson"), text)?;
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+    closed(&world).await?;
+    assert_eq!(journal(&world)?.0.len(), records.len());
     assert_ne!(world.serves().await?, OLD);
     Ok(())
 }

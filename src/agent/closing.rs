@@ -1,0 +1,141 @@
+//! Closes the story of a swap that is over and whose agent could not: it died before its last word, or the disk refused that.
+
+use std::fs::File;
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+
+use super::follow;
+use crate::event_log::EventLog;
+use crate::host::process;
+use crate::journal::Journal;
+use crate::model::event::{Closing, EventKind};
+use crate::model::failure::Failure;
+use crate::model::ids::SwapId;
+use crate::model::outcome::Outcome;
+use crate::model::plan::Plan;
+use crate::model::record::RecordKind;
+use crate::model::step::Step;
+use crate::service_dir::ServiceDir;
+use crate::swap::transition::{Status, StepStatus};
+
+/// The last word about a swap that is over, and of which nothing is kept warm any more.
+pub(super) fn last_word(status: &Status, plan: &Plan) -> Closing {
+    let mut later = plan.all_steps().enumerate().skip(status.until_promote);
+    let retire = later.find_map(|(index, planned)| match &planned.step {
+        Step::Retire { slot } => Some((status.steps[index], slot.clone())),
+        _ => None,
+    });
+    match retire {
+        Some((StepStatus::Started | StepStatus::Succeeded, slot)) => Closing::Retired { slot },
+        Some(_) if status.promoted() => Closing::Superseded { by: None },
+        _ => Closing::Nothing,
+    }
+}
+
+/// The swaps that are over and that nobody has closed or will: what is kept warm is its agent's to close, or its successor's.
+pub(super) fn unclosed(dir: &ServiceDir) -> Vec<SwapId> {
+    let Ok(state) = dir.load() else { return Vec::new() };
+    let warm = state.retained.map(|retained| retained.swap);
+    let is_left = |swap: &SwapId| {
+        let agent = follow::at_work(&dir.swap(swap)).filter(|agent| *agent != process::own());
+        let is_over = Journal::look(&dir.swap(swap)).is_ok_and(|status| is_over(&status));
+        is_over && warm.as_ref() != Some(swap) && !agent.is_some_and(process::alive)
+    };
+    dir.swaps().into_iter().filter(is_left).collect()
+}
+
+/// Closes them, for the holder of the lease. What the disk refuses is left for the next time.
+pub(super) fn close_all(dir: &ServiceDir) {
+    for swap in unclosed(dir) {
+        let _ = close(dir, &swap);
+    }
+}
+
+fn close(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure> {
+    let path = dir.swap(swap);
+    let folder = File::open(&path).map_err(|error| Failure::from_error(&error))?;
+    // Who goes on with what is kept warm holds it: a journal has one writer.
+    let is_ours = flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok();
+    let Some(plan) = Journal::plan(&path).filter(|_| is_ours) else { return Ok(()) };
+    let mut journal = Journal::open(&path)?;
+    if !is_over(journal.status()) {
+        return Ok(());
+    }
+    let now = Timestamp::now();
+    journal.append(RecordKind::Closed, now)?;
+    let mut events = EventLog::open(&path, swap).map_err(|error| Failure::from_error(&error))?;
+    events.tell(EventKind::Closed(last_word(journal.status(), &plan)), now);
+    Ok(())
+}
+
+/// Whether nothing but the last word is missing, unless something is kept warm.
+fn is_over(status: &Status) -> bool {
+    !status.closed && status.outcome.is_some_and(|outcome| outcome != Outcome::Stuck)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::aftermath::tests::left_warm;
+    use crate::event_log::EventReader;
+    use crate::model::record::{Done, Undo};
+
+    fn service() -> (tempfile::TempDir, ServiceDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        (folder, dir)
+    }
+
+    fn forget_what_is_warm(dir: &ServiceDir) {
+        let mut state = dir.load().unwrap();
+        state.retained = None;
+        dir.save(&state).unwrap();
+    }
+
+    /// What is told of the end of a swap, and whether its journal is closed, once all are closed that can be.
+    fn closed(dir: &ServiceDir, swap: &SwapId) -> (Vec<EventKind>, bool) {
+        close_all(dir);
+        close_all(dir);
+        let told = EventReader::new(&dir.swap(swap)).read().unwrap_or_default();
+        let told = told.into_iter().map(|event| event.kind);
+        let told = told.filter(|kind| matches!(kind, EventKind::Closed(_))).collect();
+        (told, Journal::look(&dir.swap(swap)).unwrap().closed)
+    }
+
+    #[test]
+    fn what_is_kept_warm_is_not_closed_and_what_was_taken_over_is() {
+        let (_folder, dir) = service();
+        let swap = left_warm(&dir);
+        assert_eq!(closed(&dir, &swap), (Vec::new(), false));
+        forget_what_is_warm(&dir);
+        let superseded = EventKind::Closed(Closing::Superseded { by: None });
+        assert_eq!(closed(&dir, &swap), (vec![superseded], true));
+    }
+
+    #[test]
+    fn a_swap_whose_agent_died_over_its_retirement_is_closed_as_retired() {
+        let (_folder, dir) = service();
+        let swap = left_warm(&dir);
+        let plan = Journal::plan(&dir.swap(&swap)).unwrap();
+        let mut journal = Journal::open(&dir.swap(&swap)).unwrap();
+        let at = Timestamp::UNIX_EPOCH;
+        for step in plan.steps.len()..plan.all_steps().count() {
+            journal.append(RecordKind::Started { step, undo: Undo::Nothing }, at).unwrap();
+            journal.append(RecordKind::Succeeded { step, done: Done::Nothing }, at).unwrap();
+        }
+        forget_what_is_warm(&dir);
+        let retired = EventKind::Closed(Closing::Retired { slot: "a".parse().unwrap() });
+        assert_eq!(closed(&dir, &swap), (vec![retired], true));
+    }
+
+    #[test]
+    fn who_goes_on_with_a_swap_closes_it_himself() {
+        let (_folder, dir) = service();
+        let swap = left_warm(&dir);
+        forget_what_is_warm(&dir);
+        let other = File::open(dir.swap(&swap)).unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(closed(&dir, &swap), (Vec::new(), false), "the journal has two writers");
+    }
+}
