@@ -9,11 +9,16 @@
 mod act;
 mod edit;
 mod fault;
+mod heard;
+mod lockdown;
 mod machine;
+mod neighbour;
 mod outage;
 mod runner;
 mod story;
 mod strike;
+mod upgrade;
+mod versions;
 
 use std::fmt;
 use std::fs;
@@ -28,17 +33,21 @@ use crate::PATIENCE;
 use crate::action::Action;
 use crate::load::{Excuse, Load, LoadSpec, Tally};
 use crate::relay::Relay;
-use crate::server::{GpuServer, ServerSpec};
+use crate::server::{GpuServer, MARK, ServerSpec};
 use crate::service::{self, NAME, Settings, engine};
 
 use act::Act;
+use lockdown::lock_down;
 pub use machine::live_on_machine;
+use neighbour::Neighbour;
 use story::{Stories, Story};
 
 /// The model that somebody once started by hand.
 const OLD: &str = "Qwen/Old";
 /// The model of the swap that nobody disturbs.
 const LAST: &str = "Qwen/Last";
+/// Of so many servers one has a key with a forced command.
+const LOCKED_DOWN: usize = 4;
 /// At most so many disturbed commands before that.
 const ACTS: usize = 3;
 /// Between two looks at what nobody announces.
@@ -51,10 +60,14 @@ const LONGEST: Duration = Duration::from_secs(3600);
 pub struct Life {
     /// What it was made from.
     pub seed: u64,
+    /// Whether the key has a forced command.
+    pub locked_down: bool,
     /// Each command, its fault, and how it ended; one line each.
     pub acts: Vec<String>,
     /// The kind of each command's fault, where it struck in time.
     pub struck: Vec<String>,
+    /// How often all that must hold was looked at, and held: after each command, and in the end.
+    pub held: usize,
     /// Requests that were answered or lost.
     pub requests: u64,
     /// Requests that were lost because what they needed was gone.
@@ -65,13 +78,15 @@ pub struct Life {
 
 impl fmt::Display for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, acts, requests, excused, problems, .. } = self;
+        let Self { seed, acts, held, requests, excused, problems, .. } = self;
         let verdict = if problems.is_empty() { "well" } else { "WRONG" };
-        write!(f, "seed {seed}: {verdict}, {requests} requests")?;
-        if *excused > 0 {
-            write!(f, " ({excused} lost while what they needed was gone)")?;
+        let key = if self.locked_down { ", by a locked-down key" } else { "" };
+        write!(f, "seed {seed}: {verdict}{key}; {}", acts.join("; "))?;
+        write!(f, "; all invariants held {held} times; oracle: {requests} requests, ")?;
+        match excused {
+            0 => write!(f, "none excused")?,
+            excused => write!(f, "{excused} excused, lost while what they needed was gone")?,
         }
-        write!(f, "; {}", acts.join("; "))?;
         problems.iter().try_for_each(|problem| write!(f, "\n    {problem}"))
     }
 }
@@ -79,13 +94,16 @@ impl fmt::Display for Life {
 impl Life {
     fn begin(seed: u64) -> Self {
         let (acts, struck, problems) = (Vec::new(), Vec::new(), Vec::new());
-        Self { seed, acts, struck, requests: 0, excused: 0, problems }
+        let locked_down = false;
+        let (held, requests, excused) = (0, 0, 0);
+        Self { seed, locked_down, acts, struck, held, requests, excused, problems }
     }
 
     /// Takes down how a command ended whose fault is of this kind.
     fn told(&mut self, act: &impl fmt::Display, kind: &str, done: &Result<String>) {
         let said = done.as_ref().map_or("?", String::as_str);
         self.acts.push(format!("{act}: {said}"));
+        self.held += usize::from(done.is_ok());
         if !said.contains("too late") {
             self.struck.push(kind.to_owned());
         }
@@ -141,19 +159,35 @@ struct Scene<'a> {
     program: &'a Path,
     server: GpuServer,
     relay: Relay,
+    neighbour: Neighbour,
     load: Load,
     stories: Stories,
     excuses: Vec<Excuse>,
 }
 
 impl Scene<'_> {
-    fn action(&self, command: &str, model: &str, settings: &Settings) -> Result<Action> {
+    /// Through the relay: the configuration, and the host keys.
+    fn way_in(&self, model: &str, settings: &Settings) -> Result<(String, String)> {
         let (sshd, port) = (self.server.ssh_port(), self.relay.address().port());
         let settings = Settings { ssh_port: Some(port), ..settings.clone() };
         let hosts = self.server.known_hosts().replace(&sshd.to_string(), &port.to_string());
-        Ok(Action::new(self.program, &settings.config(&self.server, model)?)?
+        Ok((settings.config(&self.server, model)?, hosts))
+    }
+
+    fn action(&self, command: &str, model: &str, settings: &Settings) -> Result<Action> {
+        let (config, hosts) = self.way_in(model, settings)?;
+        Ok(Action::new(self.program, &config)?
             .with_access_to(&self.server)
             .with_inputs(&[("command", command), ("known-hosts", &hosts)]))
+    }
+
+    /// The other service's swap, to the end of all that it does.
+    fn beside(&self) -> Result<Action> {
+        let settings = Settings { retain: "0s".to_owned(), ..Settings::default() };
+        let (config, _) = self.way_in(&self.neighbour.next(), &settings)?;
+        let config = self.neighbour.config(&config, self.server.ports());
+        let action = self.action("swap", OLD, &settings)?.with_config(&config)?;
+        Ok(action.with_inputs(&[("wait", "retired")]))
     }
 
     /// A command that has to succeed; what it said.
@@ -179,9 +213,11 @@ impl Scene<'_> {
         self.processes("model-swap agent run").into_iter().map(|(pid, _)| pid).collect()
     }
 
-    /// Models that run or load, by pid, with their command lines.
+    /// Models that run or load, by pid, with their command lines; none of the other service's.
     fn replicas(&self) -> Vec<(u32, String)> {
-        self.processes("stub-engine serve")
+        let mut all = self.processes("stub-engine serve");
+        all.retain(|(_, line)| !line.contains(neighbour::MODELS));
+        all
     }
 
     fn processes(&self, words: &str) -> Vec<(u32, String)> {
@@ -234,10 +270,9 @@ impl Scene<'_> {
         }
     }
 
-    async fn play(&mut self, life: &mut Life) -> Result<()> {
-        let mut dice = Rng::with_seed(life.seed);
+    async fn play(&mut self, life: &mut Life, dice: &mut Rng) -> Result<()> {
         for number in 1..=dice.usize(1..=ACTS) {
-            let act = Act::roll(&mut dice, number, self)?;
+            let act = Act::roll(dice, number, self.server.nginx_addr())?;
             let done = act.play(self).await.with_context(|| format!("in {act}"));
             life.told(&act, &act.kind(), &done);
             done?;
@@ -247,7 +282,9 @@ impl Scene<'_> {
         self.alone(LAST).await?;
         let said = self.undisturbed("repair", LAST).await?;
         ensure!(said.contains("no swap of service chat needs repair"), "repair, at last: {said}");
-        self.holds().await
+        self.holds().await?;
+        life.held += 1;
+        Ok(())
     }
 
     /// Waits until nothing runs but what serves.
@@ -271,7 +308,21 @@ impl Scene<'_> {
 /// # Errors
 /// If the stage cannot be set. What goes wrong on it is in [`Life::problems`].
 pub async fn live(program: &Path, seed: u64) -> Result<Life> {
-    let server = GpuServer::start(ServerSpec { faults: true, ..ServerSpec::default() })?;
+    let mut dice = Rng::with_seed(seed);
+    let neighbour = Neighbour::new()?;
+    let spec = ServerSpec {
+        faults: true,
+        upstream_file: neighbour.upstreams(),
+        // Else a master that takes over from another would not know whose it is.
+        main_lines: format!("env {MARK};"),
+        ..ServerSpec::default()
+    };
+    let server = GpuServer::start(spec)?;
+    let mut life = Life::begin(seed);
+    life.locked_down = dice.usize(..LOCKED_DOWN) == 0;
+    if life.locked_down {
+        lock_down(program, &server, &neighbour)?;
+    }
     let sshd = SocketAddr::from(([127, 0, 0, 1], server.ssh_port()));
     let relay = Relay::start(sshd, Duration::ZERO).await?;
     server.start_by_hand(&engine(OLD, server.slot_ports().0)?, &[])?;
@@ -280,10 +331,9 @@ pub async fn live(program: &Path, seed: u64) -> Result<Life> {
     let load = Load::start(LoadSpec { stream_tokens: 40, lasts_at_most: LONGEST, ..spec });
     load.wait_until(|tally| tally.total() > 20).await?;
 
-    let mut scene =
-        Scene { program, server, relay, load, stories: Stories::default(), excuses: Vec::new() };
-    let mut life = Life::begin(seed);
-    if let Err(problem) = scene.play(&mut life).await {
+    let (stories, excuses) = (Stories::default(), Vec::new());
+    let mut scene = Scene { program, server, relay, neighbour, load, stories, excuses };
+    if let Err(problem) = scene.play(&mut life, &mut dice).await {
         life.problems.push(format!("{problem:#}"));
     }
     let Scene { server, load, excuses, .. } = scene;

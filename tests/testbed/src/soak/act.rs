@@ -1,13 +1,14 @@
 //! One command, and the fault that strikes it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 
 use super::fault::{End, Fault, Moment, Struck};
-use super::runner::Runner;
+use super::runner::{Place, Runner, Waits};
 use super::story::Story;
 use super::strike::Traces;
 use super::{LOOK_AGAIN, OLD, Scene, edit, story, verdict};
@@ -28,27 +29,30 @@ pub(super) struct Act {
     /// Decides between the variants of a fault.
     pub(super) twist: usize,
     pub(super) settings: Settings,
+    /// Whether it is typed at a terminal and followed by a program; else it is a workflow's step.
+    is_typed: bool,
 }
 
 impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { command, model, fault, moment, .. } = self;
+        let Self { command, model, fault, moment, is_typed, .. } = self;
         match *command {
-            "swap" => write!(f, "swap to {model}, {fault:?} {moment}"),
-            command => write!(f, "{command}, {fault:?} {moment}"),
+            "swap" => write!(f, "swap to {model}, {fault:?} {moment}")?,
+            command => write!(f, "{command}, {fault:?} {moment}")?,
         }
+        f.write_str(if *is_typed { ", at a terminal" } else { "" })
     }
 }
 
 impl Act {
-    pub(super) fn roll(dice: &mut Rng, number: usize, scene: &Scene<'_>) -> Result<Self> {
+    pub(super) fn roll(dice: &mut Rng, number: usize, nginx: SocketAddr) -> Result<Self> {
         // At first there is nothing that a rollback could undo.
         let command = if number > 1 && dice.usize(..3) == 0 { "rollback" } else { "swap" };
         let fault = Fault::roll(dice, number, command);
         let flags = fault.flags(dice);
         let retain = if dice.bool() { "0s" } else { "10m" };
         let is_verified = dice.usize(..4) == 0;
-        let url = format!("http://{}/v1/models", scene.server.nginx_addr());
+        let url = format!("http://{nginx}/v1/models");
         let verify = match fault {
             Fault::Unconfirmed => {
                 format!("{{ url: \"http://127.0.0.1:{}/v1/models\", within: 1s }}", free_port()?)
@@ -67,7 +71,8 @@ impl Act {
         };
         let model = format!("Qwen/R{number}");
         let (moment, twist) = (Moment::roll(dice, command), dice.usize(..300));
-        Ok(Self { number, command, model, fault, moment, twist, settings })
+        let is_typed = dice.bool();
+        Ok(Self { number, command, model, fault, moment, twist, settings, is_typed })
     }
 
     /// What it is about, for counts.
@@ -82,9 +87,11 @@ impl Act {
         if aim.is_some() {
             scene.server.strike(aim)?;
         }
+        if self.fault == Fault::Neighboured {
+            scene.neighbour.works(&scene.server).await?;
+        }
         let serves_at = edit::port(&scene.server.nginx_config())?;
-        let action = scene.action(self.command, &self.model, &self.settings)?;
-        let mut runner = Runner::start(action, serves_at)?;
+        let mut runner = Runner::start(self.place(scene)?, serves_at)?;
         let mut traces = if self.reached(scene, &mut runner, before).await? {
             tokio::time::sleep(self.moment.later).await;
             Some(self.strike(scene, &mut runner).await?)
@@ -95,6 +102,10 @@ impl Act {
         if aim.is_some() {
             scene.server.strike(None)?;
         }
+        let waits =
+            if self.fault == Fault::Cancelled { Waits::NotLong } else { Waits::ForTheOutcome };
+        runner.hold_what_was_heard(&scene.swaps(), code, waits)?;
+        scene.neighbour.rests().await?;
         let stories = scene.settle(&self.settings).await?;
         // What is aimed at a write strikes by itself, if the agent comes so far.
         let came = traces.as_ref().is_some_and(|traces| traces.came(self.fault));
@@ -110,6 +121,15 @@ impl Act {
         }
         scene.holds().await.with_context(|| told.clone())?;
         Ok(told)
+    }
+
+    fn place(&self, scene: &Scene<'_>) -> Result<Place> {
+        if !self.is_typed {
+            return Ok(Place::Step(scene.action(self.command, &self.model, &self.settings)?));
+        }
+        let (config, hosts) = scene.way_in(&self.model, &self.settings)?;
+        let access = (scene.server.private_key(), hosts.as_str());
+        Place::terminal((scene.program, self.command), &config, access)
     }
 
     /// How it ended, if it ended as its fault lets it.

@@ -37,6 +37,15 @@ pub(super) enum Fault {
     Aborted,
     /// Another job swaps to a third model.
     Rivalled,
+    /// Another service behind the same nginx is swapped at the same time.
+    Neighboured,
+    /// The agent is killed, and an older one finds what it has left: that one refuses, and leaves it to one of its age.
+    ReadByOlder,
+    /// The agent that is killed was an older one: what it has left is as its version writes it.
+    LeftByOlder,
+    /// The folder of all state, or the service's own, is given to another user until the command has ended. Whoever is at work goes
+    /// on; whoever comes then is refused.
+    StateTaken,
     /// Customers cannot be met, so that nobody confirms the swap.
     Unconfirmed,
     /// The server awaits the runner's word of having met the new model: that way breaks, or the runner dies.
@@ -47,6 +56,8 @@ pub(super) enum Fault {
     NginxReloadedOften,
     /// nginx is stopped, and started again a little later.
     NginxStopped,
+    /// nginx's binary is upgraded: a second master takes requests beside the first, until one of them is told to quit.
+    NginxUpgraded,
     /// A person writes a comment into nginx's file.
     FileCommented,
     /// A person changes the upstream's own line, and perhaps has nginx load it.
@@ -70,7 +81,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 32] = [
         Self::Nothing,
         Self::AgentKilled,
         Self::RunnerKilled,
@@ -83,11 +94,16 @@ impl Fault {
         Self::Cancelled,
         Self::Aborted,
         Self::Rivalled,
+        Self::Neighboured,
+        Self::ReadByOlder,
+        Self::LeftByOlder,
+        Self::StateTaken,
         Self::Unconfirmed,
         Self::WordLost,
         Self::NginxReloaded,
         Self::NginxReloadedOften,
         Self::NginxStopped,
+        Self::NginxUpgraded,
         Self::FileCommented,
         Self::LineEdited,
         Self::FileSpoiled,
@@ -107,6 +123,8 @@ impl Fault {
             let is_possible = match fault {
                 // Later the binary is there.
                 Self::PushCut => number == 1,
+                // Nobody else gives a folder away.
+                Self::StateTaken => rustix::process::geteuid().is_root(),
                 _ => command == "swap" || !fault.needs_swap(),
             };
             if is_possible {
@@ -141,6 +159,7 @@ impl Fault {
                 | Self::FileCommented
                 | Self::ClockSet
                 | Self::Unwatched
+                | Self::Neighboured
         )
     }
 
@@ -149,12 +168,10 @@ impl Fault {
         matches!(self, Self::RunnerKilled | Self::LinkCut | Self::LinkSilent)
     }
 
-    /// Whether a swap that meets it may be stuck until a person has mended it.
+    /// Whether a swap that meets it may be stuck until a person has mended it: words in nginx's file that no undo may overwrite, or
+    /// that nginx refuses, and an old model that nobody but a person starts again.
     pub(super) fn may_stick(self) -> bool {
-        matches!(
-            self,
-            Self::LineEdited | Self::FileSpoiled | Self::NginxStopped | Self::IncumbentKilled
-        )
+        matches!(self, Self::LineEdited | Self::FileSpoiled | Self::IncumbentKilled)
     }
 
     /// What is to be set up before the command begins, for a fault that strikes at a write and not at a moment. A swap writes each
@@ -184,6 +201,7 @@ impl Fault {
         let is_done = outcomes.iter().all(|outcome| outcome == end.aim);
         // Where no swap has begun yet, a rollback is refused.
         let is_idle = end.aim == "rolled-back" && outcomes.is_empty();
+        let is_refused = *code == Some(3) && outcomes.is_empty();
         let only = |outcome: &str| matches!(&outcomes[..], [one] if one == outcome);
         if outcomes.iter().any(|outcome| outcome == "stuck") && !self.may_stick() {
             return Some("it is stuck");
@@ -203,10 +221,12 @@ impl Fault {
             Self::Unconfirmed if !(*code == Some(5) && only("rolled-back")) => {
                 Some("it was to be rolled back")
             }
-            Self::PushCut
-                if *struck == Struck::InTime && !(*code == Some(3) && outcomes.is_empty()) =>
-            {
+            Self::PushCut if *struck == Struck::InTime && !is_refused => {
                 Some("nothing was to begin")
+            }
+            // Who works goes on, and who comes is refused: also the runner that brings its word.
+            Self::StateTaken if !(*verified || is_done || is_refused) => {
+                Some("it was to be refused or to succeed")
             }
             fault if fault.is_of_runner() && !verified && !is_done => {
                 Some("the server was to go on without the runner")

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 
 use super::fault::Moment;
-use super::runner::Runner;
+use super::runner::{Place, Runner, Waits};
 use super::story::{self, Stories, Story};
 use super::{ACTS, LAST, LONGEST, LOOK_AGAIN, Life, OLD, doubt, edit, outage, verdict};
 use crate::PATIENCE;
@@ -74,15 +74,18 @@ struct Act {
     /// Whether the runner's machine is lost as well, where the server is.
     runner_is_lost: bool,
     settings: Settings,
+    /// Whether it is typed at a terminal and followed by a program; else it is a workflow's step.
+    is_typed: bool,
 }
 
 impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { command, model, blow, moment, .. } = self;
+        let Self { command, model, blow, moment, is_typed, .. } = self;
         match *command {
-            "swap" => write!(f, "swap to {model}, {blow:?} {moment}"),
-            command => write!(f, "{command}, {blow:?} {moment}"),
+            "swap" => write!(f, "swap to {model}, {blow:?} {moment}")?,
+            command => write!(f, "{command}, {blow:?} {moment}")?,
         }
+        f.write_str(if *is_typed { ", at a terminal" } else { "" })
     }
 }
 
@@ -101,6 +104,7 @@ impl Act {
             moment: Moment::roll(dice, command),
             runner_is_lost: dice.bool(),
             settings,
+            is_typed: dice.bool(),
         }
     }
 
@@ -108,14 +112,16 @@ impl Act {
     async fn play(&self, machine: &mut Machine<'_>) -> Result<String> {
         let before = machine.stories()?.len();
         let port = machine.port()?;
-        let action = machine.action(self.command, &self.model, &self.settings)?;
-        let mut runner = Runner::start(action, port)?;
+        let mut runner = Runner::start(self.place(machine)?, port)?;
         let struck = self.reached(machine, &mut runner, before).await?;
         if struck {
             tokio::time::sleep(self.moment.later).await;
             self.strike(machine, &mut runner).await?;
         }
         let code = runner.ended().await?;
+        let waits =
+            if self.blow == Blow::Cancelled { Waits::NotLong } else { Waits::ForTheOutcome };
+        runner.hold_what_was_heard(&machine.swaps()?, code, waits)?;
         let stories = machine.settle().await?;
         let new = &stories[before..];
         let ended = code.map_or("killed".to_owned(), |code| format!("exit {code}"));
@@ -130,6 +136,15 @@ impl Act {
         );
         machine.holds().await.with_context(|| told.clone())?;
         Ok(told)
+    }
+
+    fn place(&self, machine: &Machine<'_>) -> Result<Place> {
+        if !self.is_typed {
+            return Ok(Place::Step(machine.action(self.command, &self.model, &self.settings)?));
+        }
+        let config = self.settings.config_on(&machine.guest.site(), &self.model)?;
+        let access = (machine.guest.private_key(), machine.guest.known_hosts());
+        Place::terminal((machine.program, self.command), &config, access)
     }
 
     async fn reached(
@@ -329,7 +344,9 @@ impl Machine<'_> {
         self.alone().await?;
         let said = self.undisturbed("repair", LAST).await?;
         ensure!(said.contains("no swap of service chat needs repair"), "repair, at last: {said}");
-        self.holds().await
+        self.holds().await?;
+        life.held += 1;
+        Ok(())
     }
 }
 

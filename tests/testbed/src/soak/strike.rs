@@ -1,10 +1,12 @@
 //! How each fault strikes, and how whoever is responsible clears up after it.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use tokio::task::JoinHandle;
 
 use super::act::Act;
@@ -12,15 +14,19 @@ use super::edit::{self, Edit};
 use super::fault::Fault;
 use super::outage::Outage;
 use super::runner::{Runner, signal};
-use super::{LOOK_AGAIN, OLD, Scene};
+use super::upgrade::{Goes, upgrade};
+use super::{LOOK_AGAIN, OLD, Scene, versions};
 use crate::PATIENCE;
 use crate::server::listeners;
-use crate::service::{self, Settings};
+use crate::service::{self, NAME, Settings};
 
 /// Between two reloads of a tool that never has enough.
 const RELOADS_EVERY: Duration = Duration::from_millis(150);
 /// Where a clock may be set to, in seconds from the true time. Ahead by less than what is left behind is kept for.
 const CLOCKS: [i64; 6] = [-3 * 86400, -3000, -90, 0, 90, 3000];
+
+/// A user who is not this one, as whom nobody runs.
+const SOMEBODY: u32 = 65534;
 
 /// What a strike has left in the world.
 #[derive(Default)]
@@ -29,6 +35,10 @@ pub(super) struct Traces {
     edit: Option<Edit>,
     tool: Option<JoinHandle<()>>,
     outage: Option<Outage>,
+    /// A folder that was given away.
+    taken: Option<PathBuf>,
+    /// Whether there was something that another version could have left.
+    is_read: bool,
     /// Models that were killed while they listened: argv of each.
     pub(super) dead: Vec<Vec<String>>,
 }
@@ -38,6 +48,8 @@ impl Traces {
     pub(super) fn came(&self, fault: Fault) -> bool {
         match fault {
             Fault::PortStolen => self.thief.is_some(),
+            Fault::StateTaken => self.taken.is_some(),
+            Fault::ReadByOlder | Fault::LeftByOlder => self.is_read,
             Fault::IncumbentKilled | Fault::CandidateKilled => !self.dead.is_empty(),
             _ => true,
         }
@@ -53,6 +65,9 @@ impl Traces {
         drop(self.thief.take());
         if let Some(tool) = self.tool.take() {
             tool.abort();
+        }
+        if let Some(folder) = self.taken.take() {
+            chown(folder, Some(geteuid().as_raw()), None)?;
         }
         match self.edit.take() {
             Some(edit) => edit.take_back(&scene.server.nginx_config()),
@@ -111,7 +126,11 @@ fn end(scene: &Scene<'_>, models: &[u32]) -> Result<()> {
 
 impl Act {
     /// Strikes at once, whatever there is to be struck.
-    pub(super) async fn strike(&self, scene: &Scene<'_>, runner: &mut Runner) -> Result<Traces> {
+    pub(super) async fn strike(
+        &self,
+        scene: &mut Scene<'_>,
+        runner: &mut Runner,
+    ) -> Result<Traces> {
         let mut traces = Traces::default();
         let config = scene.server.nginx_config();
         match self.fault {
@@ -133,6 +152,18 @@ impl Act {
             Fault::Rivalled => {
                 let settings = Settings { flags: String::new(), ..self.settings.clone() };
                 scene.action("swap", "Qwen/Rival", &settings)?.spawn()?.finish().await?;
+            }
+            Fault::Neighboured => {
+                let run = scene.beside()?.spawn()?.finish().await?;
+                scene.neighbour.has_swapped(&run)?;
+            }
+            Fault::ReadByOlder => traces.is_read = versions::read_by_older(scene).await?,
+            Fault::LeftByOlder => traces.is_read = versions::left_by_older(scene).await?,
+            Fault::StateTaken => traces.taken = Some(self.take_state(scene).await?),
+            Fault::NginxUpgraded => {
+                let lasts = Duration::from_millis(10 * self.twist as u64);
+                let goes = if self.twist.is_multiple_of(3) { Goes::New } else { Goes::Old };
+                upgrade(&scene.server, lasts, goes).await?;
             }
             Fault::NginxReloaded => signal(scene.server.nginx_master()?, Signal::HUP),
             Fault::NginxReloadedOften => {
@@ -180,6 +211,21 @@ impl Act {
             }
         }
         Ok(traces)
+    }
+}
+
+impl Act {
+    /// Gives a folder of state to somebody else. Whoever comes then is refused.
+    async fn take_state(&self, scene: &Scene<'_>) -> Result<PathBuf> {
+        let all = scene.server.state_dir();
+        let folder =
+            Some(all.join(NAME)).filter(|own| self.twist.is_multiple_of(2) && own.exists());
+        let folder = folder.unwrap_or(all);
+        chown(&folder, Some(SOMEBODY), None)?;
+        let run = scene.action("swap", "Qwen/Third", &self.settings)?.spawn()?.finish().await?;
+        let said = format!("the state folder {} belongs to user {SOMEBODY}", folder.display());
+        ensure!(run.code == 3 && run.stdout.contains(&said), "{said}, and yet: {run}");
+        Ok(folder)
     }
 }
 
