@@ -1,4 +1,4 @@
-//! The replica's command: words, never a shell, with three tokens.
+//! The replica's command: words, never a shell, with four tokens.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::model::ids::Port;
 use crate::model::spec::Gpu;
 
 /// The tokens that are replaced in a command, wherever they stand in a word. Other braces stay: engine flags hold JSON.
-pub const TOKENS: [&str; 3] = ["{model}", "{port}", "{gpus}"];
+pub const TOKENS: [&str; 4] = ["{model}", "{port}", "{gpus}", "{revision}"];
 
 /// The tokens that are replaced in the command that fetches.
 pub const FETCH_TOKENS: [&str; 2] = ["{model}", "{revision}"];
@@ -21,8 +21,14 @@ pub fn render_fetch(command: &[String], model: &str, revision: Option<&str>) -> 
 }
 
 /// argv with the tokens replaced. A value is inserted as it is: tokens inside it are text.
-pub fn render(command: &[String], model: &str, port: Port, gpus: &[Gpu]) -> Vec<String> {
-    let values = [model.to_owned(), port.to_string(), gpu_list(gpus)];
+pub fn render(
+    command: &[String],
+    (model, revision): (&str, Option<&str>),
+    port: Port,
+    gpus: &[Gpu],
+) -> Vec<String> {
+    let revision = revision.unwrap_or(NEWEST).to_owned();
+    let values = [model.to_owned(), port.to_string(), gpu_list(gpus), revision];
     command.iter().map(|word| render_word(word, &TOKENS, &values)).collect()
 }
 
@@ -207,12 +213,16 @@ mod tests {
         );
         let gpus = [Gpu::Index(0), Gpu::Uuid("GPU-1f".to_owned())];
         assert_eq!(
-            render(&command, "a/{port}", Port(8002), &gpus),
+            render(&command, ("a/{port}", None), Port(8002), &gpus),
             words(
                 "serve a/{port} --port=8002 --x {\"p\":8002,\"q\":{}} 0,GPU-1f {a/{port}} {other} {"
             )
         );
         assert_eq!(gpu_list(&[]), "");
+        let pinned =
+            |revision| render(&words("--revision {revision}"), ("m", revision), Port(1), &[]);
+        assert_eq!(pinned(None), words("--revision main"));
+        assert_eq!(pinned(Some("5ede1c97")), words("--revision 5ede1c97"));
     }
 
     #[test]

@@ -52,7 +52,11 @@ pub(super) const MODEL: Form<String> = Form {
 /// A commit, tag or branch of the weights.
 pub(super) const MODEL_REVISION: Form<String> = Form {
     expected: "a commit of the weights, like 5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd",
-    parse: |value| plain(value, |revision| !revision.contains(char::is_whitespace)),
+    parse: |value| {
+        plain(value, |revision| {
+            !revision.starts_with('-') && !revision.contains(char::is_whitespace)
+        })
+    },
 };
 
 /// A TCP port.

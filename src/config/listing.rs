@@ -126,6 +126,10 @@ impl Listing {
                 shown(&self.models)
             ));
         }
+        // In the place of a value it would be one more option.
+        if let Some(pinned) = spec.model_revision.as_ref().filter(|it| it.starts_with('-')) {
+            found.push(format!("model_revision {pinned:?} begins with a dash"));
+        }
         if !self.commands.iter().any(|words| matches_words(words, &spec.replica.command)) {
             let allowed: Vec<_> = self.commands.iter().map(|words| shown_words(words)).collect();
             found.push(format!(
@@ -399,12 +403,14 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
     }
 
     #[test]
-    fn a_secret_that_nobody_foresaw_is_named_and_its_value_is_not() {
+    fn what_nobody_foresaw_is_named_and_the_value_of_a_secret_is_not() {
         let listing = Listing::load(TEXT, "chat.yaml").unwrap();
         let mut asked = asked("", "");
         asked.secrets.0.insert("LD_AUDIT".to_owned(), "canary".to_owned());
-        let found = listing.objections(&Command::Status(asked));
-        assert_eq!(found.len(), 1, "{found:?}");
+        asked.spec.model_revision = Some("--trust-remote-code".to_owned());
+        let mut found = listing.objections(&Command::Status(asked));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.remove(0).message.contains("begins with a dash"));
         assert!(found[0].message.contains("LD_AUDIT") && !found[0].message.contains("canary"));
     }
 

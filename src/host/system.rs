@@ -87,7 +87,7 @@ impl SystemHost {
     /// argv of the spec's replica in a slot.
     fn argv(&self, slot: &SlotName) -> Vec<String> {
         let slot = &self.spec.slots[slot];
-        command::render(&self.spec.replica.command, &self.spec.model, slot.port, &slot.gpus)
+        command::render(&self.spec.replica.command, self.spec.weights(), slot.port, &slot.gpus)
     }
 
     /// argv of the spec's replica, in a slot of no matter.

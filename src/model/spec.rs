@@ -42,6 +42,13 @@ pub struct SwapSpec {
     pub state_dir: Option<PathBuf>,
 }
 
+impl SwapSpec {
+    /// The model, and the commit of its weights where that is pinned.
+    pub fn weights(&self) -> (&str, Option<&str>) {
+        (&self.model, self.model_revision.as_deref())
+    }
+}
+
 /// Port and GPUs of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
@@ -80,7 +87,7 @@ impl fmt::Display for Gpu {
 /// How a replica is started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaSpec {
-    /// argv with the exact tokens `{model}`, `{port}`, `{gpus}` not yet replaced; never given to a shell.
+    /// argv with the exact tokens `{model}`, `{revision}`, `{port}`, `{gpus}` not yet replaced; never given to a shell.
     pub command: Vec<String>,
     /// The inference server program.
     pub engine: Engine,

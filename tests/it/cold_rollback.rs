@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,10 +93,19 @@ async fn any_revision_of_the_history_comes_back_by_the_beginning_of_its_digest()
     let mut world = World::start().await?;
     world.settings.retain = "0s".to_owned();
     let (a, b) = world.server.slot_ports();
-    world.settings.flags = "--max-model-len 1234".to_owned();
+    let script = world.server.scratch().join("fetch.sh");
+    fs::write(&script, "#!/bin/sh\necho \"$1\" >> \"$0.told\"\n")?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let fetch = format!("fetch: {{ command: \"{} {{model}}@{{revision}}\" }}", script.display());
+    // Of the weights this commit, and no other.
+    world.settings.fetch = format!("model_revision: 5ede1c97\n{fetch}");
+    world.settings.flags = "--max-model-len 1234 --revision {revision}".to_owned();
     let load = world.load().await?;
     let first = swapped(&world, NEW).await?;
-    world.settings.flags = String::new();
+    for planned in ["fetch.sh Qwen/New@5ede1c97", "--max-model-len 1234 --revision 5ede1c97"] {
+        assert!(first.stdout.contains(planned), "no {planned:?} in\n{first}");
+    }
+    (world.settings.flags, world.settings.fetch) = (String::new(), fetch);
     let second = swapped(&world, "Qwen/Next").await?;
     world.until_serves("Qwen/Next").await?;
     let adopted = first.output("previous-revision").to_owned();
@@ -118,7 +127,10 @@ async fn any_revision_of_the_history_comes_back_by_the_beginning_of_its_digest()
     let back = back.ended(0, "rolled-back");
     world.until_serves(NEW).await?;
     assert_eq!((back.output("slot"), back.output("revision")), ("a", digest));
-    assert!(argv(alone_on(a)?)?.contains(&"1234".to_owned()));
+    let words = argv(alone_on(a)?)?.join(" ");
+    assert!(words.contains("--max-model-len 1234 --revision 5ede1c97"), "{words}");
+    let told = fs::read_to_string(script.with_extension("sh.told"))?;
+    assert_eq!(told, "Qwen/New@5ede1c97\nQwen/Next@main\nQwen/New@5ede1c97\n");
     assert_ne!(second.output("revision"), digest);
     load.stop().await.assert_clean();
     Ok(())

@@ -198,7 +198,7 @@ fn commands() {
     assert_complaints(&[
         (
             command("vllm serve {modle} --port {port}"),
-            "f:8:3: replica.command: got {modle}, expected one of {model}, {port}, {gpus} | did you mean `{model}`?",
+            "f:8:3: replica.command: got {modle}, expected one of {model}, {port}, {gpus}, {revision} | did you mean `{model}`?",
         ),
         (
             command("vllm serve {model}"),

@@ -97,7 +97,7 @@ fn specified<H: Host>(cx: &Context<'_, H>, slot: &SlotName, inherited: Inherited
     let mut env = environment(cx, &inherited, cx.marker(slot));
     env.extend(command::gpu_env(&place.gpus));
     Launch {
-        argv: command::render(&spec.replica.command, &spec.model, place.port, &place.gpus),
+        argv: command::render(&spec.replica.command, spec.weights(), place.port, &place.gpus),
         env,
         cwd: inherited.cwd,
         identity: inherited.identity,

@@ -181,6 +181,8 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     steps.extend(verify(spec, to));
     steps.push(promote(spec, to));
     let later = incumbent.iter().flat_map(|old| [drain(spec, from), retire(old)]).collect();
+    let mut notes = notes(spec, seen, from);
+    notes.extend(unpinned(spec, to));
     let keeper = warm.map_or_else(|| new_keeper(spec, seen, to), |warm| warm.keeper);
     let candidate = side(spec, to, (seen.wanted.clone(), keeper));
     let mut plan = Plan {
@@ -190,7 +192,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         candidate,
         steps,
         later,
-        notes: notes(spec, seen, from),
+        notes,
         digest: String::new(),
     };
     plan.digest = revision::of_plan(spec, &plan);
@@ -281,6 +283,18 @@ fn notes(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Vec<String> {
         "the new replica is a plain process, {why}: after a reboot nothing starts it again"
     ));
     notes
+}
+
+/// Why the pinned commit of the weights may not be what serves, if so. A path is what it is.
+fn unpinned(spec: &SwapSpec, slot: &SlotName) -> Option<String> {
+    let pinned = spec.model_revision.as_deref().filter(|_| !spec.model.starts_with('/'))?;
+    let is_named = spec_argv(spec, slot).iter().any(|word| word.contains(pinned));
+    (!is_named).then(|| {
+        format!(
+            "model_revision pins the weights to {pinned}, and replica.command does not name it: the engine loads what it finds; \
+             add --revision {{revision}}"
+        )
+    })
 }
 
 fn other_slot<'a>(spec: &'a SwapSpec, slot: &SlotName) -> &'a SlotName {

@@ -3,7 +3,7 @@
 use super::steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start};
 use super::{
     Decision, Observed, cutting_nginx, fetch, is_still, make_room, new_keeper, notes, obstacles,
-    other_slot, replica_in, serving_slot, side, side_of,
+    other_slot, replica_in, serving_slot, side, side_of, unpinned,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
@@ -93,6 +93,7 @@ pub fn plan_cold_rollback(
             again.revision.clone()
         }
         None => {
+            told.extend(unpinned(spec, to));
             first.push(start(&spec_argv(spec, to), to, &keeper));
             // An image that is pulled by its digest is the one that it was.
             let known = if seen.must_pull { &again.revision } else { &seen.wanted };

@@ -25,7 +25,7 @@ pub(super) fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
 
 pub(super) fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
     let Slot { port, gpus } = &spec.slots[slot];
-    command::render(&spec.replica.command, &spec.model, *port, gpus)
+    command::render(&spec.replica.command, spec.weights(), *port, gpus)
 }
 
 pub(super) fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> PlannedStep {

@@ -379,6 +379,22 @@ fn a_wrapper_and_lost_names_are_noted() {
 }
 
 #[test]
+fn a_pinned_commit_that_the_engine_is_not_told_is_noted() {
+    let mut pinned = spec();
+    pinned.model_revision = Some("5ede1c97".to_owned());
+    let planned = |spec: &SwapSpec| acts(plan_swap(spec, &adopted_in_a(), When::Changed));
+    let notes = planned(&pinned).notes;
+    assert!(notes.len() == 1 && notes[0].contains("to 5ede1c97, and replica.command"), "{notes:?}");
+    pinned.replica.command.extend(["--revision", "{revision}"].map(str::to_owned));
+    let plan = planned(&pinned);
+    assert!(plan.notes.is_empty(), "{plan:?}");
+    assert!(plan.steps[1].does.ends_with("--revision 5ede1c97"), "{plan:?}");
+    pinned.replica.command.truncate(2);
+    pinned.model = "/srv/models/qwen".to_owned();
+    assert!(planned(&pinned).notes.is_empty());
+}
+
+#[test]
 fn the_digest_is_of_the_plan_and_not_of_pids() {
     let one = two_slot_plan();
     let mut seen = adopted_in_a();

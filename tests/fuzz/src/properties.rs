@@ -32,7 +32,7 @@ pub fn config(data: &[u8]) {
             assert_eq!(spec.slots.len(), 2, "two slots, always");
             for slot in spec.slots.values() {
                 let argv =
-                    command::render(&spec.replica.command, &spec.model, slot.port, &slot.gpus);
+                    command::render(&spec.replica.command, spec.weights(), slot.port, &slot.gpus);
                 assert!(argv.first().is_some_and(|program| !program.is_empty()), "{argv:?}");
             }
         }
