@@ -226,7 +226,7 @@ impl Hint for NginxError {
                 "only one of them would be told of another model: bring the upgrade of nginx's binary to its end first, as with \
                  `kill -QUIT {other}`"
             ),
-            Self::Foreign { .. } | Self::NotWritable { .. } => {
+            Self::Foreign { .. } | Self::NotWritable { .. } | Self::Signal { .. } => {
                 "let the SSH user become root by `sudo -n`, or let that user own nginx and its configuration".to_owned()
             }
             Self::NotIncluded { .. } => {
@@ -250,7 +250,6 @@ impl Hint for NginxError {
             | Self::Unreadable { .. }
             | Self::Write(_)
             | Self::Process { .. }
-            | Self::Signal { .. }
             | Self::Client(_) => return Vec::new(),
         };
         vec![hint]

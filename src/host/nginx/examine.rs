@@ -67,3 +67,31 @@ fn may_reload(master: &Master) -> Result<(), NginxError> {
     test_kill_process(Pid::from_raw(pid).ok_or_else(gone)?)
         .map_err(|error| NginxError::Signal { master: pid, source: error.into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::host::process;
+    use crate::model::failure::Hint;
+
+    /// The user nobody may not signal the first process, and everybody his own.
+    #[test]
+    fn who_may_not_signal_the_master_is_told_so() {
+        let own = Master::for_test(process::own());
+        assert!(may_reload(&own).is_ok());
+        let refused = std::thread::spawn(move || {
+            let nobody = rustix::process::Uid::from_raw(65534);
+            // Of this thread alone; who is not root is nobody to the first process already.
+            let _ = rustix::thread::set_thread_res_uid(nobody, nobody, nobody);
+            may_reload(&Master::for_test(ProcessId { pid: 1, start: 0 })).unwrap_err()
+        });
+        let refused = refused.join().unwrap();
+        assert!(
+            matches!(&refused, NginxError::Signal { master: 1, source } if source.kind() == io::ErrorKind::PermissionDenied),
+            "{refused:?}"
+        );
+        assert!(refused.hints()[0].contains("let that user own nginx"), "{refused:?}");
+    }
+}

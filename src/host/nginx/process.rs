@@ -40,6 +40,11 @@ pub(super) struct Master {
 }
 
 impl Master {
+    #[cfg(test)]
+    pub(super) fn for_test(process: ProcessId) -> Self {
+        Self { process, root: "/".into() }
+    }
+
     /// The process of this pid, if it is an nginx master.
     pub(super) fn of_pid(pid: i32) -> Result<Option<Self>, NginxError> {
         let Ok(process) = identity(pid) else { return Ok(None) };
