@@ -103,6 +103,23 @@ pub async fn prove_route<H: Host>(
     }
 }
 
+/// Whether new requests are seen to go to `port` although nginx's file names `named`: whoever put an old file back did not reload
+/// it. What is not seen may be so all the same.
+pub(super) async fn is_astray<H: Host>(host: &H, port: Port, named: Port) -> bool {
+    // On the heap: it is seldom needed, and large beside what it would make larger.
+    let seen = Box::pin(async {
+        if presence(host, port).await == Presence::Gone {
+            return false;
+        }
+        let Ok(view) = host.upstream().await else { return false };
+        let Ok(loaded) = host.loaded(view.master) else { return false };
+        let identity = identity_at_once(host, port, named).await;
+        let expectation = Expectation { candidate: port, incumbent: named, identity };
+        view.port == named && host.prove(&expectation, &loaded).await.is_ok()
+    });
+    seen.await
+}
+
 /// Whether nginx's file names the port that it named when the plan was made: a person may have pointed it elsewhere since.
 /// What cannot be seen is taken to be as it was.
 pub(super) async fn is_where_it_was<H: Host>(cx: &Context<'_, H>) -> bool {

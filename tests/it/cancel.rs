@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use testbed::load::Load;
 use testbed::server::{Aim, free_port, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts};
@@ -72,8 +73,8 @@ async fn a_job_that_is_cancelled_while_nginx_is_moved_ends_on_the_old_model() ->
     Ok(())
 }
 
-#[tokio::test]
-async fn a_job_that_is_cancelled_while_customers_are_awaited_ends_on_the_old_model() -> Result<()> {
+/// A swap under load whose traffic is at the new model, and which waits for customers who never come; and how all was before.
+async fn awaits_customers() -> Result<(World, Facts, Load, Step)> {
     let mut world = kills::world().await?;
     let url = format!("http://127.0.0.1:{}/v1/models", free_port()?);
     world.settings.verify = format!("{{ url: {url:?}, within: 10m }}");
@@ -83,6 +84,12 @@ async fn a_job_that_is_cancelled_while_customers_are_awaited_ends_on_the_old_mod
     let mut step = Step::start(world.action("swap", NEW, &[])?)?;
     step.says("not as expected yet: ").await?;
     world.until_serves(NEW).await?;
+    Ok((world, before, load, step))
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_customers_are_awaited_ends_on_the_old_model() -> Result<()> {
+    let (world, before, load, step) = awaits_customers().await?;
     let run = cancelled(step, async { Ok(()) }).await?;
     assert_true(&world, run, &before).await?;
     load.stop().await.assert_clean();
@@ -92,15 +99,7 @@ async fn a_job_that_is_cancelled_while_customers_are_awaited_ends_on_the_old_mod
 /// Why a job is cancelled as often as not: the new model takes requests and answers none.
 #[tokio::test]
 async fn a_job_whose_new_model_hangs_is_cancelled_in_time() -> Result<()> {
-    let mut world = kills::world().await?;
-    let url = format!("http://127.0.0.1:{}/v1/models", free_port()?);
-    world.settings.verify = format!("{{ url: {url:?}, within: 10m }}");
-    world.run("plan", NEW, &[]).await?.answered(&[]);
-    let before = Facts::of(&world)?;
-    let load = world.load().await?;
-    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
-    step.says("not as expected yet: ").await?;
-    world.until_serves(NEW).await?;
+    let (world, before, load, step) = awaits_customers().await?;
     let [candidate] = listeners(world.server.slot_ports().1)?[..] else { bail!("no new model") };
     send("-STOP", candidate)?;
     let run = cancelled(step, async { Ok(()) }).await;

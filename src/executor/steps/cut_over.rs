@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::drain::{self, Idle, Watched};
 use super::{Acted, Undone};
 use crate::executor::context::{Context, Cutover};
-use crate::executor::route::{Presence, identity, identity_at_once, presence, prove_route};
+use crate::executor::route::{
+    Presence, identity, identity_at_once, is_astray, presence, prove_route,
+};
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::Expectation;
@@ -174,7 +176,11 @@ async fn await_incumbent<H: Host>(
 ) -> Result<(), Failure> {
     let Some(side) = &cx.plan.incumbent else { return Ok(()) };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
-    let is_moved = || async { cx.host.upstream().await.map_or(true, |view| view.port == new) };
+    let is_moved = async || {
+        let named = cx.host.upstream().await.map_or(new, |view| view.port);
+        // What nginx is known never to have loaded nobody has to look for.
+        named == new || (!cx.never_loaded() && is_astray(cx.host, new, old).await)
+    };
     let mut limit = None;
     loop {
         let seen = presence(cx.host, old).await;
@@ -257,11 +263,11 @@ async fn give_back<H: Host>(
     Ok(Some(Returned { proof, old_workers: reloaded.old_workers }))
 }
 
-/// Whether requests are seen to go where nginx's file says, which names what served before. Where that does not answer nothing
-/// can be seen.
+/// Whether requests are seen to go where nginx's file says, which names what served before. Where that does not answer it can
+/// only be seen that they go to the candidate.
 async fn is_loaded<H: Host>(cx: &Context<'_, H>, (old, new): (Port, Port)) -> bool {
     if cx.plan.incumbent.is_none() || presence(cx.host, old).await != Presence::Ready {
-        return true;
+        return !is_astray(cx.host, new, old).await;
     }
     let Ok(view) = cx.host.upstream().await else { return false };
     prove_route(cx.host, cx.spec(), &view, new).await.is_ok()

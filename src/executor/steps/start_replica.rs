@@ -7,7 +7,7 @@ use super::{Acted, Undone, ended};
 use crate::config::command;
 use crate::executor::context::Context;
 use crate::executor::observe::secrets_hash;
-use crate::executor::route::{Presence, presence, prove_route};
+use crate::executor::route::{Presence, is_astray, presence, prove_route};
 use crate::host::process::{Contained, Identity, Inherited, Launch, Snapshot};
 use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
@@ -211,6 +211,14 @@ async fn refuse_what_serves<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Re
     let is_before = cx.plan.incumbent.as_ref().is_some_and(|side| side.port == upstream.port);
     if is_before && presence(cx.host, upstream.port).await == Presence::Ready {
         return prove_route(cx.host, cx.spec(), &upstream, port).await;
+    }
+    if !cx.never_loaded() && is_astray(cx.host, port, upstream.port).await {
+        return Err(Failure::new(format!(
+            "{} names port {}, and requests go to port {port} of slot {slot}: what serves is not stopped",
+            cx.spec().nginx.config.display(),
+            upstream.port
+        ))
+        .hint("make the port that nginx's file names answer, and reload nginx"));
     }
     Ok(())
 }

@@ -118,6 +118,53 @@ async fn lines_that_somebody_put_back_with_their_old_time_are_not_taken_for_load
     assert_eq!(scene.facts(), before);
 }
 
+/// Puts the lines back with their old time, so that nginx's file only looks as if it were loaded.
+fn put_back(scene: &Scene, before: &Facts) {
+    let mut world = scene.host.world.borrow_mut();
+    world.lines.clone_from(&before.lines);
+    world.looks_old = true;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_file_that_names_a_model_that_is_gone_is_not_believed() {
+    let (scene, attempt, before) = left_at("promoted").await;
+    let incumbent = scene.host.world.borrow().on(A).unwrap().clone();
+    scene.host.world.borrow_mut().kill(incumbent.id);
+    put_back(&scene, &before);
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::Stuck, "{conclusion:#?}");
+    assert!(conclusion.traffic.contains("are not seen to go there"), "{conclusion:#?}");
+    assert!(!is_told_back(&scene, &attempt), "{:#?}", scene.events(&attempt));
+    scene.host.world.borrow_mut().replicas.push(incumbent);
+    let repaired = scene.repair(&attempt).await.unwrap();
+    assert_eq!(repaired.outcome, Outcome::RolledBack, "{repaired:#?}");
+    assert_eq!(scene.facts(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_file_that_names_a_model_that_hangs_is_not_believed() {
+    let (scene, attempt, before) = left_at("promoted").await;
+    put_back(&scene, &before);
+    scene.host.world.borrow_mut().hangs = true;
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    scene.host.world.borrow_mut().hangs = false;
+    assert_eq!(scene.facts(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_only_the_running_nginx_points_at_is_not_stopped_although_the_old_one_is_gone()
+ {
+    let (scene, attempt, before) = left_ready().await;
+    let incumbent = scene.host.world.borrow().on(A).unwrap().clone();
+    scene.host.world.borrow_mut().loaded = attempt.plan.candidate.port;
+    scene.host.world.borrow_mut().kill(incumbent.id);
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    scene.host.world.borrow_mut().replicas.push(incumbent);
+    let why = "requests go to port 8002 of slot b: what serves is not stopped";
+    assert_kept((scene, attempt, before), &conclusion, why).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn traffic_that_somebody_else_brought_back_was_away_all_the_same() {
     let (scene, attempt, before) = left_at("promoted").await;

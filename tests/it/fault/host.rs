@@ -400,6 +400,7 @@ impl Host for SimHost {
     async fn ask(&self, port: Port) -> Answer {
         let right = |world: &SimWorld| match world.on(port) {
             None => Answer::Refused,
+            Some(_) if world.hangs => Answer::Unwell("it hangs".to_owned()),
             Some(replica) => Answer::Ready(Models {
                 entries: vec![ModelEntry {
                     id: "chat".to_owned(),

@@ -336,7 +336,8 @@ impl Scene {
         let (cx, mut journal) = self.begin(attempt);
         self.host.settled();
         self.host.arm(faults);
-        let work = until_death(executor::execute(&cx, &mut journal));
+        // On the heap: a test's thread has a small stack.
+        let work = Box::pin(until_death(executor::execute(&cx, &mut journal)));
         tokio::select! {
             ended = work => ended,
             () = self.customer(attempt) => unreachable!("a customer has no end"),
@@ -364,7 +365,7 @@ impl Scene {
     ) -> Option<Option<Conclusion>> {
         let (cx, mut journal) = self.reopen(attempt);
         self.host.arm(faults);
-        let recovered = until_death(executor::recover(&cx, &mut journal)).await;
+        let recovered = Box::pin(until_death(executor::recover(&cx, &mut journal))).await;
         recovered.map(|recovered| recovered.expect("the journal can be written"))
     }
 
@@ -380,7 +381,7 @@ impl Scene {
         let (mut cx, mut journal) = self.reopen(attempt);
         cx.replicas = executor::replicas_left(&cx, &journal).expect("a disk");
         self.host.arm(faults);
-        let work = until_death(executor::finish(&cx, &mut journal));
+        let work = Box::pin(until_death(executor::finish(&cx, &mut journal)));
         let finished = tokio::select! {
             ended = work => ended,
             () = self.customer(attempt) => unreachable!("a customer has no end"),
@@ -392,7 +393,7 @@ impl Scene {
     pub(crate) async fn repair(&self, attempt: &Attempt) -> Option<Conclusion> {
         let (cx, mut journal) = self.reopen(attempt);
         self.host.arm(&[]);
-        executor::repair(&cx, &mut journal).await.expect("the journal can be written")
+        Box::pin(executor::repair(&cx, &mut journal)).await.expect("the journal can be written")
     }
 
     /// A swap that goes well.

@@ -63,6 +63,8 @@ pub(crate) struct SimWorld {
     pub(crate) loaded: Port,
     /// Whether the file says of itself that it is older than all workers.
     pub(crate) looks_old: bool,
+    /// Whether no replica answers.
+    pub(crate) hangs: bool,
     pub(crate) workers: Vec<SimWorker>,
     /// How long a new replica loads; `None`: for ever.
     pub(crate) load_time: Option<Duration>,
@@ -95,6 +97,7 @@ impl SimWorld {
             lines: vec![line(port)],
             loaded: port,
             looks_old: false,
+            hangs: false,
             workers: Vec::new(),
             load_time: Some(Duration::from_millis(20)),
             booted: BTreeSet::new(),
