@@ -244,7 +244,8 @@ fn each_choice_by_hand_is_accepted_and_only_what_swaps_takes_turns() -> Result<(
         }
         let read = Inputs::from_env(&env).map_err(|problems| anyhow!("{command}: {problems:?}"))?;
         let is_given = (read.swap_id.is_some(), read.to.is_some());
-        assert_eq!(is_given, (command == "rollback", command == "rollback"));
+        let names_a_swap = ["rollback", "abort"].contains(&command);
+        assert_eq!(is_given, (names_a_swap, command == "rollback"));
         let group = scope.text(workflow["concurrency"]["group"].as_str().context("a group")?)?;
         let takes_turns = ["swap", "rollback", "repair"].contains(&command);
         let expected = if takes_turns { "swap-chat".to_owned() } else { format!("{command}-77") };
