@@ -105,7 +105,11 @@ fn install(lockdown: &Lockdown, mode: Mode) -> anyhow::Result<ExitCode> {
     for piece in pieces {
         writeln!(out, "{said}: {piece}")?;
     }
-    writeln!(out, "{next} list each service in {}/<service>.yaml", lockdown::SERVICES)?;
+    writeln!(
+        out,
+        "{next} list each service in {}/<service>.yaml: its models, revisions and commands, as docs/forced-command.md has it",
+        lockdown::SERVICES
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A specification names programs to run, files to edit and ports whose processes may be stopped, and the agent may be
 //! root. A key with a forced command is held to what this file says. Where the server is concerned it says it itself
-//! (slots, nginx, user, state folder), and the request must agree; models, commands and variables are given as patterns.
+//! (slots, nginx, user, state folder), and the request must agree; models, their revisions, commands and variables are given as
+//! patterns.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct Listing {
     commands_asked: Vec<String>,
     /// Patterns of models.
     models: Vec<WildMatch>,
+    /// Patterns of the pinned revisions of their weights.
+    revisions: Vec<WildMatch>,
     /// Patterns of the replica's command, word by word.
     commands: Vec<Vec<WildMatch>>,
     /// Patterns of the command that fetches, word by word.
@@ -130,6 +133,15 @@ impl Listing {
         if let Some(pinned) = spec.model_revision.as_ref().filter(|it| it.starts_with('-')) {
             found.push(format!("model_revision {pinned:?} begins with a dash"));
         }
+        // Whoever may propose a change to a model's weights makes a revision of them, with code for the engine perhaps.
+        if let Some(pinned) = &spec.model_revision
+            && !self.revisions.iter().any(|pattern| pattern.matches(pinned))
+        {
+            found.push(format!(
+                "model_revision {pinned:?} is none of the allowed ones ({}): root allows it with `revisions: [{pinned:?}]`",
+                shown(&self.revisions)
+            ));
+        }
         if !self.commands.iter().any(|words| matches_words(words, &spec.replica.command)) {
             let allowed: Vec<_> = self.commands.iter().map(|words| shown_words(words)).collect();
             found.push(format!(
@@ -179,6 +191,10 @@ impl Listing {
 fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     let commands_asked = names(&file.at("allow"));
     let models = patterns(&file.at("models"), "a list of patterns, like [Qwen/*]");
+    let revisions = match file.at("revisions") {
+        node if node.value().is_none() => Some(Vec::new()),
+        node => patterns(&node, "a list of patterns, like [main, \"v1.*\"]"),
+    };
     let commands = commands(&file.at("commands"));
     let fetches = match file.at("fetches") {
         node if node.value().is_none() => Some(Vec::new()),
@@ -200,6 +216,7 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     Some(Listing {
         commands_asked: commands_asked?,
         models: models?,
+        revisions: revisions?,
         commands: commands?,
         fetches: fetches?,
         env: env?,
@@ -286,209 +303,4 @@ fn or_none(value: Option<&str>) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::state::Requester;
-    use crate::model::wire::{
-        AbortRequest, Asked, ConfirmRequest, KeptWarm, UninstallRequest, Unknown, Wait,
-    };
-
-    const TEXT: &str = r#"
-models: [ "Qwen/*" ]
-commands: [ "vllm serve {model} --host 127.0.0.1 --port {port} *" ]
-env: [ "HF_*" ]
-slots:
-  a: { port: 8001, gpus: [0] }
-  b: { port: 8002, gpus: [1] }
-nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
-"#;
-
-    /// The least configuration of this listing's service, with some text replaced.
-    fn asked(from: &str, to: &str) -> Asked {
-        let text = "
-service: chat
-host: local
-model: Qwen/Qwen2.5-32B-Instruct
-slots:
-  a: { port: 8001, gpus: [0] }
-  b: { port: 8002, gpus: [1] }
-replica:
-  command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat
-  env: { HF_HOME: /data }
-nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
-";
-        let changed = text.replace(from, to);
-        assert!(from.is_empty() || changed != text, "nothing replaced");
-        let spec = crate::config::load(&changed, "x", &Default::default()).unwrap().spec;
-        Asked { spec, secrets: Secrets::default() }
-    }
-
-    fn objections(from: &str, to: &str) -> Vec<String> {
-        let listing = Listing::load(TEXT, "chat.yaml").unwrap();
-        let asked = asked(from, to);
-        listing.objections(&Command::Status(asked)).into_iter().map(|f| f.message).collect()
-    }
-
-    #[test]
-    fn what_root_has_foreseen_passes() {
-        assert_eq!(objections("", ""), [""; 0]);
-        assert_eq!(objections("Qwen2.5-32B-Instruct", "Qwen3"), [""; 0]);
-        assert_eq!(objections("HF_HOME", "HF_HUB_CACHE"), [""; 0]);
-    }
-
-    #[test]
-    fn everything_else_is_named() {
-        let rows = [
-            (
-                "Qwen/Qwen2.5",
-                "Evil/Qwen2.5",
-                "model \"Evil/Qwen2.5-32B-Instruct\" is none of the allowed ones (Qwen/*)",
-            ),
-            ("vllm serve", "/tmp/evil serve", "replica.command is none of the allowed ones"),
-            ("--host 127.0.0.1", "--host 0.0.0.0", "replica.command is none of the allowed ones"),
-            (
-                "replica:",
-                "fetch: { command: /tmp/evil }\nreplica:",
-                "fetch.command is none of the allowed ones",
-            ),
-            ("HF_HOME", "LD_PRELOAD", "variable LD_PRELOAD is none of the allowed ones (HF_*)"),
-            ("  env:", "  user: root\n  env:", "replica.user is root, not unset"),
-            ("8002", "22", "slots are not those of the listing"),
-            ("conf.d/llm", "conf.d/other", "nginx's config, upstream, command or probe"),
-            (
-                "upstream: llm",
-                "upstream: llm, command: [/tmp/evil]",
-                "nginx's config, upstream, command or probe",
-            ),
-            (
-                "service: chat",
-                "service: chat\nstate_dir: /root",
-                "state_dir is not that of the listing",
-            ),
-        ];
-        for (from, to, expected) in rows {
-            let found = objections(from, to);
-            assert!(found.len() == 1 && found[0].starts_with(expected), "{to}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn a_container_is_of_a_listed_image_and_sees_of_the_machine_what_is_listed() {
-        let docker = |more: &str| {
-            let line = "  command: vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat\n";
-            asked(
-                line,
-                &format!("{line}  runtime: docker\n  image: vllm/vllm-openai:v0.33.0\n{more}"),
-            )
-        };
-        let objections = |listing: &str, asked: Asked| -> Vec<String> {
-            let listing = Listing::load(&format!("{TEXT}{listing}"), "chat.yaml").unwrap();
-            let found = listing.objections(&Command::Status(asked)).into_iter();
-            found.map(|failure| failure.message).collect()
-        };
-        let listed = "images: [ \"vllm/*\" ]\ndocker_options: [--ipc=host]\n";
-        let options = "  docker_options: [--ipc=host]\n";
-        assert_eq!(objections(listed, docker(options)), [""; 0]);
-        assert!(
-            objections("", docker(""))[0].starts_with("image \"vllm/vllm-openai:v0.33.0\" is none")
-        );
-        let mut pinned = docker(options);
-        pinned.spec.replica.pinned = Some("evil/image".to_owned());
-        let found = objections(listed, pinned);
-        assert_eq!(found, ["image \"evil/image\" is not asked for by its name"]);
-        for other in ["", "  docker_options: [--ipc=host, --volume=/:/host]\n"] {
-            let found = objections(listed, docker(other));
-            assert_eq!(found, ["replica.docker_options are not those of the listing"]);
-        }
-    }
-
-    #[test]
-    fn what_nobody_foresaw_is_named_and_the_value_of_a_secret_is_not() {
-        let listing = Listing::load(TEXT, "chat.yaml").unwrap();
-        let mut asked = asked("", "");
-        asked.secrets.0.insert("LD_AUDIT".to_owned(), "canary".to_owned());
-        asked.spec.model_revision = Some("--trust-remote-code".to_owned());
-        let mut found = listing.objections(&Command::Status(asked));
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found.remove(0).message.contains("begins with a dash"));
-        assert!(found[0].message.contains("LD_AUDIT") && !found[0].message.contains("canary"));
-    }
-
-    #[test]
-    fn only_commands_that_are_allowed_may_be_asked() {
-        let listing = Listing::load(&format!("{TEXT}allow: [plan]\n"), "chat.yaml").unwrap();
-        let found = listing.objections(&Command::Status(asked("", "")));
-        assert_eq!(found[0].message, "the command status is not allowed (allowed: plan)");
-    }
-
-    #[test]
-    fn whoever_may_swap_or_roll_back_may_follow_confirm_and_abort() {
-        let follow = Command::Follow {
-            asked: asked("", ""),
-            swap: "s-1".parse().unwrap(),
-            since: 0,
-            wait: Wait::Promoted,
-        };
-        let abort = Command::Abort(AbortRequest {
-            asked: asked("", ""),
-            of: None,
-            unknown: Unknown::Kept,
-            since: 0,
-            requester: Requester::default(),
-        });
-        let confirm = Command::Confirm(ConfirmRequest {
-            asked: asked("", ""),
-            swap: "s-1".parse().unwrap(),
-            nonce: String::new(),
-        });
-        for (allowed, may) in [("[swap]", true), ("[rollback]", true), ("[plan]", false)] {
-            let listing = Listing::load(&format!("{TEXT}allow: {allowed}\n"), "chat.yaml").unwrap();
-            for command in [&follow, &abort, &confirm] {
-                let found = listing.objections(command);
-                assert_eq!(found.is_empty(), may, "{allowed}: {found:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn giving_the_server_back_is_allowed_by_name_only() {
-        let wanted = Command::Uninstall(UninstallRequest {
-            asked: asked("", ""),
-            swap: "s-1".parse().unwrap(),
-            kept: KeptWarm::Refuse,
-            requester: Requester::default(),
-        });
-        let objections = |more: &str| {
-            Listing::load(&format!("{TEXT}{more}"), "chat.yaml").unwrap().objections(&wanted)
-        };
-        let expected = "the command uninstall is not allowed (allowed: plan, swap, rollback, status, \
-                        abort)";
-        assert_eq!(objections("")[0].message, expected);
-        assert_eq!(objections("allow: [uninstall]\n"), []);
-    }
-
-    #[test]
-    fn a_wrong_listing_is_told_with_every_problem_and_its_line() {
-        let text = TEXT.replace("models: [ \"Qwen/*\" ]", "model: []\nallow: [swop]");
-        let problems = Listing::load(&text, "chat.yaml").unwrap_err();
-        let messages: Vec<_> = problems.to_failures().into_iter().map(|f| f.message).collect();
-        assert_eq!(messages.len(), 3, "{messages:#?}");
-        assert!(messages.iter().any(|m| m.contains("chat.yaml:3") && m.contains("swop")));
-        assert!(messages.iter().any(|m| m.contains("models") && m.contains("missing")));
-        assert!(messages.iter().any(|m| m.contains("unknown key")));
-    }
-
-    #[test]
-    fn a_last_star_stands_for_more_words_and_another_one_for_one() {
-        let matches = |line: &str, words: &[&str]| {
-            let patterns: Vec<_> = line.split(' ').map(WildMatch::new).collect();
-            let words: Vec<_> = words.iter().map(ToString::to_string).collect();
-            matches_words(&patterns, &words)
-        };
-        assert!(matches("vllm serve *", &["vllm", "serve"]));
-        assert!(matches("vllm serve *", &["vllm", "serve", "a", "b"]));
-        assert!(!matches("vllm serve", &["vllm", "serve", "a"]));
-        assert!(!matches("vllm * --port", &["vllm", "--port"]));
-        assert!(matches("vllm * --port", &["vllm", "a", "--port"]));
-    }
-}
+mod tests;
