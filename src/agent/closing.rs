@@ -15,19 +15,28 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::record::RecordKind;
+use crate::model::state::ServiceState;
 use crate::model::step::Step;
 use crate::service_dir::ServiceDir;
 use crate::swap::transition::{Status, StepStatus};
 
-/// The last word about a swap that is over, and of which nothing is kept warm any more.
-pub(super) fn last_word(status: &Status, plan: &Plan) -> Closing {
+/// The last word about a swap that is over, and of which nothing is kept warm any more. `state` tells whether its result serves.
+pub(super) fn last_word(
+    (swap, plan): (&SwapId, &Plan),
+    status: &Status,
+    state: &ServiceState,
+) -> Closing {
     let mut later = plan.all_steps().enumerate().skip(status.until_promote);
     let retire = later.find_map(|(index, planned)| match &planned.step {
         Step::Retire { slot } => Some((status.steps[index], slot.clone())),
         _ => None,
     });
     match retire {
-        Some((StepStatus::Started | StepStatus::Succeeded, slot)) => Closing::Retired { slot },
+        Some((StepStatus::Succeeded, slot)) => Closing::Retired { slot },
+        // What it had not stopped yet a rollback may have taken back since.
+        Some((StepStatus::Started, slot)) if state.brought_by() == Some(swap) => {
+            Closing::Retired { slot }
+        }
         Some(_) if status.promoted() => Closing::Superseded { by: None },
         _ => Closing::Nothing,
     }
@@ -65,7 +74,8 @@ fn close(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure> {
     let now = Timestamp::now();
     journal.append(RecordKind::Closed, now)?;
     let mut events = EventLog::open(&path, swap).map_err(|error| Failure::from_error(&error))?;
-    events.tell(EventKind::Closed(last_word(journal.status(), &plan)), now);
+    let closing = last_word((swap, &plan), journal.status(), &dir.load()?);
+    events.tell(EventKind::Closed(closing), now);
     Ok(())
 }
 
@@ -80,6 +90,8 @@ mod tests {
     use crate::agent::aftermath::tests::left_warm;
     use crate::event_log::EventReader;
     use crate::model::record::{Done, Undo};
+    use crate::model::replica::{Replica, Revision};
+    use crate::model::state::Past;
 
     fn service() -> (tempfile::TempDir, ServiceDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -117,16 +129,44 @@ mod tests {
     fn a_swap_whose_agent_died_over_its_retirement_is_closed_as_retired() {
         let (_folder, dir) = service();
         let swap = left_warm(&dir);
-        let plan = Journal::plan(&dir.swap(&swap)).unwrap();
-        let mut journal = Journal::open(&dir.swap(&swap)).unwrap();
+        over_its_retirement(&dir, &swap);
+        let mut state = dir.load().unwrap();
+        let retained = state.retained.take().unwrap();
+        let revision = Revision { digest: "r-2".to_owned(), ..retained.replica.revision.clone() };
+        let slot = "b".parse().unwrap();
+        state.serving = Some(Replica { slot, revision: revision.clone(), ..retained.replica });
+        state.serving_swap = Some(swap.clone());
+        let (at, outcome) = (Timestamp::UNIX_EPOCH, Outcome::Promoted);
+        state.remember(Past { swap: swap.clone(), at, outcome, revision, strategy: None });
+        dir.save(&state).unwrap();
+        let retired = EventKind::Closed(Closing::Retired { slot: "a".parse().unwrap() });
+        assert_eq!(closed(&dir, &swap), (vec![retired], true));
+    }
+
+    /// The agent has drained what it had left, and died when it had begun to retire it.
+    fn over_its_retirement(dir: &ServiceDir, swap: &SwapId) {
+        let plan = Journal::plan(&dir.swap(swap)).unwrap();
+        let mut journal = Journal::open(&dir.swap(swap)).unwrap();
         let at = Timestamp::UNIX_EPOCH;
         for step in plan.steps.len()..plan.all_steps().count() {
             journal.append(RecordKind::Started { step, undo: Undo::Nothing }, at).unwrap();
-            journal.append(RecordKind::Succeeded { step, done: Done::Nothing }, at).unwrap();
+            if step + 1 < plan.all_steps().count() {
+                journal.append(RecordKind::Succeeded { step, done: Done::Nothing }, at).unwrap();
+            }
         }
-        forget_what_is_warm(&dir);
-        let retired = EventKind::Closed(Closing::Retired { slot: "a".parse().unwrap() });
-        assert_eq!(closed(&dir, &swap), (vec![retired], true));
+    }
+
+    #[test]
+    fn a_swap_is_not_said_to_have_retired_what_a_rollback_took_back_meanwhile() {
+        let (_folder, dir) = service();
+        let swap = left_warm(&dir);
+        over_its_retirement(&dir, &swap);
+        let mut state = dir.load().unwrap();
+        state.serving = state.retained.take().map(|retained| retained.replica);
+        state.serving_swap = None;
+        dir.save(&state).unwrap();
+        let superseded = EventKind::Closed(Closing::Superseded { by: None });
+        assert_eq!(closed(&dir, &swap), (vec![superseded], true));
     }
 
     #[test]

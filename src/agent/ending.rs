@@ -101,10 +101,11 @@ fn close(cx: &Context<'_, SystemHost>, journal: &mut Journal) -> Result<(), Fail
     if !journal.status().promoted() && !is_told {
         remember(cx.dir, &cx.swap, outcome, &cx.plan, cx.host.now())?;
     }
-    let keeps_something = state.retained.is_some_and(|retained| retained.swap == cx.swap);
+    let retained = state.retained.as_ref();
+    let keeps_something = retained.is_some_and(|retained| retained.swap == cx.swap);
     if !keeps_something && !journal.status().closed {
         journal.append(RecordKind::Closed, cx.host.now())?;
-        cx.tell(EventKind::Closed(last_word(journal.status(), &cx.plan)));
+        cx.tell(EventKind::Closed(last_word((&cx.swap, &cx.plan), journal.status(), &state)));
     }
     Ok(())
 }

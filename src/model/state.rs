@@ -40,6 +40,12 @@ impl ServiceState {
         }
     }
 
+    /// The swap or rollback that brought what serves by this record.
+    pub fn brought_by(&self) -> Option<&SwapId> {
+        let serves = self.serving.as_ref().map(|replica| replica.revision.digest.as_str());
+        brought_by(self.serving_swap.as_ref(), &self.history, serves)
+    }
+
     /// Adds a swap to the history. One that was stuck has one entry all the same.
     ///
     /// Beyond [`HISTORY`] the oldest goes of those that were promoted or of the others, whichever are more: a job that fails
@@ -50,8 +56,7 @@ impl ServiceState {
         while self.history.len() > HISTORY {
             let promoted = |past: &Past| past.outcome == Outcome::Promoted;
             let more = 2 * self.history.iter().filter(|past| promoted(past)).count() > HISTORY;
-            let serves = self.serving.as_ref().map(|replica| replica.revision.digest.as_str());
-            let brought = brought_by(self.serving_swap.as_ref(), &self.history, serves);
+            let brought = self.brought_by();
             let goes = |past: &Past| promoted(past) == more && Some(&past.swap) != brought;
             let oldest = self.history.iter().position(goes).unwrap_or(0);
             self.history.remove(oldest);

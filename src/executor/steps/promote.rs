@@ -1,5 +1,7 @@
 //! `promote`: records the candidate as what serves, and the other as retained; undo: the state as it was.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{Acted, Undone};
@@ -12,6 +14,7 @@ use crate::model::plan::Strategy;
 use crate::model::record::{Record, Retained, Undo};
 use crate::model::replica::Replica;
 use crate::model::state::{Past, ServiceState};
+use crate::model::step::Step;
 use crate::service_dir::StateError;
 
 pub(super) fn prepare<H: Host>(cx: &Context<'_, H>) -> Result<Undo, Failure> {
@@ -32,17 +35,10 @@ pub(super) async fn act<H: Host>(
         Strategy::BlueGreen => (Outcome::Promoted, Some(cx.swap.clone()), cx.spec().retain),
         // The revision that was rolled back is not worth keeping warm, and nothing may bring it back by mistake.
         Strategy::WarmRollback | Strategy::ColdRollback => {
-            (Outcome::RolledBack, None, std::time::Duration::ZERO)
+            (Outcome::RolledBack, None, Duration::ZERO)
         }
     };
-    let before = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
-    state.retained = before.map(|replica| Retained {
-        replica: replica.clone(),
-        swap: cx.swap.clone(),
-        since: now,
-        until: whole_second(now + warm),
-        old_workers: old_workers(records),
-    });
+    state.retained = left(cx, &state, (records, warm));
     let detail = match &state.retained {
         Some(retained) if !warm.is_zero() => format!(
             "{} serves; {} stays warm in slot {} until {}",
@@ -50,7 +46,7 @@ pub(super) async fn act<H: Host>(
         ),
         _ => format!("{} serves", candidate.revision),
     };
-    if let Some(slot) = newcomer(cx, &state).filter(|_| before.is_some()) {
+    if let Some(slot) = newcomer(cx, &state).filter(|_| state.retained.is_some()) {
         // Another service may be about to claim the same.
         match cx.claim(slot).await? {
             // Where somebody else holds its place, the two share it by a person's choice.
@@ -66,6 +62,34 @@ pub(super) async fn act<H: Host>(
     state.remember(Past { swap, at: now, outcome, revision, strategy });
     cx.dir.save(&state)?;
     Ok(Acted::plainly(detail))
+}
+
+/// What served before, to be kept warm for so long and then retired.
+fn left<H: Host>(
+    cx: &Context<'_, H>,
+    state: &ServiceState,
+    (records, warm): (&[Record], Duration),
+) -> Option<Retained> {
+    let before = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
+    let (replica, warm) = match before {
+        Some(replica) => (replica, warm),
+        None => (away(cx, state)?, Duration::ZERO),
+    };
+    let since = cx.host.now();
+    Some(Retained {
+        replica: replica.clone(),
+        swap: cx.swap.clone(),
+        since,
+        until: whole_second(since + warm),
+        old_workers: old_workers(records),
+    })
+}
+
+/// What served by the record, was not there when the swap was planned, and is to be retired: its keeper may have brought it back.
+fn away<'a, H: Host>(cx: &Context<'_, H>, state: &'a ServiceState) -> Option<&'a Replica> {
+    let recorded = state.serving.as_ref().filter(|_| cx.plan.incumbent.is_none())?;
+    let retires = |step: &Step| matches!(step, Step::Retire { slot } if slot == &recorded.slot);
+    cx.plan.later.iter().any(|planned| retires(&planned.step)).then_some(recorded)
 }
 
 /// The candidate as it runs now: after a boot its keeper has started another process in its place.

@@ -180,7 +180,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     steps.push(cut_over(spec, from, to));
     steps.extend(verify(spec, to));
     steps.push(promote(spec, to));
-    let later = incumbent.iter().flat_map(|old| [drain(spec, from), retire(old)]).collect();
+    let later = later(spec, from, incumbent.as_ref().or_else(|| away(from, seen)));
     let mut notes = notes(spec, seen, from);
     notes.extend(unpinned(spec, to));
     let keeper = warm.map_or_else(|| new_keeper(spec, seen, to), |warm| warm.keeper);
@@ -197,6 +197,19 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     };
     plan.digest = revision::of_plan(spec, &plan);
     Ok(Decision::Act(Box::new(plan)))
+}
+
+/// What serves by the record and is not there at this moment, where its keeper brings it back: a swap that goes on without it
+/// has to retire it all the same.
+fn away<'a>(slot: &SlotName, seen: &'a Observed) -> Option<&'a Replica> {
+    let is_empty = seen.slots.get(slot).is_none_or(|occupant| occupant.found.is_none());
+    let recorded = seen.state.serving.as_ref();
+    recorded.filter(|serving| is_empty && &serving.slot == slot && serving.keeper.restarts())
+}
+
+/// The steps after `promote`, about what served before.
+fn later(spec: &SwapSpec, from: &SlotName, before: Option<&Replica>) -> Vec<PlannedStep> {
+    before.into_iter().flat_map(|old| [drain(spec, from), retire(old)]).collect()
 }
 
 /// Retires what a slot still holds.

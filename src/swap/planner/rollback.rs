@@ -1,9 +1,9 @@
 //! Plans of the way back: by the replica that is still warm, or by starting a revision of the past again.
 
-use super::steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start};
+use super::steps::{await_ready, cut_over, promote, reserve, spec_argv, start};
 use super::{
-    Decision, Observed, cutting_nginx, fetch, is_still, make_room, new_keeper, notes, obstacles,
-    other_slot, replica_in, serving_slot, side, side_of, unpinned,
+    Decision, Observed, away, cutting_nginx, fetch, is_still, later, make_room, new_keeper, notes,
+    obstacles, other_slot, replica_in, serving_slot, side, side_of, unpinned,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
@@ -138,7 +138,7 @@ impl Back {
         let mut plan = Plan {
             service: spec.service.clone(),
             strategy: self.strategy,
-            later: incumbent.iter().flat_map(|bad| [drain(spec, from), retire(bad)]).collect(),
+            later: later(spec, from, incumbent.as_ref().or_else(|| away(from, seen))),
             incumbent: incumbent.map(|replica| side_of(spec, replica)),
             candidate: side(spec, to, self.what),
             steps,

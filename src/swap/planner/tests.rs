@@ -358,6 +358,25 @@ fn what_its_unit_started_again_is_still_the_recorded_replica() {
 }
 
 #[test]
+fn what_its_keeper_brings_back_is_retired_although_it_is_away_when_that_is_planned() {
+    let mut seen = after_a_swap();
+    seen.slots.insert(slot("b"), Occupant::default());
+    seen.wanted.digest = "r-next".to_owned();
+    let retained = seen.state.retained.clone().unwrap();
+    let later = |seen: &Observed| {
+        let swap = acts(plan_swap(&spec(), seen, When::Changed));
+        let rollback = acts(plan_warm_rollback(&spec(), seen, &retained));
+        assert_eq!((&swap.incumbent, &swap.later), (&rollback.incumbent, &rollback.later));
+        assert_eq!(swap.incumbent, None);
+        swap.later.into_iter().map(|planned| planned.step.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(later(&seen), [""; 0], "nobody starts a plain process again");
+    let unit = Unit::of_slot(&spec().service, &slot("b"));
+    seen.state.serving.as_mut().unwrap().keeper = Keeper::Unit(unit);
+    assert_eq!(later(&seen), ["drain b", "retire b"]);
+}
+
+#[test]
 fn an_upstream_that_points_elsewhere_is_refused() {
     let mut seen = adopted_in_a();
     seen.nginx_port = Port(9000);

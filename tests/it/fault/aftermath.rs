@@ -204,3 +204,26 @@ async fn an_agent_may_die_anywhere_after_a_rollback() {
         dies_anywhere(kind).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_its_unit_brings_back_after_a_swap_was_planned_without_it_is_retired() {
+    let scene = Scene::new();
+    let port = scene.promoted("s-1", "Qwen/New").await.plan.candidate.port;
+    scene.host.allow_nobody();
+    let gone = {
+        let mut world = scene.host.world.borrow_mut();
+        let at = world.replicas.iter().position(|replica| replica.port == port).unwrap();
+        world.replicas.remove(at)
+    };
+    let attempt = scene.swap("s-2", "Qwen/Newer").await;
+    assert_eq!(attempt.plan.incumbent, None);
+    let conclusion = Box::pin(scene.execute(&attempt, &[])).await.unwrap().unwrap();
+    assert_eq!((conclusion.outcome, conclusion.failure), (Outcome::Promoted, None));
+    scene.host.world.borrow_mut().replicas.push(gone);
+    let closing = scene.aftermath(&attempt, &[]).await;
+    assert_eq!(closing, Some(Closing::Retired { slot: "b".parse().unwrap() }));
+    let world = scene.host.world.borrow();
+    assert!(world.replicas.iter().all(|replica| replica.port != port), "it runs on");
+    assert!(world.booted.iter().all(|unit| !unit.name.ends_with(".b.service")), "a boot starts it");
+    assert_eq!(scene.dir.load().unwrap().retained, None);
+}
