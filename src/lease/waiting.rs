@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Line;
 use crate::host::process;
-use crate::model::ids::SwapId;
+use crate::model::ids::{ProcessId, SwapId};
 use crate::model::state::Holder;
 use crate::service_dir::{ServiceDir, StateError, write_json};
 
@@ -24,7 +24,7 @@ impl Waiting {
     /// # Errors
     /// If the disk refuses.
     pub fn enter(dir: &ServiceDir, asked: &Holder) -> Result<Self, StateError> {
-        let path = file(dir, &asked.swap);
+        let path = file(dir, asked);
         write_json(&path, &Line { holder: asked.clone(), boot: Some(process::boot()) })?;
         Ok(Self { path })
     }
@@ -42,12 +42,16 @@ impl Drop for Waiting {
     }
 }
 
-/// Ends the wait of one who waits, and says whose that was. `None`: nobody waits under this id any more, or yet.
+/// Ends the wait of all who wait under this id, and says whose that was: a step that is asked again waits beside its first
+/// attempt. `None`: nobody waits under it any more, or yet.
 pub fn strike(dir: &ServiceDir, id: &SwapId) -> Option<Holder> {
-    let path = file(dir, id);
-    let asked = read(&path).map(|line| line.holder);
-    fs::remove_file(&path).ok()?;
-    asked
+    let named = lines(dir).filter_map(|(path, line)| Some((path, line?)));
+    let mut struck: Vec<_> = named
+        .filter(|(_, line)| line.holder.swap == *id)
+        .filter(|(path, line)| fs::remove_file(path).is_ok() && line.is_alive())
+        .map(|(_, line)| line.holder)
+        .collect();
+    struck.pop()
 }
 
 /// Everybody who waits, as long as they do first.
@@ -76,8 +80,10 @@ fn read(path: &Path) -> Option<Line> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-fn file(dir: &ServiceDir, id: &SwapId) -> PathBuf {
-    dir.waiting().join(format!("{id}.json"))
+/// Each process has its own: two may wait under one id, and the first to leave must not take the other's away.
+fn file(dir: &ServiceDir, asked: &Holder) -> PathBuf {
+    let ProcessId { pid, start } = asked.process;
+    dir.waiting().join(format!("{}.{pid}-{start}.json", asked.swap))
 }
 
 #[cfg(test)]
@@ -99,6 +105,30 @@ mod tests {
         assert!(!second.leave(), "two have decided");
         drop(Waiting::enter(&dir, &holder("s-3")).unwrap());
         assert_eq!(all(&dir), []);
+    }
+
+    /// A holder whose process lives, and is not this one.
+    fn again(swap: &str) -> Holder {
+        let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
+        let process = process::with_pid(parent);
+        Holder { process, ..holder(swap) }
+    }
+
+    #[test]
+    fn two_who_wait_under_one_id_leave_each_for_himself_and_are_ended_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let first = Waiting::enter(&dir, &holder("s-1")).unwrap();
+        let second = Waiting::enter(&dir, &again("s-1")).unwrap();
+        assert_eq!(all(&dir).len(), 2);
+        drop(first);
+        assert_eq!(all(&dir), [again("s-1")], "who gave up took the other's file away");
+        let first = Waiting::enter(&dir, &holder("s-1")).unwrap();
+        assert!(strike(&dir, &"s-1".parse().unwrap()).is_some());
+        assert!(!first.leave() && !second.leave(), "one of them has its turn all the same");
+        // What one left that died says nothing of whether the other has begun.
+        let _dead = Waiting::enter(&dir, &dead("s-1")).unwrap();
+        assert_eq!(strike(&dir, &"s-1".parse().unwrap()), None);
     }
 
     #[test]
