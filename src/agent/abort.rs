@@ -51,17 +51,19 @@ pub(super) async fn abort(
         abort::order(dir, died, &order).map_err(Refusal::environment)?;
     }
     abort::order(dir, &swap, &order).map_err(Refusal::environment)?;
-    if let Some(waited) = waiting::strike(dir, &swap) {
-        return Err(never_begun((&waited.command, &swap), None));
-    }
+    let waited = waiting::strike(dir, &swap);
+    // Who waited may have been the step that was asked again, beside the swap that it had begun before.
     if !begun(dir, &swap).await {
+        if let Some(waited) = waited {
+            return Err(not_its_turn(dir, (&waited.command, &swap)));
+        }
         let goes_on = |holder: &Holder| {
             let is_asked_by_the_same = holder.requester == wanted.requester;
             holder.command == REPAIR && holder.swap != swap && is_asked_by_the_same
         };
         return Err(match at_work.filter(goes_on) {
             Some(repair) => repairs(&repair),
-            None => never_begun(("swap", &swap), first.as_ref()),
+            None => not_its_turn(dir, ("swap", &swap)),
         });
     }
     answers.send(&Frame::Accepted { swap: swap.clone() });
@@ -154,6 +156,12 @@ pub(super) async fn nothing_to_abort(
     Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
 }
 
+/// The same of one that waited for its turn, or may have: whoever has the turn goes on.
+pub(super) fn not_its_turn(dir: &ServiceDir, named: (&str, &SwapId)) -> Refusal {
+    let first = at_work(dir).and_then(|holder| holder.recovers).map(|died| died.swap);
+    never_begun(named, first.as_ref())
+}
+
 /// Why a command does nothing that was aborted before it began. `first` is a swap that it brings to its end before.
 pub(super) fn never_begun((command, id): (&str, &SwapId), first: Option<&SwapId>) -> Refusal {
     let hint = first.map_or_else(
@@ -194,6 +202,7 @@ async fn begun(dir: &ServiceDir, swap: &SwapId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::tests::holder;
 
     #[test]
     fn traffic_is_only_vouched_for_where_nothing_else_is_brought_to_its_end() {
@@ -205,5 +214,18 @@ mod tests {
             told.contains("s-1 is brought to its end") && !told.contains("where it was"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn one_that_waited_while_another_recovers_vouches_for_no_traffic() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let swap = "s-3".parse().unwrap();
+        let told = || not_its_turn(&dir, ("swap", &swap)).failures[0].hints.concat();
+        Lease::take(&dir.root(), &holder("s-1")).unwrap().leave_to_the_next();
+        let recovers = Lease::take(&dir.root(), &holder("s-2")).unwrap();
+        assert!(told().contains("s-1 is brought to its end"), "{}", told());
+        drop(recovers);
+        assert!(told().contains("traffic is where it was"), "{}", told());
     }
 }

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 
-use super::abort::{closed, never_begun, nothing_to_abort};
+use super::abort::{closed, not_its_turn, nothing_to_abort};
 use super::answer::Answers;
 use super::closing::close_all;
 use super::ending::{Wanted, bring_to_end, left_open, needs};
@@ -80,7 +80,7 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
             answers.send(&Frame::Accepted { swap: held.swap });
             return Ok(());
         }
-        Err(NoTurn::Aborted) => return Err(never_begun((&itself.command, id), None)),
+        Err(NoTurn::Aborted) => return Err(not_its_turn(&dir, (&itself.command, id))),
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     // Another command may have ended meanwhile what had no outcome a moment ago.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::abort::never_begun;
+use super::abort::{never_begun, not_its_turn};
 use super::answer::Answers;
 use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::rerun::{self, ROLLBACK};
@@ -139,7 +139,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             answers.send(&Frame::Accepted { swap: attaches(&held).unwrap_or(held.swap) });
             return Ok(());
         }
-        Err(NoTurn::Aborted) => return Err(never_begun((&own.command, &own.swap), None)),
+        Err(NoTurn::Aborted) => return Err(not_its_turn(&dir, (&own.command, &own.swap))),
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     let first = lease.died.as_ref().map(|died| died.swap.clone());
