@@ -33,7 +33,8 @@ pub(super) async fn prepare<H: Host>(
     from: &SlotName,
     to: &SlotName,
 ) -> Result<Undo, Failure> {
-    let image = cx.host.upstream_image(cx.slot(to).port).await?;
+    // A restart or an upgrade of nginx is waited for there.
+    let image = cx.unless_aborted(cx.host.upstream_image(cx.slot(to).port)).await?;
     let planned = cx.slot(from).port;
     for server in &image.before {
         let named = port_of(server).map_err(|error| error.to_failure())?;

@@ -72,7 +72,7 @@ impl Left {
 }
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
-    let Some(retained) = cx.retained(slot).await? else {
+    let Some(retained) = cx.unless_aborted(cx.retained(slot)).await? else {
         return Ok(Acted::plainly("nothing is there any more"));
     };
     let port = retained.replica.port;

@@ -12,11 +12,11 @@ use crate::model::replica::Keeper;
 use crate::model::spec::OnTimeout;
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
-    let Some(retained) = cx.retained(slot).await? else {
+    let Some(retained) = cx.unless_aborted(cx.retained(slot)).await? else {
         return Ok(Acted::plainly("nothing is there any more"));
     };
     let replica = &retained.replica;
-    refuse_what_serves(cx, slot, replica.port).await?;
+    cx.unless_aborted(refuse_what_serves(cx, slot, replica.port)).await?;
     let found = cx.host.find(replica.port).await?.filter(|found| replica.is(found));
     // A client that goes past nginx may have come since the drain: nobody is signalled with requests in flight.
     let cut = cx.spec().drain.on_timeout == OnTimeout::Cut;

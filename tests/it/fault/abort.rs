@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::death::settle;
 use super::host::{Call, Fault, Stage};
-use super::scene::{Attempt, Facts, Kind, Scene};
+use super::scene::{A, Attempt, Facts, Kind, Scene};
 use super::wrong::Wrong;
 
 /// Between two deaths that are tried after an order; the next order begins one further on, so that each has its turn.
@@ -138,6 +138,38 @@ async fn a_candidate_that_loads_is_not_waited_for() {
     assert_eq!(conclusion.unwrap().unwrap().outcome, Outcome::Aborted);
     assert_eq!(scene.facts(), before);
     assert!(begin.elapsed() < Duration::from_secs(7), "waited {:?}", begin.elapsed());
+}
+
+/// Asserts that an order ends a wait for nginx's restart at once, in the step that looks there first.
+async fn assert_unrest_is_not_waited_for((scene, attempt): (Scene, Attempt), step: &str) {
+    scene.host.world.borrow_mut().unrest = Duration::from_secs(1000);
+    let before = scene.facts();
+    let begin = Instant::now();
+    let ordered = async {
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        abort::order(&scene.dir, &attempt.swap, &AbortOrder::default()).unwrap();
+    };
+    let (conclusion, ()) = tokio::join!(scene.execute(&attempt, &[]), ordered);
+    assert_eq!(conclusion.unwrap().unwrap().outcome, Outcome::Aborted, "{step}");
+    assert_eq!(scene.facts(), before, "{step}");
+    assert!(begin.elapsed() < Duration::from_secs(310), "{step}: waited {:?}", begin.elapsed());
+    let failed = scene.events(&attempt).into_iter().find_map(|event| match event {
+        EventKind::StepFailed { index, .. } => Some(attempt.plan.steps[index].step.to_string()),
+        _ => None,
+    });
+    assert_eq!(failed.as_deref(), Some(step));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_nginx_is_not_waited_for() {
+    assert_unrest_is_not_waited_for(Scene::of(Kind::First).await, "cut_over a -> b").await;
+    assert_unrest_is_not_waited_for(Scene::of(Kind::IntoRetained).await, "retire b").await;
+    // What is there lost its traffic behind our back: nobody has written down which workers know it.
+    let scene = Scene::new();
+    scene.promoted("s-1", "Qwen/New").await;
+    scene.host.world.borrow_mut().point(A);
+    let attempt = scene.swap("s-9", "Qwen/Newest").await;
+    assert_unrest_is_not_waited_for((scene, attempt), "drain b").await;
 }
 
 #[tokio::test(start_paused = true)]

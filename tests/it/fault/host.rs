@@ -21,6 +21,7 @@ use model_swap::model::replica::{Found, ImageHere, Keeper, Replica, Systemd};
 use tokio::time::Instant;
 
 use super::world::{self, SimReplica, SimWorld, line};
+pub(crate) use super::wrong::{Death, Fault};
 use super::wrong::{Wrong, fill_disk, order_abort};
 
 /// Between two looks at whether a process ended, in the world's time.
@@ -45,16 +46,6 @@ pub(crate) enum Stage {
 pub(crate) struct Call {
     pub(crate) verb: &'static str,
     pub(crate) stage: Stage,
-}
-
-/// What a dying agent unwinds with.
-pub(crate) struct Death;
-
-/// A fault at the call of this number, counted from the arming.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) call: usize,
-    pub(crate) wrong: Wrong,
 }
 
 /// The host.
@@ -447,7 +438,13 @@ impl Host for SimHost {
         })
     }
 
+    async fn upstream_at_rest(&self) -> Result<UpstreamView, Failure> {
+        self.at_rest().await;
+        self.upstream().await
+    }
+
     async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure> {
+        self.at_rest().await;
         self.call("upstream_image", |world| {
             Ok(UpstreamImage {
                 file: "/etc/nginx/conf.d/llm.conf".into(),

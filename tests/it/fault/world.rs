@@ -66,6 +66,8 @@ pub(crate) struct SimWorld {
     /// Whether no replica answers.
     pub(crate) hangs: bool,
     pub(crate) workers: Vec<SimWorker>,
+    /// How long whoever wants nginx at rest waits for that.
+    pub(crate) unrest: Duration,
     /// How long a new replica loads; `None`: for ever.
     pub(crate) load_time: Option<Duration>,
     /// What a boot would start.
@@ -99,6 +101,7 @@ impl SimWorld {
             looks_old: false,
             hangs: false,
             workers: Vec::new(),
+            unrest: Duration::ZERO,
             load_time: Some(Duration::from_millis(20)),
             booted: BTreeSet::new(),
             systemd: Systemd::Usable,

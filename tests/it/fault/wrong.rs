@@ -6,7 +6,17 @@ use model_swap::abort::{self, AbortOrder};
 use model_swap::service_dir::ServiceDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::host::{Death, SimHost};
+use super::host::SimHost;
+
+/// What a dying agent unwinds with.
+pub(crate) struct Death;
+
+/// A fault at the call of this number, counted from the arming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) call: usize,
+    pub(crate) wrong: Wrong,
+}
 
 /// What goes wrong at a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +43,14 @@ pub(crate) enum Wrong {
 }
 
 impl SimHost {
+    /// Returns once nginx is neither restarted nor upgraded.
+    pub(super) async fn at_rest(&self) {
+        let unrest = self.world.borrow().unrest;
+        if !unrest.is_zero() {
+            tokio::time::sleep(unrest).await;
+        }
+    }
+
     /// The agent dies, and gives nothing back: what unwinds here would let go of the lease.
     pub(super) fn die(&self) -> ! {
         let watched = self.watched.borrow();
