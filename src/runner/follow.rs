@@ -207,7 +207,11 @@ async fn listen(
                 match seen {
                     Seen::Other(text) => voice.say([render::seen(&text)]),
                     Seen::Model(nonce) => {
-                        let refused = confirm(session, line, request, (followed, nonce)).await?;
+                        // A link that is silent takes the word for as long as ssh does.
+                        let refused = tokio::select! {
+                            refused = confirm(session, line, request, (followed, nonce)) => refused?,
+                            () = stop.asked() => return Ok(Heard::UntilSignal),
+                        };
                         voice.say(refused.iter().map(super::warning));
                     }
                 }

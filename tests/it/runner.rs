@@ -18,7 +18,7 @@ pub(crate) const STEPS: [&str; 5] =
 
 /// When GitHub kills a container that was asked to end: 7.5 s after SIGINT comes SIGTERM, 2.5 s later the end (runner,
 /// `ProcessInvoker.cs`).
-const KILLED_AFTER: Duration = Duration::from_secs(10);
+pub(crate) const KILLED_AFTER: Duration = Duration::from_secs(10);
 
 /// A world whose next model takes a while to load: time to stop it in.
 pub(crate) async fn world() -> Result<World> {

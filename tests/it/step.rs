@@ -86,6 +86,13 @@ impl Step {
         master.split_once(' ')?.0.parse().ok()
     }
 
+    /// How many pipes it holds: what it asks the server for goes through some of its own.
+    pub(crate) fn pipes(&self) -> Result<usize> {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.flatten();
+        let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        Ok(links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count())
+    }
+
     /// Ends it as a lost runner ends, without a chance to clear up.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.running.child.kill()?;

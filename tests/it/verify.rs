@@ -1,6 +1,8 @@
 //! A swap that stays only on the word of a runner that has met the new model as customers do.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,7 +13,8 @@ use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 use testbed::server::{ServerSpec, default_upstream_file, free_port};
 
-use crate::step::Step;
+use crate::runner::{KILLED_AFTER, relay, through};
+use crate::step::{Step, until};
 use crate::support::{NEW, OLD, World};
 
 /// A world whose swaps are verified at a URL.
@@ -220,6 +223,47 @@ async fn customers_are_met_over_tls_where_the_step_names_their_authority() -> Re
     assert!(!run.stdout.contains("not as expected yet"), "{run}");
     assert_eq!(world.serves().await?, NEW);
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_its_word_is_under_way_does_not_wait_for_the_answer()
+-> Result<()> {
+    let (meets, listener) = (Arc::new(AtomicBool::new(false)), TcpListener::bind("127.0.0.1:0")?);
+    listener.set_nonblocking(true)?;
+    let mut world = World::start().await?;
+    world.settings.verify = format!(
+        "{{ url: \"http://{}/v1/models\", expect_model: chat, within: 10m }}",
+        listener.local_addr()?
+    );
+    let met = meets.clone();
+    let gateway = Router::new().route(
+        "/v1/models",
+        routing::get(move || async move {
+            let name = if met.load(Ordering::Relaxed) { "chat" } else { "another" };
+            Json::<Value>(json!({ "data": [{ "id": name }] }))
+        }),
+    );
+    let gateway = tokio::spawn(async move {
+        axum::serve(tokio::net::TcpListener::from_std(listener)?, gateway).await
+    });
+    let relay = relay(&world).await?;
+    let mut step = Step::start(through(&relay, &world)?)?;
+    step.says("not as expected yet: ").await?;
+    let pipes = step.pipes()?;
+    relay.swallow();
+    meets.store(true, Ordering::Relaxed);
+    until("the word is sent", || Ok((step.pipes()? > pipes).then_some(()))).await?;
+    step.signal("-INT")?;
+    let ended = async {
+        step.says("asking the server to abort the swap").await?;
+        // Whoever waits no longer.
+        step.signal("-INT")?;
+        step.finish().await
+    };
+    let run = tokio::time::timeout(KILLED_AFTER, ended).await??;
+    run.refused(3, &["the server did not say in time whether the swap is aborted"]);
+    gateway.abort();
     Ok(())
 }
 
