@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::lease::{Lease, LeaseError};
 use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::SwapId;
+use crate::model::ids::{ProcessId, SwapId};
 use crate::model::state::{Holder, Requester};
 use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Wait};
 use crate::service_dir::ServiceDir;
@@ -60,7 +60,8 @@ async fn follow_repair(dir: &ServiceDir, swap: &SwapId, answers: &mut Answers) {
 /// The detached agent's part: takes up the newest swap that is stuck or unfinished. Backwards, as all undoing: what was done
 /// last stands on what was done before.
 pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Result<(), Refusal> {
-    let RepairRequest { asked, id, lock_wait, requester } = wanted;
+    let RepairRequest { asked, lock_wait, requester, .. } = wanted;
+    let id = &wanted.id.clone().map_or_else(unnamed, Ok).map_err(Refusal::environment)?;
     let dir = place::service_dir(asked).map_err(Refusal::environment)?;
     // Where no swap ever was, there is nobody's id to hold the lease by.
     let Some(newest) = begun(&dir).next() else {
@@ -179,6 +180,12 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         return Err(Refusal::environment(failure));
     }
     lease.recovered(&own(&swap)).map_err(|error| Refusal::environment(error.to_failure()))
+}
+
+/// An id for a repair whose runner gave it none: nobody else's, since what is ordered by an id outlives who was meant.
+fn unnamed() -> Result<SwapId, Failure> {
+    let ProcessId { pid, start } = process::own();
+    format!("repair-{pid}-{start}").parse().map_err(|error| Failure::from_error(&error))
 }
 
 async fn nothing_to_repair(

@@ -233,8 +233,9 @@ pub struct ConfirmRequest {
 pub struct RepairRequest {
     /// Which service.
     pub asked: Asked,
-    /// Id of the repair itself, by which it is given up while it waits for its turn.
-    pub id: SwapId,
+    /// Id of the repair itself, by which it is given up while it waits for its turn; `None` from a runner that knows of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<SwapId>,
     /// How long to wait for another command's swap to have its outcome.
     #[serde(default)]
     pub lock_wait: Duration,

@@ -66,7 +66,7 @@ impl Order {
                 (&request.asked, &request.swap, What::Swap, &request.requester)
             }
             Command::Repair(request) => {
-                (&request.asked, &request.id, What::Repair, &request.requester)
+                (&request.asked, request.id.as_ref()?, What::Repair, &request.requester)
             }
             _ => return None,
         };

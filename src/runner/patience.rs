@@ -91,7 +91,7 @@ mod tests {
         let requester = Requester::default();
         Patience::of(&Command::Repair(RepairRequest {
             asked,
-            id: "s-1".parse().unwrap(),
+            id: None,
             lock_wait: Duration::ZERO,
             requester,
         }))

@@ -56,7 +56,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         // Before anything else it asks what serves.
         CommandName::Fail | CommandName::Status => Command::Status(asked),
         CommandName::Repair => {
-            let id = new_id()?;
+            let id = Some(new_id()?);
             Command::Repair(RepairRequest { asked, id, lock_wait: inputs.lock_wait, requester })
         }
         CommandName::Logs => Command::Logs(asked),

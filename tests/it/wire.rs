@@ -1,13 +1,15 @@
 //! The agent's side of the wire, spoken to directly: which versions it answers, and from which event on it tells.
 
 use std::process::{Command as Program, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
 use model_swap::model::event::EventKind;
+use model_swap::model::state::Requester;
 use model_swap::model::wire::{
-    Asked, Command, ConfirmRequest, Fault, Frame, Hello, Request, SENTINEL, Secrets, WIRE_VERSION,
-    Wait,
+    Asked, Command, ConfirmRequest, Fault, Frame, Hello, RepairRequest, Request, SENTINEL, Secrets,
+    WIRE_VERSION, Wait,
 };
 
 use crate::support::{NEW, World, binary};
@@ -64,6 +66,25 @@ async fn another_version_of_the_wire_is_refused_with_both_versions_and_the_way_o
         let hints = &refusal.failures[0].hints;
         assert!(hints.iter().any(|hint| hint.contains("same release")), "{hints:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_repair_of_a_runner_that_gives_it_no_id_is_answered() -> Result<()> {
+    let world = World::start().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    let requester = Requester::default();
+    let wanted =
+        RepairRequest { asked: asked(&world)?, id: None, lock_wait: Duration::ZERO, requester };
+    let line =
+        serde_json::to_string(&Request { v: WIRE_VERSION, command: Command::Repair(wanted) })?;
+    assert!(!line.contains("\"id\""), "{line}");
+    let frames = answers(line).await?;
+    let [Frame::Hello(_), Frame::Unchanged { reason, .. }, Frame::End] = &frames[..] else {
+        panic!("{frames:?}")
+    };
+    assert_eq!(reason, "no swap of service chat needs repair");
     Ok(())
 }
 
