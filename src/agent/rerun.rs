@@ -4,11 +4,14 @@ use crate::event_log;
 use crate::journal::Journal;
 use crate::model::ids::SwapId;
 use crate::model::plan::Strategy;
-use crate::model::state::{Holder, Past, Requester, StatusReport};
+use crate::model::state::{Holder, Past, Requester, ServiceState, StatusReport, brought_by};
 use crate::service_dir::ServiceDir;
 
 /// [`Holder::command`] of a rollback.
 pub(super) const ROLLBACK: &str = "rollback";
+
+/// [`Holder::command`] of a swap.
+pub(super) const SWAP: &str = "swap";
 
 /// The swap to follow in the place of one's own, where this one holds the lease: it is the same one, or that of the same step.
 pub(super) fn attaches_to(held: &Holder, own: &Holder) -> Option<SwapId> {
@@ -24,14 +27,35 @@ pub(super) fn attaches_to(held: &Holder, own: &Holder) -> Option<SwapId> {
 /// for it. Within one attempt a step that comes twice asks twice.
 pub(super) fn has_ended(dir: &ServiceDir, report: &StatusReport, own: &Holder) -> Option<SwapId> {
     let brought = report.brought_by()?;
-    let past = report.history.iter().rfind(|past| past.swap == *brought)?;
-    let folder = dir.swap(brought);
-    let before = Journal::requester(&folder)?;
-    let is_earlier = before.run_attempt != own.requester.run_attempt
-        && same_step(&before, &own.requester)
-        && is_command(past, &own.command);
-    // Without its end nobody could be told how it ended.
-    (is_earlier && event_log::is_concluded(&folder)).then(|| brought.clone())
+    let is_own = is_earlier(dir, (brought, &report.history), (&own.command, &own.requester));
+    is_own.then(|| brought.clone())
+}
+
+/// Whether what serves, by its revision's digest, was brought by an earlier attempt of the step that asks for a swap now. Forced
+/// or not, it is not brought once more: the way back to what served before would go.
+pub(super) fn has_brought(
+    dir: &ServiceDir,
+    (state, serves): (&ServiceState, Option<&str>),
+    requester: &Requester,
+) -> bool {
+    let brought = brought_by(state.serving_swap.as_ref(), &state.history, serves);
+    brought.is_some_and(|brought| is_earlier(dir, (brought, &state.history), (SWAP, requester)))
+}
+
+/// Whether a swap of the past was asked for by an earlier attempt of the step that asks now.
+fn is_earlier(
+    dir: &ServiceDir,
+    (swap, history): (&SwapId, &[Past]),
+    (command, requester): (&str, &Requester),
+) -> bool {
+    let folder = dir.swap(swap);
+    let past = history.iter().rfind(|past| past.swap == *swap);
+    let (Some(past), Some(before)) = (past, Journal::requester(&folder)) else { return false };
+    before.run_attempt != requester.run_attempt
+        && same_step(&before, requester)
+        && is_command(past, command)
+        // Without its end nobody could be told how it ended.
+        && event_log::is_concluded(&folder)
 }
 
 /// Whether this command led to that.

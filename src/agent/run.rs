@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use super::abort::{never_begun, not_its_turn};
 use super::answer::Answers;
 use super::ending::{Wanted, bring_all_to_end, bring_to_end};
-use super::rerun::{self, ROLLBACK};
+use super::rerun::{self, ROLLBACK, SWAP};
 use super::turn::{self, NoTurn};
 use super::{
     Access, aftermath, barred, brought_back, confirm_route, follow, listed, parse, place, prune,
@@ -31,7 +31,7 @@ use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
 use crate::model::replica::Systemd;
 use crate::model::state::{Holder, Past, Requester, brought_by};
-use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest};
+use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest, When};
 use crate::service_dir::{self, SPEC, ServiceDir, StateError};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
@@ -233,7 +233,13 @@ pub(super) async fn decide(dir: &ServiceDir, wanted: &SwapRequest) -> Result<Dec
     let world = observe(&host, dir, &asked, wanted.requester.sha.clone())
         .await
         .map_err(Refusal::environment)?;
-    let mut decision = planner::plan_swap(&asked.spec, &world.seen, wanted.when).map_err(barred)?;
+    let slot = planner::serving_slot(&asked.spec, world.seen.nginx_port).ok();
+    let serves = slot.and_then(|slot| Some(world.replicas.get(slot)?.revision.digest.as_str()));
+    let when = match rerun::has_brought(dir, (&world.seen.state, serves), &wanted.requester) {
+        true => When::Changed,
+        false => wanted.when,
+    };
+    let mut decision = planner::plan_swap(&asked.spec, &world.seen, when).map_err(barred)?;
     if let Decision::Act(plan) = &mut decision
         && let Some(incumbent) = &plan.incumbent
         && let Some(unit) = brought_back::look(&incumbent.keeper).await
@@ -335,7 +341,7 @@ pub(super) fn remember(
 fn holder(work: &Work, now: Timestamp) -> Holder {
     let command = match work.command {
         Command::Rollback(_) => ROLLBACK,
-        _ => "swap",
+        _ => SWAP,
     };
     Holder {
         swap: work.swap.clone(),

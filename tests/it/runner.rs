@@ -382,6 +382,10 @@ async fn a_step_that_is_run_again_attaches_to_its_own_swap_and_another_is_refuse
     // Once it has ended there is nothing to attach to, and nothing new to tell; for another run nothing has to change.
     let third = Step::run(action()?.with(&[("GITHUB_RUN_ATTEMPT", "3")])).await?;
     assert_eq!(third.ended(0, "promoted").outputs, run.outputs);
+    // Nor is it done once more where every attempt is forced: the old model would be gone.
+    let forced = world.action("swap", NEW, &[("force", "true")])?.on_github(&github);
+    let forced = Step::run(forced.with(&[("GITHUB_RUN_ATTEMPT", "4")])).await?;
+    assert_eq!((forced.ended(0, "promoted").outputs, swaps(&world)), (run.outputs.clone(), 1));
     Step::run(action()?.with(&[("GITHUB_RUN_ID", "78")])).await?.ended(0, "unchanged");
     let [still] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
     assert_eq!(still.statuses.len(), deployment.statuses.len(), "{github}");
