@@ -63,13 +63,28 @@ impl Opened {
         }
     }
 
+    /// Whether an earlier attempt has told how the swap ended.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::Found(_, before) if [ACTIVE, "failure"].contains(&before.as_str()))
+    }
+
     /// Whether a status in this state would tell anything new of a swap that has gone on meanwhile. A last word stays: one
-    /// that it serves, or somebody's that it has failed since.
+    /// that it serves, or somebody's that it has failed since. But where a swap is stuck nobody can have said that: it never
+    /// served, and only a step that was cancelled took it for given up.
     pub fn lacks(&self, state: State) -> bool {
         match self {
             Self::Ours(_) | Self::Automatic(_) => true,
-            Self::Found(_, before) if [ACTIVE, "failure"].contains(&before.as_str()) => false,
+            Self::Found(_, before) if before == "failure" => state == State::Error,
+            Self::Found(..) if self.is_told() => false,
             Self::Found(_, before) => state != State::InProgress || before != "in_progress",
+        }
+    }
+
+    /// A status of a swap as this deployment needs it: one of GitHub's own does not name the swap.
+    pub fn worded(&self, status: Status, swap: &SwapId) -> Status {
+        match self {
+            Self::Ours(_) | Self::Found(..) => status,
+            Self::Automatic(_) => status.marked(swap),
         }
     }
 }
@@ -412,6 +427,28 @@ impl Deployments {
         match self.find(environment, swap).await? {
             Some((id, state)) if state == ACTIVE && id != by => self.add_status(id, status).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Closes the deployment that GitHub has made for an earlier attempt of a job, where its swap goes on in the one `by` that
+    /// GitHub has made for this attempt.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn close_earlier(
+        &self,
+        environment: &str,
+        (swap, by): (&SwapId, DeploymentId),
+    ) -> Result<(), ApiError> {
+        let is_earlier = |(id, urls): Automatic<'_>| {
+            let is_its = id != by && urls.iter().any(|url| marked(url).as_ref() == Some(swap));
+            is_its.then_some(id)
+        };
+        let Some(id) = self.automatic(environment, is_earlier).await? else { return Ok(()) };
+        let status = Status::continued(swap, by);
+        match status.corrects(&self.state(id).await?) {
+            true => self.add_status(id, &status).await,
+            false => Ok(()),
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::one_line;
+use super::deployment::DeploymentId;
 use crate::model::event::Conclusion;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
@@ -125,6 +126,12 @@ impl Status {
         Self { state, description: format!("{what} by {by}; {traffic}"), log_url: None }
     }
 
+    /// A later attempt of the job tells of the same swap, in the deployment `by`.
+    pub fn continued(swap: &SwapId, by: DeploymentId) -> Self {
+        let description = format!("run again: deployment {by} tells of {swap}");
+        Self { state: State::Inactive, description, log_url: None }
+    }
+
     /// What was promoted has failed since, and still serves.
     pub fn failed(swap: &SwapId, log_url: Option<String>) -> Self {
         let description = format!("{swap} has failed since it was promoted");
@@ -161,9 +168,11 @@ impl Status {
     }
 
     /// Whether a deployment in this state, in GitHub's words, has to be given this status: it is said to serve and does
-    /// not, or its end was never told. A failure stays one: somebody has said so of a result that may still serve.
+    /// not, or its end was never told. A failure stays one: somebody has said so of a result that may still serve. But what is
+    /// stuck never served, and only a step that was cancelled took it for given up.
     pub fn corrects(&self, state: &str) -> bool {
         match (self.state, state) {
+            (State::Error, "failure") => true,
             (_, "failure") | (State::Success, ACTIVE) | (State::Error, "error") => false,
             (State::Success, _) => true,
             (_, state) => state != "inactive",

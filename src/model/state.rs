@@ -170,6 +170,13 @@ pub struct Requester {
     pub url: Option<String>,
 }
 
+impl Requester {
+    /// Whether its run was run before.
+    pub fn is_rerun(&self) -> bool {
+        self.run_attempt.as_deref().is_some_and(|attempt| attempt != "1")
+    }
+}
+
 /// The answer of `status`: records beside what is observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {

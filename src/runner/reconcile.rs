@@ -156,7 +156,12 @@ mod tests {
         for (past, (state, said)) in history.iter().zip(expected) {
             let status = Status::over(past, &report);
             assert_eq!((status.state, &*status.description), (state, said), "{}", past.swap);
+            assert!(!status.corrects("failure"), "somebody has said so");
         }
+        // Nobody can have said so of what never served: a step that was cancelled took it for given up.
+        let stuck = past("s-6", "r-f", (Strategy::BlueGreen, Outcome::Stuck));
+        let stuck = Status::over(&stuck, &report);
+        assert!(stuck.corrects("failure") && !stuck.corrects("error"), "{stuck:?}");
     }
 
     #[test]

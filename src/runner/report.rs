@@ -10,10 +10,13 @@ use crate::github::deployment::{DeploymentId, Deployments, NewDeployment, Opened
 use crate::github::inputs::CommandName;
 use crate::github::run::Reference;
 use crate::github::status::{Purpose, State, Status};
-use crate::model::event::{Event, EventKind};
+use crate::model::event::{Conclusion, Event, EventKind};
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::ServiceName;
+use crate::model::ids::{ServiceName, SwapId};
 use crate::render::Line;
+
+#[cfg(test)]
+mod tests;
 
 /// The swap's voice on GitHub. Does nothing where there is no token or no repository.
 pub(super) struct Reporter {
@@ -37,6 +40,8 @@ struct Frame {
     log_url: Option<String>,
     /// GitHub's number of the run.
     run: Option<String>,
+    /// Whether the job was run before, and may have told of the same swap.
+    is_rerun: bool,
 }
 
 impl Reporter {
@@ -68,6 +73,7 @@ impl Reporter {
             purpose,
             log_url: run.requester.url.clone(),
             run: run.requester.run_id.clone(),
+            is_rerun: run.requester.is_rerun(),
         };
         let (news, heard) = unbounded_channel();
         Self {
@@ -130,34 +136,42 @@ async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) 
             }
             _ => continue,
         };
-        let Some(opened) = deployment.as_ref().filter(|opened| opened.lacks(status.state)) else {
-            continue;
-        };
-        let status = match opened {
-            Opened::Ours(_) | Opened::Found(..) => status,
-            Opened::Automatic(_) => status.marked(&event.swap),
-        };
-        if let Err(error) = api.add_status(opened.id(), &status).await {
+        let Some(opened) = &deployment else { continue };
+        let state = status.state;
+        if opened.lacks(state)
+            && let Err(error) =
+                api.add_status(opened.id(), &opened.worded(status, &event.swap)).await
+        {
             note(error);
         }
-        // What still serves is never called inactive: only the end of a swap that has moved traffic for good says more.
-        if let (EventKind::Concluded(end), Some(before)) = (&event.kind, &replaces)
-            && status.state == State::Success
-        {
-            let status = Status::superseded(frame.purpose, &event.swap, &end.traffic);
-            if let Err(error) =
-                api.supersede(&frame.environment, (before, opened.id()), &status).await
-            {
-                note(error);
-            }
+        if let EventKind::Concluded(end) = &event.kind {
+            let replaces = replaces.as_ref().filter(|_| state == State::Success);
+            let told = close_others(&api, &frame, (opened, replaces), (&event.swap, end)).await;
+            told.unwrap_or_else(&mut note);
         }
     }
-    let deployment = deployment.as_ref().map(Opened::id);
-    if let (Some(id), false) = (deployment, concluded)
-        && let Err(error) = api.add_status(id, &Status::lost(frame.log_url)).await
+    if let Some(opened) = deployment.as_ref().filter(|opened| !concluded && !opened.is_told())
+        && let Err(error) = api.add_status(opened.id(), &Status::lost(frame.log_url)).await
     {
         note(error);
     }
-    told.deployment = deployment;
+    told.deployment = deployment.as_ref().map(Opened::id);
     told
+}
+
+/// Takes out of GitHub's list what a swap that has ended stands in the place of. Also where its own end was told before: whoever
+/// told it may have come no further.
+async fn close_others(
+    api: &Deployments,
+    frame: &Frame,
+    (opened, replaces): (&Opened, Option<&SwapId>),
+    (swap, end): (&SwapId, &Conclusion),
+) -> Result<(), ApiError> {
+    if let (Opened::Automatic(id), true) = (opened, frame.is_rerun) {
+        api.close_earlier(&frame.environment, (swap, *id)).await?;
+    }
+    // What still serves is never called inactive: only the end of a swap that has moved traffic for good says more.
+    let Some(before) = replaces else { return Ok(()) };
+    let status = Status::superseded(frame.purpose, swap, &end.traffic);
+    api.supersede(&frame.environment, (before, opened.id()), &status).await
 }

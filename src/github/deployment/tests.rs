@@ -259,6 +259,8 @@ fn what_an_earlier_attempt_has_told_is_not_told_again() {
     for (opened, begins, ends) in table {
         assert_eq!(opened.lacks(State::InProgress), begins, "{opened:?}");
         assert_eq!(opened.lacks(State::Success), ends, "{opened:?}");
+        // What is stuck never served: it can have been given up too early, and not have failed since.
+        assert_eq!(opened.lacks(State::Error), opened != found("success"), "{opened:?}");
     }
 }
 
