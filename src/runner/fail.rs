@@ -17,6 +17,7 @@ use crate::github::workflow::Workflows;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::{Exit, Outcome};
+use crate::model::plan::Strategy;
 use crate::render::{Line, summary};
 
 /// What became of the swap's deployment.
@@ -44,8 +45,14 @@ pub(super) async fn fail(
     }
     // From the first question on a signal is heard, also between two of them.
     let mut stop = Stop::new()?;
-    if reaches && let Some(reason) = why_not(setting, config, swap, voice).await? {
-        return Ok(settled(setting, (swap, Verdict { deployment: None, said: reason }), voice));
+    if reaches && let Some(over) = over(setting, config, swap, voice).await? {
+        let is_rerun = setting.inputs.rollback && setting.run.requester.is_rerun();
+        if over.is_undone && is_rerun {
+            // By an earlier attempt of this step, it may be: then the server answers with that rollback.
+            return ask(&setting.asking(CommandName::Rollback), config, voice).await;
+        }
+        let verdict = Verdict { deployment: None, said: over.why };
+        return Ok(settled(setting, (swap, verdict), voice));
     }
     let verdict = tokio::select! {
         verdict = judge(setting, config, swap) => verdict,
@@ -69,13 +76,21 @@ fn stopped() -> Stopped {
     Stopped { failures: vec![failure], exit: Exit::Environment }
 }
 
-/// Why the server says that the swap cannot fail any more, if so.
-async fn why_not(
+/// A swap that cannot fail any more.
+struct Over {
+    /// By what the server says, one line.
+    why: String,
+    /// Whether a rollback took its result out of service.
+    is_undone: bool,
+}
+
+/// Whether the server says that the swap cannot fail any more.
+async fn over(
     setting: &Setting,
     config: &Config,
     swap: &SwapId,
     voice: &mut Voice,
-) -> Result<Option<String>, Stopped> {
+) -> Result<Option<Over>, Stopped> {
     let told = ask(&setting.asking(CommandName::Status), config, voice).await?;
     let Some(report) = told.status else { return Ok(None) };
     let brought = report.brought_by();
@@ -86,7 +101,10 @@ async fn why_not(
     let instead = brought.filter(|other| *other != swap);
     let instead =
         instead.map_or("no swap's result".to_owned(), |other| format!("the result of {other}"));
-    Ok(Some(format!("swap {swap} is not what serves now: {instead} does")))
+    let why = format!("swap {swap} is not what serves now: {instead} does");
+    let past = report.history.iter().rfind(|past| past.swap == *swap && past.brought());
+    let ended_by = past.and_then(|past| report.ended_by(past)?.strategy);
+    Ok(Some(Over { why, is_undone: ended_by.is_some_and(Strategy::is_rollback) }))
 }
 
 /// Has another workflow roll the swap back, if one is named, and marks the deployment: in this order, so that a step that

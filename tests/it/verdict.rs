@@ -84,6 +84,13 @@ async fn what_fails_after_its_promotion_is_marked_once_and_rolled_back_where_tha
     assert_eq!(states(&github, back.output("swap-id"))?, ["in_progress", "success"]);
     assert_eq!(states(&github, first)?, ["in_progress", "success", "failure"]);
 
+    // The job is run again: its step tells of the rollback that it has done.
+    let before = changes(&github);
+    let again = fail(&world, &github, first, Key::Given)?.with_inputs(&[("rollback", "true")]);
+    let again = Step::run(again.with(&[("GITHUB_RUN_ATTEMPT", "2")])).await?;
+    assert_eq!(again.ended(0, "rolled-back").outputs, back.outputs);
+    assert_eq!(changes(&github), before, "{:?}", github.requests());
+
     // Neither the swap that serves no more nor the rollback itself can fail, whoever says so and however often.
     let before = changes(&github);
     for gone in [first, back.output("swap-id")] {
