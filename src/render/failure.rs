@@ -23,6 +23,15 @@ pub fn refusal(failures: &[Failure]) -> Vec<Line> {
         .collect()
 }
 
+/// What was to be given up never begins: each with its hints.
+pub fn given_up(failures: &[Failure]) -> Vec<Line> {
+    let texts = failures.iter().flat_map(|failure| {
+        let said = std::iter::once(Line::Text(format!("aborted: {}", inert(&failure.to_string()))));
+        said.chain(indented(&hints(failure)))
+    });
+    texts.collect()
+}
+
 /// What belongs under a line that has said the failure's message.
 pub(super) fn details(failure: &Failure) -> Vec<Line> {
     let mut text: Vec<String> =

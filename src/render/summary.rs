@@ -260,6 +260,15 @@ pub fn of_unchanged(reason: &str) -> String {
     format!("## unchanged\n\n{}\n", code(reason))
 }
 
+/// The summary of an abort of what had not begun.
+pub fn of_given_up(failures: &[Failure]) -> String {
+    let said = failures.iter().flat_map(|failure| {
+        std::iter::once(failure.to_string()).chain(failure.hints.iter().cloned())
+    });
+    let said: Vec<String> = said.map(|text| code(&text)).collect();
+    format!("## aborted\n\n{}\n", said.join("\n\n"))
+}
+
 /// The summary of a command that was refused.
 pub fn of_refusal(failures: &[Failure]) -> String {
     let parts: Vec<String> = failures.iter().map(|failure| why("Refused", failure)).collect();

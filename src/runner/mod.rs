@@ -35,7 +35,7 @@ use crate::github::run::WorkflowRun;
 use crate::model::event::Event;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::ServiceName;
-use crate::model::outcome::Exit;
+use crate::model::outcome::{Exit, Outcome};
 use crate::model::state::StatusReport;
 use crate::model::target::{HostAddr, Target};
 use crate::model::wire::Request;
@@ -232,6 +232,9 @@ async fn converse(
             markdown += &summary::of_loss(&failures);
             exit
         }
+        Err(Stopped { failures, exit: Exit::Aborted }) if is_abort(setting) => {
+            return Ok(given_up(setting, &failures, voice));
+        }
         Err(stopped) => {
             reporter.finish(voice).await;
             return Err(stopped);
@@ -249,6 +252,22 @@ async fn converse(
     let (is_open, plan_digest) = (followed.is_open(), outputs.plan_digest);
     let status = followed.status.take();
     Ok(Told { is_open, markdown, plan_digest, status, ..Told::of(exit) })
+}
+
+fn is_abort(setting: &Setting) -> bool {
+    setting.inputs.command == CommandName::Abort
+}
+
+/// What was to be aborted has not begun, and will not: that was asked for, and is done.
+fn given_up(setting: &Setting, failures: &[Failure], voice: &mut Voice) -> Told {
+    voice.put(&serde_json::json!({ "frame": "given_up", "failures": failures }));
+    voice.say(failure::given_up(failures));
+    let markdown = summary::of_given_up(failures);
+    summarise(&setting.run, &markdown, voice);
+    let swap_id = setting.inputs.swap_id.clone();
+    let outputs = Outputs { outcome: Some(Outcome::Aborted), swap_id, ..Outputs::default() };
+    put_out(setting, &outputs, voice);
+    Told { markdown, ..Told::of(Exit::of_abort(Outcome::Aborted)) }
 }
 
 fn credentials(setting: &Setting) -> Credentials {

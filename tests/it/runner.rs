@@ -449,7 +449,12 @@ async fn only_what_is_meant_is_aborted(world: &World) -> Result<()> {
         &["no swap s-another of service chat is under way", "is under way, swap s-", id],
     );
     let aborted = format!("swap {id} was aborted before it began");
-    abort(world, id).await?.refused(6, &[&aborted]);
+    let given_up = abort(world, id).await?.ended(0, "aborted");
+    assert!(
+        given_up.stdout.contains(&aborted) && given_up.summary.contains(&aborted),
+        "{given_up}"
+    );
+    assert_eq!(given_up.output("swap-id"), id);
     fourth.finish().await?.refused(6, &[&aborted]);
     let status = world.run("status", NEW, &[]).await?.answered(&["at work since"]);
     assert_eq!(status.stdout.matches("waits for its turn since").count(), 1, "{status}");

@@ -104,7 +104,8 @@ async fn who_recovers_a_dead_one_can_be_told_to_begin_nothing() -> Result<()> {
     let (own, _) = holder(&world)?;
     // Its agent is frozen: whoever asks is answered all the same.
     let run = Step::run(world.action("abort", NEW, &[])?).await?;
-    run.refused(6, &[&format!("swap {own} was aborted before it began")]);
+    let run = run.ended(0, "aborted");
+    run.answered(&[&format!("swap {own} was aborted before it began"), &dead]);
     world.server.strike(None)?;
     send("-CONT", second)?;
     step.finish().await?.refused(6, &["was aborted before it began"]);
