@@ -168,15 +168,19 @@ impl Comments {
 pub struct Approved {
     /// Its digest; `None` where there was no plan when the comment was written.
     pub digest: Option<PlanDigest>,
-    /// Its text, in Markdown.
+    /// Its text, in Markdown; its beginning where the comment could not hold all.
     pub markdown: String,
+    /// Whether its end is missing.
+    pub is_cut: bool,
 }
 
 impl Approved {
     fn of(prefix: &str, body: &str) -> Option<Self> {
         let (mark, markdown) = body.split_once('\n')?;
         let digest = mark.strip_prefix(prefix)?.strip_prefix("digest=")?.strip_suffix(" -->")?;
-        Some(Self { digest: digest.parse().ok(), markdown: markdown.to_owned() })
+        let rest = markdown.strip_prefix(CUT_NOTE);
+        let (markdown, is_cut) = (rest.unwrap_or(markdown).to_owned(), rest.is_some());
+        Some(Self { digest: digest.parse().ok(), markdown, is_cut })
     }
 }
 
@@ -238,6 +242,12 @@ mod tests {
         assert!(body.chars().count() <= COMMENT_LIMIT, "{}", body.chars().count());
         assert!(body.chars().count() > COMMENT_LIMIT - 20, "{}", body.chars().count());
         assert!(body.starts_with("m\n> The rest of this plan was cut") && body.ends_with("line\n"));
+        let (text, mark) = ("é line\n".repeat(COMMENT_LIMIT), mark("a"));
+        let read =
+            |text: &str| Approved::of(&mark.prefix(), &fitted(&format!("{mark}\n"), text)).unwrap();
+        let (whole, cut) = (read("short\n"), read(&text));
+        assert_eq!((&*whole.markdown, whole.is_cut), ("short\n", false));
+        assert!(cut.is_cut && text.starts_with(&cut.markdown), "the note is none of the plan");
         assert_eq!(fitted("m\n", &"x".repeat(COMMENT_LIMIT)), format!("m\n{CUT_NOTE}"));
     }
 }

@@ -104,10 +104,14 @@ pub struct Outline {
     pub digest: String,
 }
 
-/// How a plan is named when it is approved: `p-…` of a plan made on the server, `o-…` of an outline.
+/// How a plan is named when it is approved: `p-…` of a plan made on the server, `o-…` of an outline, `unchanged` where nothing
+/// had to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PlanDigest(String);
+
+/// The digest of a plan to leave everything as it is.
+pub const UNCHANGED: &str = "unchanged";
 
 /// Hex digits of a digest after its kind.
 const DIGEST_DIGITS: usize = 12;
@@ -116,6 +120,11 @@ impl PlanDigest {
     /// Whether it names an outline, which knows the specification alone.
     pub fn is_of_outline(&self) -> bool {
         self.0.starts_with("o-")
+    }
+
+    /// Whether nothing had to be done when it was made.
+    pub fn is_unchanged(&self) -> bool {
+        self.0 == UNCHANGED
     }
 
     /// The digest as text.
@@ -133,7 +142,7 @@ impl FromStr for PlanDigest {
             digits.len() == DIGEST_DIGITS
                 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         });
-        if is_digest {
+        if is_digest || value == UNCHANGED {
             return Ok(Self(value.to_owned()));
         }
         Err(InvalidName {

@@ -20,6 +20,16 @@ pub fn of(before: &str, now: &str) -> Vec<String> {
     [only(&before, &now, "-"), only(&now, &before, "+")].concat()
 }
 
+/// The same where the end of the first text is missing: what the second has after the last line that both have is not told.
+pub fn up_to_the_end_of(before: &str, now: &str) -> Vec<String> {
+    let last = before.lines().map(words).rfind(|line| !line.is_empty()).unwrap_or_default();
+    let lines: Vec<&str> = now.lines().collect();
+    let end = lines.iter().position(|line| same(&words(line)) == same(&last));
+    // Where that line is another one now, nobody knows where the rest would begin: so many lines are compared.
+    let end = end.map_or_else(|| before.lines().count(), |last| last + 1).min(lines.len());
+    of(before, &lines[..end].join("\n"))
+}
+
 /// As a part of a log.
 pub fn lines(title: &str, different: &[String]) -> Vec<Line> {
     let mut lines = vec![Line::GroupStart(title.to_owned())];
@@ -67,6 +77,13 @@ mod tests {
                 "+ Qwen/A (adopted-a) on slot a → Qwen/<C> (r-b) on slot b",
             ]
         );
+        // Cut behind the model: whatever is missing is not what is different.
+        let [whole, other] = [&before, &plan].map(|plan| of_plan(plan, &[]));
+        let end = whole.find("(r-b)").unwrap();
+        let cut = &whole[..end + whole[end..].find('\n').unwrap()];
+        assert!(of(cut, &whole).len() > 1, "{cut}");
+        assert_eq!(up_to_the_end_of(cut, &whole), [""; 0]);
+        assert_eq!(up_to_the_end_of(cut, &other), of(&whole, &other));
         assert!(markdown("T", &["- ```".to_owned()]).contains("````text\n- ```\n````"));
     }
 }

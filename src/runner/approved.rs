@@ -9,14 +9,12 @@ use crate::github::inputs::{CommandName, Held};
 use crate::github::merge::Merges;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
-use crate::model::plan::PlanDigest;
 use crate::render::{Line, difference};
 
 /// A plan that was looked at.
 struct Looked {
     pull_request: u64,
-    digest: PlanDigest,
-    markdown: String,
+    approved: Approved,
 }
 
 /// Swaps if the plan is still the approved one; shows what is different if not.
@@ -26,8 +24,15 @@ pub(super) async fn swap(
     voice: &mut Voice,
 ) -> Result<Told, Stopped> {
     let looked = look(setting, config).await?;
-    let Looked { pull_request, digest, markdown } = &looked;
-    voice.say([Line::Text(format!("pull request {pull_request} has plan {digest}"))]);
+    let Looked { pull_request, approved } = &looked;
+    let Approved { digest: Some(digest), .. } = approved else {
+        return Err(no_plan(*pull_request));
+    };
+    let found = match digest.is_unchanged() {
+        true => format!("on pull request {pull_request} the plan was to leave all unchanged"),
+        false => format!("pull request {pull_request} has plan {digest}"),
+    };
+    voice.say([Line::Text(found)]);
     let mut held = setting.clone();
     held.inputs.plan_digest = Some(Held::To(digest.clone()));
     let stopped = match ask(&held, config, voice).await {
@@ -45,7 +50,10 @@ pub(super) async fn swap(
         && now_digest != digest.as_str()
     {
         let title = format!("What is different from the plan on pull request {pull_request}");
-        let different = difference::of(markdown, &now);
+        let different = match approved.is_cut {
+            true => difference::up_to_the_end_of(&approved.markdown, &now),
+            false => difference::of(&approved.markdown, &now),
+        };
         voice.say(difference::lines(&title, &different));
         summarise(&setting.run, &difference::markdown(&title, &different), voice);
     }
@@ -71,12 +79,8 @@ async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
     let environment = setting.inputs.environment_for(&service);
     let mark = Mark { service, environment, digest: None };
     let comments = Comments::new(spec).map_err(told)?;
-    let Approved { digest, markdown } = match comments
-        .read(pull_request, &mark)
-        .await
-        .map_err(told)?
-    {
-        Ok(approved) => approved,
+    match comments.read(pull_request, &mark).await.map_err(told)? {
+        Ok(approved) => Ok(Looked { pull_request, approved }),
         Err(login) => {
             let Mark { service, environment, .. } = mark;
             let text = format!(
@@ -84,13 +88,13 @@ async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
             );
             let hint = "plan on `pull_request` with the same `environment` and a token of the same owner, as in \
                         examples/upgrade.yml";
-            return Err(refused(text, hint));
+            Err(refused(text, hint))
         }
-    };
-    let Some(digest) = digest else {
-        let text =
-            format!("the comment on pull request {pull_request} says that there was no plan");
-        return Err(refused(text, "it says why: mend that, plan again and look at the plan"));
-    };
-    Ok(Looked { pull_request, digest, markdown })
+    }
+}
+
+fn no_plan(pull_request: u64) -> Stopped {
+    let text = format!("the comment on pull request {pull_request} says that there was no plan");
+    let hint = "it says why: mend that, plan again and look at the plan";
+    Stopped::input(vec![Failure::new(text).hint(hint)])
 }

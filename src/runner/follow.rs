@@ -12,7 +12,7 @@ use crate::model::event::{Closing, Conclusion, Event, EventKind};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::{Exit, Outcome};
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, UNCHANGED};
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
 use crate::model::wire::{
@@ -444,6 +444,7 @@ impl Followed {
                 revision: serving.and_then(|slot| Some(slot.revision.as_ref()?.digest.clone())),
                 slot: serving.map(|slot| slot.slot.clone()),
                 rollback_until: status.rollback_until,
+                plan_digest: Some(UNCHANGED.to_owned()),
                 ..Outputs::default()
             };
         }

@@ -405,7 +405,7 @@ fn put_out(setting: &Setting, outputs: &Outputs, voice: &mut Voice) {
         | CommandName::Rollback
         | CommandName::Abort
         | CommandName::Fail
-        | CommandName::Repair => outputs,
+        | CommandName::Repair => &Outputs { plan_digest: None, ..outputs.clone() },
     };
     if let Some(path) = &setting.run.output
         && let Err(error) = output::write_outputs(path, outputs)

@@ -71,19 +71,27 @@ pub fn confirm(spec: &SwapSpec, plan: &Plan, approved: &PlanDigest) -> Result<()
     let steps: Vec<String> = plan.all_steps().map(|planned| planned.step.to_string()).collect();
     let failure =
         Failure::new(format!("the plan is {now}, and plan-digest allows {approved} alone"));
+    // The digest alone tells of that plan: its kind, and by it what can be different.
+    let changed = if approved.is_of_outline() {
+        "the configuration is another one than was planned; what serves and the secrets do not count here"
+    } else if approved.is_unchanged() {
+        "when that plan was made, what is asked for served already: what serves, the configuration or a secret has changed"
+    } else {
+        "what serves, the configuration, a secret or what is kept warm has changed since that plan"
+    };
     let causes = vec![
+        changed.to_owned(),
         format!("{incumbent} serves now, and {} is to serve", plan.candidate.revision),
         format!("the steps would be {}", steps.join(", ")),
     ];
-    Err(Failure { causes, ..failure }.hint(
-        "what serves, the configuration or a secret has changed since that plan: run `plan` again and look at it",
-    ))
+    Err(Failure { causes, ..failure }.hint("run `plan` again and look at it"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::swap::planner::tests::spec;
+    use crate::model::plan::UNCHANGED;
+    use crate::swap::planner::tests::{spec, two_slot_plan};
 
     #[test]
     fn an_outline_names_every_step_of_a_swap_and_no_secret() {
@@ -96,6 +104,23 @@ mod tests {
         assert_eq!(outline.places.len(), 2);
         assert!(outline.digest.starts_with("o-") && outline.digest.parse::<PlanDigest>().is_ok());
         assert!(!format!("{outline:?}").contains("sk-hidden"), "{outline:?}");
+    }
+
+    #[test]
+    fn a_refused_plan_is_told_with_what_can_be_different() {
+        let plan = two_slot_plan();
+        for (approved, changed) in [
+            ("o-000000000000", "the configuration is another one"),
+            ("p-000000000000", "what serves, the configuration, a secret"),
+            (UNCHANGED, "what is asked for served already"),
+        ] {
+            let failure = confirm(&spec(), &plan, &approved.parse().unwrap()).unwrap_err();
+            assert!(failure.message.contains(approved), "{failure:?}");
+            assert!(failure.causes[0].contains(changed), "{failure:?}");
+            assert!(failure.causes[2].contains("cut_over"), "{failure:?}");
+        }
+        let own = revision::of_outline(&spec()).parse().unwrap();
+        assert_eq!(confirm(&spec(), &plan, &own), Ok(()));
     }
 
     #[test]

@@ -39,6 +39,15 @@ async fn a_merge_carries_out_what_was_looked_at_and_shows_what_is_different() ->
     let run = Step::run(swap(&world, &github, NEW)?).await?.ended(0, "promoted");
     run.answered(&["pull request 7 has plan p-"]);
 
+    // A plan that leaves all as it is holds as well, for as long as that is so.
+    plan(&world, &github, NEW).await?;
+    let same = Step::run(swap(&world, &github, NEW)?).await?.ended(0, "unchanged");
+    let same = same.answered(&["on pull request 7 the plan was to leave all unchanged"]);
+    assert!(!same.outputs.contains_key("plan-digest"), "{same}");
+    let other = Step::run(swap(&world, &github, NEWER)?).await?;
+    other.refused(2, &["What is different", "served already", "- unchanged", "+ Plan for chat"]);
+    assert_eq!(world.serves().await?, NEW);
+
     // Another specification.
     plan(&world, &github, NEWER).await?;
     let other = Step::run(swap(&world, &github, "Qwen/Third")?).await?;

@@ -149,6 +149,7 @@ fn a_plan_digest_belongs_to_a_swap_and_has_a_form() {
     assert_eq!(inputs.plan_digest.map(|held| held.to_string()).as_deref(), Some("p-4f1c02a9b3d7"));
     let from_pr = read(&[("INPUT_PLAN-DIGEST", "from-pr")]).unwrap();
     assert_eq!(from_pr.plan_digest, Some(Held::ToPullRequest));
+    assert!(read(&[("INPUT_PLAN-DIGEST", "unchanged")]).is_ok(), "a plan to do nothing");
     let found = problems(&[digest, ("INPUT_COMMAND", "plan")]);
     assert_eq!(
         found[0].0,
