@@ -25,15 +25,14 @@ pub(super) async fn abort(
 ) -> Result<(), Refusal> {
     let at_work = at_work(dir);
     let of = match &wanted.of {
-        Some(swap) if wanted.unknown == Unknown::Refused => match standing(dir, swap) {
-            Standing::Open => Some(swap.clone()),
-            Standing::Left => None,
-            Standing::Closed => {
+        Some(swap) => match (standing(dir, swap), wanted.unknown) {
+            (Standing::Left, _) => None,
+            (Standing::Closed, Unknown::Refused) => {
                 answers.send(&closed(dir, swap, wanted).await?);
                 return Ok(());
             }
+            (Standing::Open, _) | (Standing::Closed, Unknown::Kept) => Some(swap.clone()),
         },
-        Some(swap) => Some(swap.clone()),
         None => at_work.as_ref().map(|holder| holder.swap.clone()),
     };
     let Some(swap) = of else {

@@ -148,7 +148,7 @@ pub(super) async fn give_up(
         return Ok(());
     }
     let failure = match ended {
-        Some(Err(Ended::Refused(stopped))) => return Err(stopped),
+        Some(Err(Ended::Refused(stopped) | Ended::Stopped(stopped))) => return Err(stopped),
         Some(Err(Ended::Remote(error))) => Failure {
             causes: vec![error.to_failure().to_string()],
             ..Failure::new(format!(

@@ -5,7 +5,7 @@ use super::patience::Patience;
 use super::report::Reporter;
 use super::stop::Stop;
 use super::verify::{Customer, Seen, Visit};
-use super::{Setting, Stopped, Voice, afterwards};
+use super::{Setting, Stopped, Voice, afterwards, orphan};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
 use crate::model::event::{Closing, Conclusion, Event, EventKind};
@@ -86,6 +86,7 @@ pub(super) async fn follow(
 ) -> Result<(), Stopped> {
     let thread = thread(&request.command);
     let order = Order::of(&request.command);
+    let mut origin = Some(request.clone());
     let repair = Some(&request).filter(|it| matches!(it.command, Command::Repair(_))).cloned();
     let mut request = request;
     let mut stop = Stop::new()?;
@@ -106,7 +107,15 @@ pub(super) async fn follow(
                 voice.say((!lines.is_empty()).then(|| render::remote(&lines)));
                 return Ok(());
             }
-            Err(Ended::Refused(stopped)) => return Err(stopped),
+            Err(Ended::Stopped(stopped)) => return Err(stopped),
+            Err(Ended::Refused(stopped)) => {
+                let requester = &line.setting.run.requester;
+                let end = |origin| orphan::brought_to_end(followed, origin, requester);
+                request = origin.take().and_then(end).ok_or(stopped)?;
+                let text = "the agent is gone: asking the server to bring the swap to its end";
+                voice.say([render::Line::Warning(text.to_owned())]);
+                continue;
+            }
             Err(Ended::Remote(error)) => error,
         };
         if let Some(patience) = patience.as_mut().filter(|_| followed.seq > known) {
@@ -149,8 +158,10 @@ fn means_any_swap(request: &Request) -> bool {
 
 /// Why an answer was not heard to its end.
 pub(super) enum Ended {
-    /// The server refused, or a signal ended the command.
+    /// The server refused.
     Refused(Stopped),
+    /// A signal ended the command.
+    Stopped(Stopped),
     /// The way to the server.
     Remote(RemoteError),
 }
@@ -172,14 +183,14 @@ async fn converse(
     };
     let Some(session) = opened else {
         let given_up = cancel::give_up(None, line, order, (followed, voice, reporter, stop));
-        return given_up.await.map_err(Ended::Refused);
+        return given_up.await.map_err(Ended::Stopped);
     };
     let ears = (&mut *followed, &mut *voice, &mut *reporter, &mut *stop);
     let result = match listen(&session, line, request, ears).await {
         Ok(Heard::All) => Ok(()),
         Ok(Heard::UntilSignal) => {
             let ears = (followed, voice, reporter, stop);
-            cancel::give_up(Some(&session), line, order, ears).await.map_err(Ended::Refused)
+            cancel::give_up(Some(&session), line, order, ears).await.map_err(Ended::Stopped)
         }
         Err(ended) => Err(ended),
     };
@@ -296,6 +307,12 @@ impl Followed {
         }
     }
 
+    /// Gives up the look that the swap waits for. `false`: it waits for none.
+    pub(super) fn looks_no_longer(&mut self) -> bool {
+        let awaited = self.awaited.take().is_some();
+        self.visit.take().is_some() || awaited
+    }
+
     /// How the command ended. A swap that could not be aborted any more was left alone.
     fn outcome(&self) -> Option<Outcome> {
         let outcome = self.conclusion.as_ref()?.outcome;
@@ -401,6 +418,8 @@ impl Followed {
             }
             EventKind::Closed(closing) => self.closing = Some(closing.clone()),
             EventKind::AwaitsWord { nonce } => self.awaited = Some(nonce.clone()),
+            // Nobody waits for the word any more.
+            EventKind::StepFailed { .. } => (self.awaited, self.visit) = (None, None),
             _ => {}
         }
     }

@@ -9,6 +9,7 @@ mod doctor;
 mod fail;
 mod follow;
 mod init;
+mod orphan;
 mod patience;
 mod reconcile;
 mod report;

@@ -80,7 +80,11 @@ pub(super) fn survey(setting: &Setting) -> Request {
 
 /// The request to be told how a swap goes, or went.
 pub(super) fn follow(setting: &Setting, config: &Config, swap: SwapId) -> Request {
-    let asked = Asked { spec: config.spec.clone(), secrets: Secrets::default() };
+    // Whoever brings it to its end may need those that are there.
+    let mut names = config.secret_names();
+    names.retain(|name| setting.env.get(name).is_some_and(|v| !v.is_empty()));
+    let secrets = config::secrets(&names, &setting.env).unwrap_or_default();
+    let asked = Asked { spec: config.spec.clone(), secrets };
     let command = Command::Follow { asked, swap, since: 0, wait: setting.inputs.wait };
     Request { v: WIRE_VERSION, command }
 }

@@ -14,7 +14,11 @@ use crate::step::{Step, until};
 use crate::support::{Action, NAME, NEW, Run, World, binary};
 
 /// The stage after a step, with what the step left in its state.
-fn afterwards(world: &World, github: &FakeGitHub, state: &str) -> Result<(Action, TempDir)> {
+pub(crate) fn afterwards(
+    world: &World,
+    github: &FakeGitHub,
+    state: &str,
+) -> Result<(Action, TempDir)> {
     let folder = tempfile::tempdir()?;
     let program = folder.path().join("model-swap-afterwards");
     std::os::unix::fs::symlink(binary(), &program)?;

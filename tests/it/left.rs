@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use model_swap::model::event::EventKind;
+use model_swap::model::outcome::Outcome;
+use model_swap::model::wire::Frame;
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::server::{Aim, ServerSpec, listeners};
 
@@ -61,6 +64,26 @@ async fn a_swap_waits_for_nginx_before_it_is_brought_to_its_end() -> Result<()> 
     world.until_serves(NEW).await?;
     Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "aborted");
     assert_eq!(Facts::of(&world)?, before);
+    Ok(())
+}
+
+/// As where the link was lost as well, and comes back too late.
+#[tokio::test]
+async fn a_step_that_is_cancelled_has_the_swap_unwound_that_has_no_agent() -> Result<()> {
+    let world = world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    dead(&world, CUT_OVER).await?;
+    let id = only_swap(&world)?.file_name().context("a name")?.to_string_lossy().into_owned();
+    let frames = crate::wire::give_up(&world, &id).await?;
+    let is_aborted = |frame: &Frame| match frame {
+        Frame::Event(event) => {
+            matches!(&event.kind, EventKind::Concluded(it) if it.outcome == Outcome::Aborted)
+        }
+        _ => false,
+    };
+    assert!(frames.iter().any(is_aborted), "{frames:#?}");
+    assert_eq!((Facts::of(&world)?, world.serves().await?.as_str()), (before, OLD));
     Ok(())
 }
 

@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 use testbed::server::{ServerSpec, default_upstream_file, free_port};
 
-use crate::runner::{KILLED_AFTER, relay, through};
-use crate::step::{Step, until};
+use crate::afterwards::afterwards;
+use crate::runner::{KILLED_AFTER, agent, relay, swaps, through};
+use crate::step::{Step, send, until};
 use crate::support::{NEW, OLD, World};
 
 /// A world whose swaps are verified at a URL.
@@ -151,6 +152,37 @@ async fn a_runner_that_is_killed_confirms_nothing_and_the_server_rolls_back() ->
     step.kill()?;
     world.until_told(r#""outcome":"rolled-back""#).await?;
     world.until_serves(OLD).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_the_agent_dies_meanwhile_the_step_has_traffic_brought_back() -> Result<()> {
+    let world = world(&nowhere()?, "within: 10m").await?;
+    let load = world.load().await?;
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("not as expected yet: ").await?;
+    send("-KILL", agent(&world)?.context("no agent")?)?;
+    let run = step.finish().await?.ended(5, "rolled-back");
+    for text in ["asking the server to bring the swap to its end", "taken up again: its agent"] {
+        assert_eq!(run.stdout.matches(text).count(), 1, "{text:?} in\n{run}");
+    }
+    assert_eq!((world.serves().await?.as_str(), swaps(&world)), (OLD, 1), "{run}");
+
+    // The runner dies as well: what comes after the step has nothing but the swap's id.
+    let github = FakeGitHub::start()?;
+    let action = world.action("swap", NEW, &[])?;
+    let path = action.env["GITHUB_STATE"].clone();
+    let mut step = Step::start(action)?;
+    step.says("not as expected yet: ").await?;
+    let state = std::fs::read_to_string(path)?;
+    step.kill()?;
+    send("-KILL", agent(&world)?.context("no agent")?)?;
+    assert_eq!(world.serves().await?, NEW);
+    let (action, _program) = afterwards(&world, &github, &state)?;
+    let run = Step::run(action).await?;
+    assert!(run.code == 6 && run.stdout.contains("aborted: "), "{run}");
+    assert_eq!((world.serves().await?.as_str(), swaps(&world)), (OLD, 2), "{run}");
     load.stop().await.assert_clean();
     Ok(())
 }

@@ -8,8 +8,8 @@ use model_swap::config::{self, Overrides};
 use model_swap::model::event::EventKind;
 use model_swap::model::state::Requester;
 use model_swap::model::wire::{
-    Asked, Command, ConfirmRequest, Fault, Frame, Hello, RepairRequest, Request, SENTINEL, Secrets,
-    WIRE_VERSION, Wait,
+    AbortRequest, Asked, Command, ConfirmRequest, Fault, Frame, Hello, RepairRequest, Request,
+    SENTINEL, Secrets, Unknown, WIRE_VERSION, Wait,
 };
 
 use crate::support::{NEW, World, binary};
@@ -43,6 +43,15 @@ pub(crate) async fn confirm(world: &World, swap: &str, nonce: String) -> Result<
     let frames = answers(serde_json::to_string(&Request { v: WIRE_VERSION, command })?).await?;
     assert!(matches!(&frames[..], [Frame::Hello(_), Frame::End]), "{frames:?}");
     Ok(())
+}
+
+/// What the agent of a world says to a runner that is cancelled.
+pub(crate) async fn give_up(world: &World, swap: &str) -> Result<Vec<Frame>> {
+    let (of, requester) = (Some(swap.parse()?), Requester::default());
+    let asked = asked(world)?;
+    let wanted = AbortRequest { asked, of, unknown: Unknown::Kept, since: 0, requester };
+    answers(serde_json::to_string(&Request { v: WIRE_VERSION, command: Command::Abort(wanted) })?)
+        .await
 }
 
 fn asked(world: &World) -> Result<Asked> {
