@@ -190,6 +190,37 @@ async fn an_engine_that_does_not_count_is_not_taken_for_idle() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_only_model_that_is_left_is_not_retired() {
+    for dies_while_drained in [true, false] {
+        let (scene, attempt) = swapped(KEEP).await;
+        let dies = || {
+            let mut world = scene.host.world.borrow_mut();
+            let new = world.on(attempt.plan.candidate.port).unwrap().id;
+            world.kill(new);
+            // What nginx points at is gone, and a person decides what serves.
+            scene.host.allow_nobody();
+        };
+        scene.host.world.borrow_mut().on_mut(A).stubborn = 1;
+        let meanwhile = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if dies_while_drained {
+                dies();
+            }
+            finish_after(&scene, Duration::from_secs(3)).await;
+        };
+        let (_drained, ()) = tokio::join!(later(&scene, &attempt, 0), meanwhile);
+        assert_eq!(scene.host.count("stop"), 0);
+        if !dies_while_drained {
+            dies();
+        }
+        let failure = later(&scene, &attempt, 1).await.unwrap_err();
+        assert!(failure.message.contains("are not seen to go there"), "{failure}");
+        assert_eq!(scene.host.count("stop"), 0);
+        assert!(scene.host.world.borrow().on(A).is_some(), "the last model was stopped");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_dies_meanwhile_is_drained_and_retired() {
     let (scene, attempt) = swapped(KEEP).await;
     scene.host.world.borrow_mut().on_mut(A).stubborn = 1;
