@@ -14,18 +14,18 @@ use crate::step::{LOOK_EVERY, Step, processes_with};
 use crate::support::{NAME, NEW, Run, World};
 
 /// A part of secrets' values that no other text on the machine has.
-fn canary(name: &str) -> String {
+pub(crate) fn canary(name: &str) -> String {
     format!("canary-{name}-{}", std::process::id())
 }
 
 /// Looks for texts in every argv of the machine, from now to its report.
-struct Lookout {
+pub(crate) struct Lookout {
     stop: Arc<AtomicBool>,
     looking: JoinHandle<(Vec<String>, usize)>,
 }
 
 impl Lookout {
-    fn for_texts(texts: Vec<String>) -> Self {
+    pub(crate) fn for_texts(texts: Vec<String>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let looking = std::thread::spawn(move || {
@@ -43,7 +43,7 @@ impl Lookout {
     }
 
     /// What was seen, and in how many looks.
-    fn report(self) -> Result<(Vec<String>, usize)> {
+    pub(crate) fn report(self) -> Result<(Vec<String>, usize)> {
         self.stop.store(true, Ordering::Relaxed);
         self.looking.join().ok().context("the lookout panicked")
     }

@@ -12,7 +12,8 @@ use testbed::load::{Kind, Load, LoadSpec};
 use testbed::service::{NAME, Settings, until_serves};
 
 use crate::doctor::mark;
-use crate::step::{LOOK_EVERY, Step};
+use crate::secrets::{Lookout, canary};
+use crate::step::{LOOK_EVERY, Step, processes_with};
 use crate::support::guest::{load_on, on_guest, on_guest_of, until, users_nginx};
 use crate::support::{NEW, OLD};
 
@@ -36,12 +37,34 @@ fn a_unit_is_the_old_models_users_and_its_secrets_are_roots() -> Result<()> {
         {
             assert!(plan.stdout.contains(said), "no {said:?} in {plan}");
         }
-        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        let canary = canary("unit");
+        let config =
+            world.config(NEW)?.replace("replica:\n", "replica:\n  secret_env: [HF_TOKEN]\n");
+        let action = world.action("swap", NEW, &[])?.with_config(&config)?;
+        let lookout = Lookout::for_texts(vec![canary.clone()]);
+        let run = action.with(&[("HF_TOKEN", &canary)]).spawn()?.finish().await?;
+        let run = run.ended(0, "promoted");
+        let (argvs, looks) = lookout.report()?;
+        assert!(argvs.is_empty() && looks > 10, "{argvs:#?}");
+        assert!(!processes_with(&format!("vllm serve {NEW}")).is_empty(), "it cannot look there");
         let user = world.guest.run(&["id", "-u", "vllm"]).await?;
         assert_eq!(world.property(OURS, "User").await?, user.trim());
         let environment = format!("/var/lib/model-swap/env.d/{OURS}");
         let modes = ["stat", "--format=%U %a", "/var/lib/model-swap/env.d", &environment];
         assert_eq!(world.guest.run(&modes).await?, "root 700\nroot 600\n");
+        assert!(world.guest.run(&["cat", &environment]).await?.contains(&canary), "{run}");
+        // What anybody on the server may read.
+        let unit = format!("/etc/systemd/system/{OURS}");
+        assert_eq!(world.guest.run(&["stat", "--format=%U %a", &unit]).await?, "root 644\n");
+        for words in [
+            &["cat", &unit][..],
+            &["systemctl", "show", OURS],
+            &["journalctl", "--no-pager", "--all"],
+        ] {
+            let said = world.guest.run(words).await?;
+            assert!(said.contains(NEW) && !said.contains(&canary), "{words:?}: {said}");
+        }
+        assert!(!run.to_string().contains(&canary), "{run}");
         let logs = world.run("logs", NEW, &[]).await?;
         logs.answered(&["Application startup complete"]);
         Ok(())
