@@ -51,8 +51,18 @@ pub async fn resume(state_dir: &Path, service: &ServiceName) {
 }
 
 async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure> {
+    let unit = AgentUnit::of(service);
+    let there = ServiceDir::look(state_dir, service);
+    until_alone(&there, &unit).await;
+    // The server was given back meanwhile, and nothing of ours may come back with this process.
+    if !unit.is_there() {
+        return Ok(Todo::Nothing);
+    }
+    if !there.root().is_dir() {
+        unit.disarm().await?;
+        return Ok(Todo::Nothing);
+    }
     let dir = ServiceDir::open(state_dir, service)?;
-    until_alone(&dir).await;
     dir.forget_last_boot(&process::boot())?;
     if let Todo::Something = end_what_died(&dir).await? {
         return Ok(Todo::Something);
@@ -66,7 +76,7 @@ async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure>
     if at_work(&dir).is_some() || kept_by(&dir)?.is_some() {
         return Ok(Todo::Something);
     }
-    AgentUnit::of(service).disarm().await?;
+    unit.disarm().await?;
     Ok(Todo::Nothing)
 }
 
@@ -120,10 +130,14 @@ fn at_work(dir: &ServiceDir) -> Option<ProcessId> {
     agents.chain(holder).find(|agent| *agent != own && process::alive(*agent))
 }
 
-async fn until_alone(dir: &ServiceDir) {
-    while let Some(agent) = at_work(dir) {
-        if process::exited(agent).await.is_err() {
-            sleep(RETRY).await;
+/// Waits until nobody else is at work; no longer than its unit is there, whose removal may wait for this process to end.
+async fn until_alone(dir: &ServiceDir, unit: &AgentUnit) {
+    while unit.is_there()
+        && let Some(agent) = at_work(dir)
+    {
+        tokio::select! {
+            exited = process::exited(agent) => if exited.is_err() { sleep(RETRY).await },
+            () = unit.removed() => {}
         }
     }
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::answer::Answers;
-use super::follow::AGENT;
-use super::{confirm_route, observe_at_rest, place, prune, stuck, turn};
+use super::{confirm_route, follow, observe_at_rest, place, prune, stuck, turn};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, Unfinished, World, unfinished_swaps};
 use crate::host::agent_unit::AgentUnit;
@@ -61,11 +60,8 @@ pub(super) async fn uninstall(
         .iter()
         .find(|(_, slot)| slot.port == world.upstream.port)
         .and_then(|(name, _)| world.replicas.get(name));
-    // Nothing is left that it could bring back.
-    let unit = AgentUnit::of(&spec.service);
-    if unit.is_there() {
-        unit.disarm().await.map_err(Refusal::environment)?;
-    }
+    // Nothing is left that it could bring back; what runs of it ends by that.
+    AgentUnit::of(&spec.service).disarm().await.map_err(Refusal::environment)?;
     await_agents(&dir).await.map_err(Refusal::environment)?;
     let report = remove(&dir, wanted, serving).map_err(Refusal::environment)?;
     drop(lease);
@@ -126,7 +122,7 @@ async fn await_agents(dir: &ServiceDir) -> Result<(), Failure> {
     let agents: BTreeSet<ProcessId> = dir
         .swaps()
         .iter()
-        .filter_map(|swap| serde_json::from_slice(&fs::read(dir.swap(swap).join(AGENT)).ok()?).ok())
+        .filter_map(|swap| follow::at_work(&dir.swap(swap)))
         .filter(|agent| *agent != process::own())
         .collect();
     let ended = async {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::runtime::{self, UNITS};
+use super::watch::Watch;
 use super::{durable, systemctl};
 use crate::model::failure::Failure;
 use crate::model::ids::ServiceName;
@@ -51,11 +52,22 @@ impl AgentUnit {
         Ok(systemctl::order(&self.unit, "start", &restart, Duration::ZERO).await?)
     }
 
-    /// Removes it; what runs of it is not stopped.
+    /// Returns once there is none.
+    pub async fn removed(&self) {
+        let mut watch = Watch::folder(Path::new(UNITS));
+        while self.is_there() {
+            watch.changed().await;
+        }
+    }
+
+    /// Removes it, if it is there; what runs of it is not stopped.
     ///
     /// # Errors
     /// If systemd or the disk refuses.
     pub async fn disarm(&self) -> Result<(), Failure> {
+        if !self.is_there() {
+            return Ok(());
+        }
         systemctl::order(&self.unit, "disable", &["disable"], Duration::ZERO).await?;
         match fs::remove_file(self.file()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

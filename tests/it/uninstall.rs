@@ -8,7 +8,7 @@ use testbed::server::listeners;
 
 use crate::commands::Terminal;
 use crate::step::Step;
-use crate::support::guest::on_guest;
+use crate::support::guest::{GuestWorld, on_guest, until as until_on_guest};
 use crate::support::scene::below;
 use crate::support::{NEW, OLD, World, alive, until};
 
@@ -113,17 +113,42 @@ fn a_server_with_systemd_is_given_back_as_it_was() -> Result<()> {
             world.until_serves(OLD).await?;
         }
 
-        // A unit of ours goes on with its secrets.
-        let config = elsewhere.replace("retain: 10m", "retain: 0s");
-        run(&config, "swap").await?.ended(0, "promoted");
-        let terminal = Terminal::with(&config, access)?;
-        let (code, said) = says(&terminal, UNINSTALL).await?;
-        assert_eq!(code, Some(0), "{said}");
-        let secrets =
-            "/var/lib/model-swap/env.d/model-swap-chat.b.service: the variables of that unit";
-        assert!(said.contains(secrets), "{said}");
-        world.until_serves(NEW).await
+        // A unit of ours goes on with its secrets. What the swap keeps warm goes, whoever keeps it: the swap's agent, or
+        // the one that systemd keeps, once that one is dead; and nothing comes back with either.
+        let action = world.action("swap", NEW, &[])?;
+        Step::run(action.with_config(&elsewhere)?).await?.ended(0, "promoted");
+        given_back(world, &Terminal::with(&elsewhere, access)?, 'b').await?;
+        world.until_serves(NEW).await?;
+        let action = world.action("swap", OLD, &[])?;
+        Step::run(action.with_config(&plain.replace(NEW, OLD))?).await?.ended(0, "promoted");
+        let first = world.agent().await?;
+        world.guest.run(&["kill", "-KILL", &first]).await?;
+        until_on_guest("systemd's agent goes on", async || Ok(world.agent().await? != first))
+            .await?;
+        given_back(world, &Terminal::with(&plain, access)?, 'a').await?;
+        world.until_serves(OLD).await
     })
+}
+
+/// Nothing is left of a service but the unit that serves, and nothing of ours runs.
+async fn given_back(world: &GuestWorld, terminal: &Terminal, slot: char) -> Result<()> {
+    let (code, said) = says(terminal, &format!("{UNINSTALL} --retire-now")).await?;
+    assert_eq!(code, Some(0), "{said}");
+    let secrets = format!(
+        "/var/lib/model-swap/env.d/model-swap-chat.{slot}.service: the variables of that unit"
+    );
+    assert!(said.contains(&secrets), "{said}");
+    until_on_guest("all agents end", async || {
+        Ok(world.guest.run(&["pgrep", "--full", "model-swap agent"]).await.is_err())
+    })
+    .await?;
+    let find = "find /var/lib/model-swap /srv/state /etc/systemd/system -name '*model-swap*' -o -name chat";
+    let left = world.guest.run(&["sh", "-c", find]).await?;
+    let unit = format!("model-swap-chat.{slot}.service");
+    let foreign = |line: &&str| !line.ends_with(&unit) && !line.ends_with("lib/model-swap");
+    assert_eq!(left.lines().filter(foreign).collect::<Vec<_>>(), [""; 0], "{said}");
+    assert!(!world.is_armed()?, "{said}");
+    Ok(())
 }
 
 #[tokio::test]
