@@ -117,6 +117,11 @@ impl<'a, H: Host> Context<'a, H> {
         self.heeds_orders.set(false);
     }
 
+    /// Whether what served before does not come back, so that the swap can only be finished.
+    pub(super) fn goes_forward(&self) -> bool {
+        !self.heeds_orders.get()
+    }
+
     /// Waits for something that changes nothing, unless the swap is to be aborted; after `promote` nobody can.
     pub(super) async fn unless_aborted<T>(
         &self,

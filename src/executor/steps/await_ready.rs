@@ -53,13 +53,8 @@ async fn until_ready<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Result<
                 let own = alone(cx, replica).await?;
                 cx.passed("health", health(cx, began));
                 cx.passed("port", own);
-                // An older replica was checked when it was started, against the specification of its own swap.
+                serves_what_it_should(cx, replica, &models)?;
                 if replica.swap.as_ref() == Some(&cx.swap) {
-                    if replica.revision.is_adopted() {
-                        is_as_adopted(replica, &models)?;
-                    } else {
-                        cx.host.check(&replica.slot, &models)?;
-                    }
                     // What cannot be counted now could never be drained.
                     let counted = cx.host.in_flight(replica.port).await?;
                     cx.passed("model", models.to_string());
@@ -104,6 +99,20 @@ fn health<H: Host>(cx: &Context<'_, H>, began: Timestamp) -> String {
     let waited: Duration = cx.host.now().duration_since(began).try_into().unwrap_or_default();
     let limit = humantime::format_duration(cx.spec().ready.timeout);
     format!("answers 200 after {:.1}s, of at most {limit}", waited.as_secs_f64())
+}
+
+/// Whether it is the model that was to be started. An older replica was checked when it was started, against the
+/// specification of its own swap.
+pub(super) fn serves_what_it_should<H: Host>(
+    cx: &Context<'_, H>,
+    replica: &Replica,
+    models: &Models,
+) -> Result<(), Failure> {
+    match replica.swap.as_ref() == Some(&cx.swap) {
+        true if replica.revision.is_adopted() => is_as_adopted(replica, models),
+        true => cx.host.check(&replica.slot, models),
+        false => Ok(()),
+    }
 }
 
 /// No specification says what an adopted revision should serve; what it said when it was adopted does.

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::await_ready::serves_what_it_should;
 use super::{Acted, Undone};
 use crate::executor::context::{Context, old_workers};
 use crate::host::Host;
+use crate::host::engine::Answer;
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SlotName};
 use crate::model::outcome::Outcome;
@@ -94,7 +96,8 @@ fn away<'a, H: Host>(cx: &Context<'_, H>, state: &'a ServiceState) -> Option<&'a
 
 /// The candidate as it runs now: after a boot its keeper has started another process in its place.
 ///
-/// It may have died since it was proven: then what served before is brought back.
+/// It may have died since it was proven. Where its keeper starts it again, as Docker does from the cutover on, it loads: what
+/// served before is brought back then too, unless that does not come back.
 pub(super) async fn alive<H: Host>(
     cx: &Context<'_, H>,
     candidate: Replica,
@@ -102,13 +105,29 @@ pub(super) async fn alive<H: Host>(
     if cx.host.alive(candidate.main) {
         return Ok(candidate);
     }
-    match cx.host.find(candidate.port).await? {
-        Some(found) if candidate.is(&found) => Ok(Replica { main: found.main, ..candidate }),
-        _ => Err(Failure::new(format!(
+    let ended = || {
+        Failure::new(format!(
             "the replica in slot {} (process {}) ended before it was promoted",
             candidate.slot, candidate.main
         ))
-        .hint("`model-swap logs` shows its last words")),
+        .hint("`model-swap logs` shows its last words")
+    };
+    let Some(found) = cx.host.find(candidate.port).await?.filter(|found| candidate.is(found))
+    else {
+        return Err(ended());
+    };
+    let again = Replica { main: found.main, ..candidate.clone() };
+    // After a boot it was waited for, and the way back leads nowhere.
+    if cx.goes_forward() {
+        return Ok(again);
+    }
+    match cx.host.ask(again.port).await {
+        Answer::Ready(models) => serves_what_it_should(cx, &again, &models).map(|()| again),
+        Answer::Locked if again.swap.as_ref() != Some(&cx.swap) => Ok(again),
+        Answer::Refused | Answer::Unwell(_) | Answer::Locked => Err(Failure {
+            causes: vec![format!("{} has started it again, and it is not ready", again.keeper)],
+            ..ended()
+        }),
     }
 }
 

@@ -13,6 +13,7 @@ use model_swap::service_dir::ServiceDir;
 use tokio::time::Instant;
 
 use super::scene::{A, Attempt, Kind, Scene};
+use super::world::Struck;
 
 /// Asserts that the swap failed for this reason, and left the world as it was.
 async fn assert_failed(scene: &Scene, attempt: &Attempt, reason: &str) {
@@ -101,6 +102,33 @@ async fn a_candidate_that_dies_while_it_is_verified_is_rolled_back_at_once() {
     assert!(conclusion.failure.unwrap().message.contains("ended before it was promoted"));
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     assert_eq!(scene.facts().loaded, before.loaded);
+}
+
+/// As Docker does from the cutover on.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_its_keeper_started_again_is_promoted_only_if_it_is_ready() {
+    for kind in [Kind::First, Kind::Verified] {
+        for (struck, reason) in [
+            (Struck::Answers, None),
+            (Struck::Loads, Some("ended before it was promoted")),
+            (Struck::IsAnother, Some("it serves chat (Qwen/Wrong)")),
+        ] {
+            let (scene, attempt) = Scene::of(kind).await;
+            let before = scene.facts();
+            scene.host.world.borrow_mut().struck = Some(struck);
+            let conclusion = scene.execute(&attempt, &[]).await.unwrap().unwrap();
+            let Some(reason) = reason else {
+                assert_eq!(conclusion.outcome, Outcome::Promoted, "{conclusion:#?}");
+                let runs = scene.host.world.borrow().on(attempt.plan.candidate.port).unwrap().id;
+                assert_eq!(scene.facts().state.serving.unwrap().main, runs);
+                continue;
+            };
+            assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+            let failure = conclusion.failure.unwrap();
+            assert!(failure.message.contains(reason), "{kind:?}, {struck:?}: {failure:#?}");
+            assert_eq!(scene.facts(), before, "{kind:?}, {struck:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use model_swap::event_log::EventReader;
 use model_swap::host::engine::{Answer, ModelEntry, Models};
 use model_swap::host::fetch::Fetch;
 use model_swap::host::gpu::Gpus;
-use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, UpstreamView, WorkerLeft};
+use model_swap::host::nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
 use model_swap::host::process::{self, Inherited, Launch, StopOrder, Stopped};
 use model_swap::host::runtime::{Boot, Started};
 use model_swap::host::{Ending, Host};
@@ -391,7 +391,7 @@ impl Host for SimHost {
     async fn ask(&self, port: Port) -> Answer {
         let right = |world: &SimWorld| match world.on(port) {
             None => Answer::Refused,
-            Some(_) if world.hangs => Answer::Unwell("it hangs".to_owned()),
+            Some(replica) if world.hangs || replica.loads => Answer::Unwell("it hangs".to_owned()),
             Some(replica) => Answer::Ready(Models {
                 entries: vec![ModelEntry {
                     id: "chat".to_owned(),
@@ -475,19 +475,7 @@ impl Host for SimHost {
     }
 
     async fn prove(&self, expected: &Expectation, _: &Reloaded) -> Result<Proof, Failure> {
-        self.call("prove", |world| {
-            let replica = world.on(world.loaded).filter(|r| r.port == expected.candidate);
-            let told = match (&expected.identity, replica) {
-                (_, None) => return Err(Failure::new("new requests go elsewhere")),
-                (Some(Identity::Root(root)), Some(replica)) => *root == replica.root,
-                (Some(Identity::Fingerprint { fingerprint, .. }), Some(replica)) => {
-                    *fingerprint == format!("vllm-{}", replica.root)
-                }
-                (None, Some(_)) => return Ok(Proof::Sockets { workers: 1, connections: 1 }),
-            };
-            assert!(told, "the proof was asked for another replica: {expected:?}");
-            Ok(Proof::Answers(3))
-        })
+        self.call("prove", |world| world.prove(expected))
     }
 
     fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft> {

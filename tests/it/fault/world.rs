@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use model_swap::host::gpu::{Device, Gpus};
-use model_swap::host::nginx::{Reloaded, WorkerLeft};
+use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, WorkerLeft};
 use model_swap::host::process::Launch;
 use model_swap::host::runtime::Boot;
 use model_swap::model::failure::Failure;
@@ -37,6 +37,8 @@ pub(crate) struct SimReplica {
     pub(crate) ready: Option<Instant>,
     /// Requests that only the test ends.
     pub(crate) stubborn: u64,
+    /// Whether it is there and does not answer yet.
+    pub(crate) loads: bool,
     /// Until when it works on what came through nginx before traffic went elsewhere.
     pub(crate) busy_until: Instant,
 }
@@ -65,6 +67,8 @@ pub(crate) struct SimWorld {
     pub(crate) looks_old: bool,
     /// Whether no replica answers.
     pub(crate) hangs: bool,
+    /// What becomes of a replica once requests are proven to go there; nothing unless a test says so.
+    pub(crate) struck: Option<Struck>,
     pub(crate) workers: Vec<SimWorker>,
     /// How long whoever wants nginx at rest waits for that.
     pub(crate) unrest: Duration,
@@ -77,6 +81,17 @@ pub(crate) struct SimWorld {
     /// Connections of the workers that the next reloads leave behind for good.
     pub(crate) pinned: Option<Option<usize>>,
     last_pid: i32,
+}
+
+/// How its keeper has started a replica again that died of its first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Struck {
+    /// It loads, behind a port that its keeper listens on.
+    Loads,
+    /// It answers, as what it was.
+    Answers,
+    /// It answers, as something else.
+    IsAnother,
 }
 
 /// What the driver tells of the GPUs of both slots.
@@ -100,6 +115,7 @@ impl SimWorld {
             loaded: port,
             looks_old: false,
             hangs: false,
+            struck: None,
             workers: Vec::new(),
             unrest: Duration::ZERO,
             load_time: Some(Duration::from_millis(20)),
@@ -132,7 +148,7 @@ impl SimWorld {
         ready: Option<Instant>,
     ) -> ProcessId {
         let (id, root) = (self.new_process(), argv[2].clone());
-        let (stubborn, busy_until) = (0, Instant::now());
+        let (stubborn, loads, busy_until) = (0, false, Instant::now());
         self.replicas.push(SimReplica {
             id,
             port,
@@ -142,6 +158,7 @@ impl SimWorld {
             root,
             ready,
             stubborn,
+            loads,
             busy_until,
         });
         id
@@ -253,6 +270,34 @@ impl SimWorld {
         self.new_worker();
         let new_workers = self.workers.last().map(|worker| worker.id).into_iter().collect();
         Reloaded { master: ProcessId { pid: 99, start: 7 }, old_workers, new_workers }
+    }
+
+    /// Proves that requests go to the candidate; which is then struck.
+    pub(crate) fn prove(&mut self, expected: &Expectation) -> Result<Proof, Failure> {
+        let replica = self.on(self.loaded).filter(|r| r.port == expected.candidate);
+        let told = match (&expected.identity, replica) {
+            (_, None) => return Err(Failure::new("new requests go elsewhere")),
+            (Some(Identity::Root(root)), Some(replica)) => *root == replica.root,
+            (Some(Identity::Fingerprint { fingerprint, .. }), Some(replica)) => {
+                *fingerprint == format!("vllm-{}", replica.root)
+            }
+            (None, Some(_)) => return Ok(Proof::Sockets { workers: 1, connections: 1 }),
+        };
+        assert!(told, "the proof was asked for another replica: {expected:?}");
+        if let Some(struck) = self.struck.take() {
+            self.strike(expected.candidate, struck);
+        }
+        Ok(Proof::Answers(3))
+    }
+
+    /// A replica has died, and its keeper has started it again.
+    fn strike(&mut self, port: Port, struck: Struck) {
+        let id = self.new_process();
+        let replica = self.on_mut(port);
+        (replica.id, replica.loads) = (id, struck == Struck::Loads);
+        if struck == Struck::IsAnother {
+            "Qwen/Wrong".clone_into(&mut replica.root);
+        }
     }
 
     /// The port that the lines on disk name.
