@@ -351,7 +351,8 @@ async fn a_warm_model_that_does_not_come_up_again_makes_room_for_the_next() -> R
 
 #[tokio::test]
 async fn a_container_whose_output_docker_does_not_keep_is_removed_all_the_same() -> Result<()> {
-    let mut docked = Docked::start().await?;
+    // When it starts itself, the Engine starts such a container although somebody has stopped it.
+    let mut docked = Docked::made(&["--restart", "on-failure"], &[]).await?;
     docked.world.settings.retain = "0s".to_owned();
     // What brings its weights is told where it looks for them, as its image says, and its user is a number inside.
     docked.world.settings.fetch = "fetch: { command: env }".to_owned();
@@ -368,10 +369,13 @@ async fn a_container_whose_output_docker_does_not_keep_is_removed_all_the_same()
     let told = fs::read_to_string(folder.join("fetch.log"))?;
     assert!(told.lines().any(|line| line == "HF_HUB_CACHE=/tmp/hub"), "{told}");
     assert_eq!(docked.inspect(OURS, "{{.Config.User}}")?, "1:1");
+    let policy =
+        docked.inspect(COMPOSED, "{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}")?;
+    assert_eq!(policy, "false unless-stopped");
     docked.world.settings.fetch = String::new();
     let next = docked.world.run("swap", "Qwen/Newer", &[("wait", "retired")]).await?;
     assert!(next.ended(0, "promoted").stdout.contains("what it wrote is lost: "));
-    assert_eq!(docked.names()?, ["model-swap-chat.a"]);
+    assert_eq!(docked.names()?, ["model-swap-chat.a", COMPOSED]);
     Ok(())
 }
 

@@ -308,8 +308,8 @@ impl Container {
         }
     }
 
-    /// Whether the Engine starts it when it starts itself. One to be started again on failure has not failed when a server
-    /// was shut down.
+    /// Whether the Engine surely starts it when it starts itself. One to be started again on failure it starts only if that
+    /// ended with another code than 0, stopped or not.
     pub fn starts_on_boot(&self) -> bool {
         ["always", "unless-stopped"].contains(&self.restarts())
     }

@@ -25,8 +25,9 @@ const LAST_WORDS: usize = 40;
 /// The policy of a container that the Engine starts again, unless somebody has stopped it.
 const STARTS: &str = "unless-stopped";
 const LEAVES: &str = "no";
-/// On boot the Engine starts such a container even if somebody has stopped it.
-const ALWAYS: &str = "always";
+/// When it starts itself the Engine starts such a container even if somebody has stopped it: the latter if it ended with
+/// another code than 0, as most end that are stopped (moby `restartmanager.ShouldRestart`).
+const STUBBORN: [&str; 2] = ["always", "on-failure"];
 
 /// The container that a keeper names.
 pub(super) struct Docker<'a>(pub(super) &'a str);
@@ -94,22 +95,24 @@ impl Runtime for Docker<'_> {
         };
         let Some(container) = container else { return Ok(None) };
         let keeper = Keeper::Docker(container.known_as());
-        let main = main(&container).unwrap_or(ProcessId { pid: 0, start: 0 });
-        let tree = if container.state.running { process::tree(main)? } else { Vec::new() };
+        let main = main(&container);
+        let tree = main.map(process::tree).transpose()?.unwrap_or_default();
+        let main = main.unwrap_or(ProcessId { pid: 0, start: 0 });
         Ok(Some(StopOrder { main, tree, marker: Some(marker.to_owned()), grace, keeper }))
     }
 
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
         let Some(container) = self.container().await? else { return Ok(Stopped::default()) };
         let mut stopped = Stopped::default();
-        if let Some(main) = main(&container) {
-            stopped.ended = process::tree(main)?;
-            if container.restarts() == ALWAYS {
+        if container.state.running {
+            let main = main(&container);
+            stopped.ended = main.map(process::tree).transpose()?.unwrap_or_default();
+            if STUBBORN.contains(&container.restarts()) {
                 docker::restart(self.0, STARTS).await?;
             }
-            match how {
-                Ending::Graceful => docker::stop(self.0, order.grace).await?,
-                Ending::Cut => docker::kill(self.0).await?,
+            match (how, main) {
+                (Ending::Cut, Some(_)) => docker::kill(self.0).await?,
+                (Ending::Graceful | Ending::Cut, _) => docker::stop(self.0, order.grace).await?,
             }
             if let Some(left) = stopped.ended.iter().find(|process| process::alive(**process)) {
                 return Err(Failure::new(format!(
@@ -118,7 +121,7 @@ impl Runtime for Docker<'_> {
                 )));
             }
             if self.container().await?.is_some_and(|ended| ended.state.exit_code == KILLED) {
-                stopped.forced = vec![main];
+                stopped.forced = main.into_iter().collect();
             }
         }
         if container.is_own() {
@@ -187,9 +190,10 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
 /// 128 and the number of SIGKILL.
 const KILLED: i32 = 137;
 
-/// The first process of a container that runs.
+/// The first process of a container that runs; none of one that the Engine is about to start again, which runs by its word.
 fn main(container: &Container) -> Option<ProcessId> {
-    container.state.running.then(|| process::with_pid(container.state.pid))
+    let runs = container.state.running && container.state.pid != 0;
+    runs.then(|| process::with_pid(container.state.pid))
 }
 
 /// Keeps the output of a container that was started here and has ended, and removes it; says why it could not be kept, if
