@@ -85,7 +85,7 @@ pub fn replicas_left<H: Host>(
         .collect();
     let Some(side) = &cx.plan.incumbent else { return Ok(left) };
     if side.keeper.is_process() {
-        cx.dir.release(cx.slot(&side.slot))?;
+        cx.dir.release(&side.slot)?;
         return Ok(left);
     }
     let recorded = before.serving.filter(|known| known.slot == side.slot);

@@ -76,28 +76,30 @@ impl ServiceDir {
         claims.collect()
     }
 
-    /// Gives up port and GPUs of a slot, where they are this service's.
+    /// Gives up every port and GPU that this service has claimed for a slot, under whatever configuration: the slot may have
+    /// been edited since.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn release(&self, slot: &Slot) -> Result<(), StateError> {
-        self.give_up(self.files(slot).into_iter())
+    pub fn release(&self, slot: &SlotName) -> Result<(), StateError> {
+        self.give_up(|claim| claim.slot == *slot)
     }
 
-    /// Gives up every port and GPU that this service has claimed, under whatever configuration.
+    /// Gives up every port and GPU that this service has claimed.
     ///
     /// # Errors
     /// If the disk refuses.
     pub fn release_all(&self) -> Result<(), StateError> {
-        let claims = fs::read_dir(self.claims()).into_iter().flatten().flatten();
-        self.give_up(claims.map(|entry| entry.path()))
+        self.give_up(|_| true)
     }
 
-    /// Removes those claims that are this service's. It needs no lock: nobody else claims what is claimed.
-    fn give_up(&self, claims: impl Iterator<Item = PathBuf>) -> Result<(), StateError> {
-        let is_own =
-            |path: &PathBuf| claim_in(path).is_some_and(|claim| claim.service == self.service);
-        for path in claims.filter(is_own) {
+    /// Removes those of this service's claims. It needs no lock: nobody else claims what is claimed.
+    fn give_up(&self, which: impl Fn(&Claim) -> bool) -> Result<(), StateError> {
+        let files = fs::read_dir(self.claims()).into_iter().flatten().flatten();
+        let is_meant = |path: &PathBuf| {
+            claim_in(path).is_some_and(|claim| claim.service == self.service && which(&claim))
+        };
+        for path in files.map(|entry| entry.path()).filter(is_meant) {
             fs::remove_file(&path).map_err(|source| StateError::Io {
                 act: "remove",
                 path,
@@ -159,22 +161,27 @@ mod tests {
         let (chat, code) = (service("chat"), service("code"));
         let slot =
             |port, gpu| Slot { port: crate::model::ids::Port(port), gpus: vec![Gpu::Index(gpu)] };
-        let name = "a".parse().unwrap();
-        let claim = |service: &ServiceDir, slot: &Slot| {
+        let [a, b] = ["a", "b"].map(|name| name.parse().unwrap());
+        let claim_as = |service: &ServiceDir, name: &SlotName, slot: &Slot| {
             let lock = service.try_lock_host().unwrap().unwrap();
-            service.claim(&lock, (&name, slot), &Gpus::default())
+            service.claim(&lock, (name, slot), &Gpus::default())
         };
+        let claim = |service: &ServiceDir, slot: &Slot| claim_as(service, &a, slot);
         claim(&chat, &slot(8001, 0)).unwrap();
         claim(&chat, &slot(8001, 0)).unwrap();
         let refused = claim(&code, &slot(8002, 0)).unwrap_err().to_string();
         assert_eq!(refused, "GPU 0 is reserved by service chat, slot a");
-        claim(&chat, &slot(8002, 1)).unwrap();
+        claim_as(&chat, &b, &slot(8002, 1)).unwrap();
         // What was refused costs nobody what he has.
         claim(&code, &slot(8003, 2)).unwrap();
         claim(&chat, &slot(8001, 2)).unwrap_err();
         claim(&code, &slot(8004, 0)).unwrap_err();
-        chat.release(&slot(8001, 0)).unwrap();
+        // Somebody has edited the slot since.
+        claim(&chat, &slot(8005, 5)).unwrap();
+        chat.release(&a).unwrap();
         claim(&code, &slot(8004, 0)).unwrap();
+        claim(&code, &slot(8005, 5)).unwrap();
+        claim(&code, &slot(8002, 1)).unwrap_err();
         chat.release_all().unwrap();
         claim(&code, &slot(8002, 1)).unwrap();
     }
@@ -217,7 +224,7 @@ mod tests {
             let said = code.check_claim(&own, &told).err().map(|error| error.to_string());
             assert_eq!(said.as_deref(), refused, "{own:?}");
             assert!(code.check_claim(&own, &Gpus::default()).is_ok(), "nobody tells: {own:?}");
-            chat.release(&theirs).unwrap();
+            chat.release(&"a".parse().unwrap()).unwrap();
         }
         let lock = chat.try_lock_host().unwrap().unwrap();
         chat.claim(&lock, (&"a".parse().unwrap(), &slot(8001, "0")), &Gpus::default()).unwrap();

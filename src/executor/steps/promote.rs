@@ -133,7 +133,7 @@ pub(super) async fn alive<H: Host>(
 
 pub(super) fn undo<H: Host>(cx: &Context<'_, H>, before: &ServiceState) -> Result<Undone, Failure> {
     if let Some(slot) = newcomer(cx, before) {
-        cx.dir.release(cx.slot(slot))?;
+        cx.dir.release(slot)?;
     }
     let now = cx.dir.load()?;
     let is_ours = |past: &Past| {

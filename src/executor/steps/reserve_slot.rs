@@ -28,6 +28,6 @@ pub(super) fn undo<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Undo
     if kept.any(|replica| &replica.slot == slot && replica.swap.as_ref() != Some(&cx.swap)) {
         return Ok(Undone::Quietly(format!("slot {slot} stays reserved for what is there by now")));
     }
-    cx.dir.release(cx.slot(slot))?;
+    cx.dir.release(slot)?;
     Ok(Undone::Quietly(format!("slot {slot} is released")))
 }

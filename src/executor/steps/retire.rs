@@ -38,7 +38,7 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
     let grace = cx.host.stop_grace();
     let order = StopOrder { main, tree, marker, grace, keeper: replica.keeper.clone() };
     let detail = ended(&cx.host.stop(&order, how).await?);
-    cx.dir.release(cx.slot(slot))?;
+    cx.dir.release(slot)?;
     let mut state = cx.dir.load()?;
     if state.retained.as_ref().is_some_and(|other| other.replica.main == replica.main) {
         state.retained = None;
