@@ -3,6 +3,7 @@
 mod abort;
 pub mod aftermath;
 mod answer;
+mod arming;
 mod brought_back;
 mod closing;
 mod doctor;

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::abort::{closed, not_its_turn, nothing_to_abort};
 use super::answer::Answers;
+use super::arming::arm_if_possible;
 use super::closing::close_all;
 use super::ending::{Wanted, bring_to_end, left_open, needs};
 use super::turn::{self, NoTurn, RETRY};
@@ -98,6 +99,8 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
         close_all(&dir);
         return nothing_to_repair(&dir, asked, answers).await;
     };
+    // What is stuck the agent that systemd kept has left to a person; half undone it is unfinished again.
+    arm_if_possible(&SystemHost::new(asked), &dir).await;
     let accepted = || {
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
@@ -171,6 +174,7 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         return Ok(());
     };
     order(&swap)?;
+    arm_if_possible(&SystemHost::new(asked), &dir).await;
     let accepted = || {
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();

@@ -12,13 +12,12 @@ use super::ending::{Wanted, bring_all_to_end, bring_to_end};
 use super::rerun::{self, ROLLBACK, SWAP};
 use super::turn::{self, NoTurn};
 use super::{
-    Access, aftermath, barred, brought_back, confirm_route, follow, listed, parse, place, prune,
-    recover, rollback, sampling, stuck, uninstall,
+    Access, aftermath, arming, barred, brought_back, confirm_route, follow, listed, parse, place,
+    prune, recover, rollback, sampling, stuck, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, World, observe};
-use crate::host::agent_unit::AgentUnit;
 use crate::host::process::Snapshot;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
@@ -29,7 +28,6 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
-use crate::model::replica::Systemd;
 use crate::model::state::{Holder, Past, Requester, brought_by};
 use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest, When};
 use crate::service_dir::{self, SPEC, ServiceDir, StateError};
@@ -192,9 +190,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             if let Command::Swap(SwapRequest { plan_digest: Some(approved), .. }) = &work.command {
                 outline::confirm(&work.asked.spec, &plan, approved).map_err(Refusal::input)?;
             }
-            if host.systemd() == Systemd::Usable {
-                arm(&dir).await.map_err(Refusal::environment)?;
-            }
+            arming::arm(&host, &dir).await.map_err(Refusal::environment)?;
             let mut begun =
                 open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
             begun.0.again = again;
@@ -202,13 +198,6 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             Ok(())
         }
     }
-}
-
-/// From now on systemd brings an agent back that goes on with this service.
-async fn arm(dir: &ServiceDir) -> Result<(), Failure> {
-    // The agent that it kept last may be about to remove the unit.
-    let _lock = dir.lock_host().await?;
-    AgentUnit::of(dir.service()).arm(dir.state_dir()).await
 }
 
 /// What a command comes to.
