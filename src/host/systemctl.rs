@@ -4,6 +4,7 @@
 //! manager, and need no library; an agent makes a dozen such calls in a swap.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::host::exec::{self, ExecError, Output};
@@ -84,6 +85,11 @@ impl Shown {
         self.get("Result") == "timeout"
     }
 
+    /// The file that it was read from; of a link to a file elsewhere, the link.
+    pub fn file(&self) -> Option<&Path> {
+        Some(self.get("FragmentPath")).filter(|path| !path.is_empty()).map(Path::new)
+    }
+
     /// Process id of its main process; of the last one, where none runs.
     pub fn main(&self) -> i32 {
         let pid = |property| self.get(property).parse().unwrap_or_default();
@@ -104,8 +110,7 @@ impl Shown {
 /// # Errors
 /// If systemd does not answer.
 pub async fn show(unit: &Unit) -> Result<Shown, SystemctlError> {
-    let properties =
-        "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID";
+    let properties = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath";
     let output = run(unit, "look at", &["show", properties], LIMIT).await?;
     let pairs = output.stdout.lines().filter_map(|line| line.split_once('='));
     Ok(Shown(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
@@ -144,6 +149,15 @@ pub async fn order(
 ) -> Result<(), SystemctlError> {
     let output = run(unit, doing, arguments, limit.saturating_add(LIMIT)).await?;
     granted(unit, doing, &output)
+}
+
+/// Makes a unit of a file elsewhere, which then is no part of any boot.
+///
+/// # Errors
+/// If systemd refuses, or does not answer.
+pub async fn link(unit: &Unit, file: &Path) -> Result<(), SystemctlError> {
+    let named = Unit { name: file.display().to_string(), user: unit.user };
+    order(&named, "link", &["link"], Duration::ZERO).await
 }
 
 /// Has systemd read its unit files again, after that of this unit has changed.

@@ -166,19 +166,20 @@ fn a_unit_that_is_not_drained_is_cut() -> Result<()> {
 /// Nothing there is root's: nginx, the old model in a unit of the user's own manager, and the agent.
 #[test]
 fn a_unit_of_the_users_own_manager_is_stopped_and_started_without_root() -> Result<()> {
-    const UNIT: &str = "/home/deploy/.config/systemd/user/vllm.service";
+    // Where no manager looks by itself: to disable it takes its link away.
+    const UNIT: &str = "/home/deploy/llm/vllm.service";
     on_guest_of(GuestSpec::bare(), async |world| {
         let guest = &world.guest;
         let (nginx, site) = users_nginx(guest).await?;
         guest.run(&["loginctl", "enable-linger", USER]).await?;
-        guest.run_as_user("mkdir -p ~/.config/systemd/user").await?;
+        guest.run_as_user("mkdir ~/llm").await?;
         let argv =
             format!("/opt/vllm/bin/vllm serve {OLD} --port {} --served-model-name {NAME}", SLOTS.0);
         let text = format!("[Service]\nExecStart={argv}\n[Install]\nWantedBy=default.target\n");
         fs::write(guest.file(UNIT)?, text)?;
         let unit =
             async |words: &str| guest.ssh(&format!("systemctl --user {words} vllm.service")).await;
-        unit("enable --now").await?;
+        guest.ssh(&format!("systemctl --user enable --now {UNIT}")).await?;
         until_serves(nginx, OLD).await?;
         let settings = Settings { retain: "0s".to_owned(), ..Settings::default() };
         let config = settings.config_on(&site, NEW)?;
@@ -193,7 +194,7 @@ fn a_unit_of_the_users_own_manager_is_stopped_and_started_without_root() -> Resu
         let state = "show --value --property=ActiveState,UnitFileState";
         assert_eq!(
             unit(state).await?.split_whitespace().collect::<Vec<_>>(),
-            ["inactive", "disabled"]
+            ["inactive", "linked"]
         );
         ask("rollback").await?.ended(0, "rolled-back");
         until_serves(nginx, OLD).await?;

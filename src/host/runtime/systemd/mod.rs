@@ -136,7 +136,7 @@ impl Runtime for Systemd<'_> {
                 self.order("enable", &["enable"], Duration::ZERO).await?;
             }
             Boot::Leaves if word.starts_with("enabled") => {
-                self.order("disable", &["disable"], Duration::ZERO).await?;
+                self.disable().await?;
             }
             Boot::Starts | Boot::Leaves => return Ok(()),
         }
@@ -182,6 +182,17 @@ impl Systemd<'_> {
         limit: Duration,
     ) -> Result<(), Failure> {
         Ok(systemctl::order(self.0, doing, arguments, limit).await?)
+    }
+
+    /// No boot starts it any more. Of a unit whose file is elsewhere systemd removes with that the link by which it knows it
+    /// (systemctl(1), `disable`): it is put back, for a way back.
+    async fn disable(&self) -> Result<(), Failure> {
+        let linked = systemctl::show(self.0).await?.file().and_then(elsewhere);
+        self.order("disable", &["disable"], Duration::ZERO).await?;
+        match linked.filter(|file| file.file_name().is_some_and(|name| *name == *self.0.name)) {
+            Some(file) => Ok(systemctl::link(self.0, &file).await?),
+            None => Ok(()),
+        }
     }
 
     /// Starts it, and waits until it has a main process: some units run other programs first, or are up only once the
@@ -291,6 +302,11 @@ impl Systemd<'_> {
     fn put(&self, file: &Path, text: &str, mode: u32) -> Result<(), Failure> {
         durable::write(file, text.as_bytes(), mode).map_err(|error| Failure::from_error(&error))
     }
+}
+
+/// The file behind a link, as the link names it.
+fn elsewhere(link: &Path) -> Option<PathBuf> {
+    Some(link.parent()?.join(fs::read_link(link).ok()?))
 }
 
 /// A command line as the value of `ExecStart=`.
