@@ -161,7 +161,9 @@ async fn a_launcher_is_marked_before_it_is_the_program() {
         until("the launcher is marked", || find_marked(&marker).ok()?.first().copied()).await;
     let _strays = Strays(vec![marked]);
     assert!(!starting.is_finished());
-    let reader = OpenOptions::new().read(true).open(log).unwrap();
+    // It waits for whoever writes, who may not be told yet what to start.
+    let opening = move || OpenOptions::new().read(true).open(log).unwrap();
+    let reader = tokio::task::spawn_blocking(opening).await.unwrap();
     assert_eq!(starting.await.unwrap().unwrap().main, marked);
     drop(reader);
 }
