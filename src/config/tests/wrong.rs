@@ -23,18 +23,28 @@ fn complaints(text: &str) -> String {
     lines
 }
 
-/// Asserts everything that is said about each text, but for the final line end.
-fn assert_complaints(rows: &[(String, &str)]) {
-    for (text, expected) in rows {
-        assert_eq!(complaints(text).trim_end(), *expected, "\n{text}");
+/// A text, and everything that is said about it, but for the final line end.
+type Row = (String, String);
+
+fn rows(table: &[(String, &str)]) -> Vec<Row> {
+    table.iter().map(|(text, expected)| (text.clone(), (*expected).to_owned())).collect()
+}
+
+#[test]
+fn everything_is_said_about_every_wrong_text() {
+    let values = [files(), single_values(), slots(), commands()].concat();
+    let sections = [replicas(), containers(), weights_and_what_customers_meet(), proxies()];
+    let rows = [values, sections.concat()].concat();
+    for (text, expected) in &rows {
+        assert_eq!(complaints(text).trim_end(), expected, "\n{text}");
     }
+    assert!(rows.len() >= 60, "only {} rows", rows.len());
 }
 
 const ROOT_KEYS: &str = "service, host, model, model_revision, slots, fetch, replica, ready, drain, retain, nginx, verify, ssh, state_dir";
 
-#[test]
-fn files() {
-    assert_complaints(&[
+fn files() -> Vec<Row> {
+    rows(&[
         (
             "# nothing".to_owned(),
             "\
@@ -78,14 +88,13 @@ f: nginx.upstream: missing, expected the name of an upstream block, like llm",
 f:10:10: drain.on_timeout: got \"kepp\", expected one of keep, fail, cut | did you mean `keep`?
 f:10:28: drain.timout: unknown key, expected one of timeout, on_timeout | did you mean `timeout`?",
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn single_values() {
+fn single_values() -> Vec<Row> {
     const TIME: &str = "expected a duration from 0s to 30d, like 90s, 20m or 1h30m";
     const MODEL: &str = "expected a model name or path, like Qwen/Qwen2.5-32B-Instruct";
-    assert_complaints(&[
+    rows(&[
         (with("retain: 600"), &format!("f:10:1: retain: got 600, {TIME} | write `600s` for seconds")),
         (with("retain: '1.5'"), &format!("f:10:1: retain: got \"1.5\", {TIME} | write `1.5s` for seconds")),
         (with("retain: 31d"), &format!("f:10:1: retain: got \"31d\", {TIME}")),
@@ -132,14 +141,13 @@ f:10:17: ssh.jump: got \"-oProxyCommand=x\", expected a host to jump through, li
             "f:10:1: state_dir: got \"~/state\", expected an absolute path of letters, digits and _./@+,:=-, \
              like /etc/nginx/conf.d/llm.conf",
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn slots() {
+fn slots() -> Vec<Row> {
     const TWO: &str = "expected exactly two slots, like a: { port: 8001, gpus: [0] } and b: { port: 8002, gpus: [1] }";
     const PORT: &str = "expected a port from 1 to 65535, like 8002";
-    assert_complaints(&[
+    rows(&[
         (changed("8002", "99999"), &format!("f:6:8: slots.b.port: got 99999, {PORT}")),
         (
             changed("8002", "'8002'"),
@@ -184,18 +192,17 @@ fn slots() {
             changed("  b: { port: 8002, gpus: [1] }\n", ""),
             &format!("f:4:1: slots: got one slot, {TWO}"),
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn commands() {
+fn commands() -> Vec<Row> {
     const SHELL: &str = "expected plain words, because no shell reads them | put";
     const QUOTE: &str =
         "single quotes around what is meant as it stands, and what needs a shell into a script";
     let command = |text: &str| {
         changed("vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat", text)
     };
-    assert_complaints(&[
+    rows(&[
         (
             command("vllm serve {modle} --port {port}"),
             "f:8:3: replica.command: got {modle}, expected one of {model}, {port}, {gpus}, {revision} | did you mean `{model}`?",
@@ -244,13 +251,12 @@ f:8:43: replica.command[4]: got a mapping, expected a word in quotes, like \"--p
              like vllm serve {model} --port {port}",
         ),
         (command("'vllm {port} --x ''{\"a\": {\"b\": 1}}'''"), "fine"),
-    ]);
+    ])
 }
 
-#[test]
-fn replicas() {
+fn replicas() -> Vec<Row> {
     let replica = |more: &str| changed("replica:\n", &format!("replica:\n{more}\n"));
-    assert_complaints(&[
+    rows(&[
         (
             replica("  engine: sglang\n  runtime: podman\n  user: a b"),
             "\
@@ -274,16 +280,15 @@ f:9:16: replica.secret_env[0]: got \"A\", expected a name that is not in replica
 f:9:22: replica.secret_env[2]: got \"C\", expected each name once
 f:9:25: replica.secret_env[3]: got \"a-b\", expected the name of an environment variable, like HF_TOKEN",
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn containers() {
+fn containers() -> Vec<Row> {
     const IMAGE: &str = "expected an image like vllm/vllm-openai:v0.33.0, or one by its digest";
     const OPTIONS: &str = "expected a list of options of docker run, like [--ipc=host, --volume=/srv/hf:/root/.cache/huggingface]";
     const LONG: &str = "write its long name, and its value into the same word: --ipc=host";
     let replica = |more: &str| changed("replica:\n", &format!("replica:\n{more}\n"));
-    assert_complaints(&[
+    rows(&[
         (replica("  runtime: docker"), &format!("f:7:1: replica.image: missing, {IMAGE}")),
         (
             replica("  runtime: docker\n  image: '-v x'"),
@@ -309,13 +314,12 @@ f:10:3: replica.docker_options: got --rm, expected other options: it is removed 
             replica("  runtime: docker\n  image: vllm:1\n  docker_options: --ipc=host"),
             &format!("f:10:3: replica.docker_options: got \"--ipc=host\", {OPTIONS}"),
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn weights_and_what_customers_meet() {
+fn weights_and_what_customers_meet() -> Vec<Row> {
     const URL: &str = "expected an http:// or https:// URL as customers call it, like https://llm.example.com/v1/models";
-    assert_complaints(&[
+    rows(&[
         (
             with("fetch: { timeout: 1h }"),
             "f:10:1: fetch.command: missing, expected a program and its arguments, like hf download {model} --revision {revision}",
@@ -336,17 +340,16 @@ f:10:52: verify.within: got \"0s\", expected a duration from 1s to 30d, like 90s
 f:10:11: verify.url: got \"https://ann:key@llm.example.com/\", {URL} | name the variable that holds the key as verify.api_key_env"
             ),
         ),
-    ]);
+    ])
 }
 
-#[test]
-fn proxies() {
+fn proxies() -> Vec<Row> {
     const PATH: &str = "expected an absolute path of letters, digits and _./@+,:=-, like /etc/nginx/conf.d/llm.conf";
     const WORDS: &str = "expected a list of words, like [nginx] or [docker, exec, edge, nginx]";
     const URL: &str =
         "expected an http:// URL that leads through nginx, like http://127.0.0.1:80/v1/models";
     let nginx = |more: &str| changed("upstream: llm", &format!("upstream: llm, {more}"));
-    assert_complaints(&[
+    rows(&[
         (changed("/etc/nginx/conf.d", "conf.d"), &format!("f:9:10: nginx.config: got \"conf.d/llm.conf\", {PATH}")),
         (changed("/etc/nginx/conf.d", "/a b"), &format!("f:9:10: nginx.config: got \"/a b/llm.conf\", {PATH}")),
         (
@@ -380,5 +383,5 @@ f:9:114: nginx.probe.api_key_env: got \"a-b\", expected the name of an environme
             nginx("pinned_workers: never"),
             "f:9:61: nginx.pinned_workers: got \"never\", expected wait, or a bound like ignore_after: 10m",
         ),
-    ]);
+    ])
 }
