@@ -233,7 +233,7 @@ async fn plan(
     confirm_route(&host, spec, &world).await.map_err(Refusal::environment)?;
     match decision {
         Decision::Act(plan) => {
-            let outlook = outlook::of((dir, spec), &plan, &world.seen.state.history).await;
+            let outlook = outlook::of((dir, &host, spec), &plan, &world).await;
             answers.send(&Frame::Plan { plan, outlook });
         }
         Decision::Unchanged(reason) => {

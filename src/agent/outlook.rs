@@ -1,26 +1,32 @@
-//! What a plan will likely meet, for whoever decides about it: room on the GPUs of the new model, and how long it took the last
-//! time. Facts of the moment: no part of the plan, and of no digest.
+//! What a plan will likely meet, for whoever decides about it: weights that are not there yet, room on the GPUs of the new model,
+//! and how long it took the last time. Facts of the moment: no part of the plan, and of no digest.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::event_log::EventReader;
+use crate::executor::World;
 use crate::host::gpu::{self, Gpus};
+use crate::host::{Host, SystemHost};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
+use crate::model::replica::Keeper;
 use crate::model::spec::{Gpu, SwapSpec};
 use crate::model::state::Past;
 use crate::model::step::Step;
 use crate::service_dir::ServiceDir;
+use crate::swap::weights::{self, Place};
 
 /// Looks; what cannot be seen is left out, and `doctor` says why.
 pub(super) async fn of(
-    (dir, spec): (&ServiceDir, &SwapSpec),
+    (dir, host, spec): (&ServiceDir, &SystemHost, &SwapSpec),
     plan: &Plan,
-    history: &[Past],
+    world: &World,
 ) -> Vec<String> {
+    let history = &world.seen.state.history;
     let mut seen = Vec::new();
     let named = &spec.slots[&plan.candidate.slot].gpus;
     let starts = plan.steps.iter().any(|planned| matches!(planned.step, Step::StartReplica { .. }));
@@ -30,12 +36,41 @@ pub(super) async fn of(
     {
         seen.extend(named.iter().filter_map(|gpu| room(&gpus, gpu)));
     }
+    seen.extend(
+        looked_for(host, spec, world).filter(|_| starts).and_then(|it| download(spec, &it)),
+    );
     let began = |swap: &SwapId| {
         let events = EventReader::new(&dir.swap(swap)).read().ok()?;
         Some(events.first()?.at)
     };
     seen.extend(Some(plan).filter(|_| starts).and_then(|plan| last_time(plan, history, began)));
     seen
+}
+
+/// Where the new replica looks for its weights, as `doctor` does: it runs as the user of what serves.
+fn looked_for(host: &SystemHost, spec: &SwapSpec, world: &World) -> Option<PathBuf> {
+    let serves = spec.slots.iter().find(|(_, slot)| slot.port == world.upstream.port);
+    let found = serves.and_then(|(name, _)| world.seen.slots.get(name)?.found.as_ref());
+    let process = found.filter(|found| !matches!(found.keeper, Keeper::Docker(_)));
+    let user = host.inherited(process.map(|found| found.main)).ok()?;
+    match weights::looked_for(spec, &user.home, world.seen.image.as_ref()) {
+        Place::Server { path, .. } => Some(path),
+        Place::Volume | Place::Image(_) | Place::HomeOf(_) => None,
+    }
+}
+
+/// What the engine has to download itself, if so. A path is nothing that it could.
+fn download(spec: &SwapSpec, folder: &Path) -> Option<String> {
+    let is_its = spec.fetch.is_none() && !spec.model.starts_with('/');
+    let is_missing = is_its && folder.try_exists().is_ok_and(|there| !there);
+    is_missing.then(|| {
+        format!(
+            "{} is not there yet: the engine downloads it within ready.timeout ({}); {}",
+            folder.display(),
+            humantime::format_duration(spec.ready.timeout),
+            weights::ADD_FETCH
+        )
+    })
 }
 
 /// Free memory of a GPU, and who holds the rest.
@@ -114,6 +149,20 @@ mod tests {
         assert_eq!(told(&[other, failed.clone()]).unwrap(), expected);
         assert_eq!(told(&[failed]), None);
         assert_eq!(told(&[]), None);
+    }
+
+    #[test]
+    fn weights_that_nothing_brings_are_downloaded_while_it_loads() {
+        let mut spec = crate::swap::planner::tests::spec();
+        "Qwen/New".clone_into(&mut spec.model);
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("models--Qwen--New");
+        let said = download(&spec, &missing).unwrap();
+        assert!(said.contains("models--Qwen--New is not there yet"), "{said}");
+        assert!(said.contains("fetch: { command: hf download"), "{said}");
+        assert_eq!(download(&spec, folder.path()), None);
+        "/models/qwen".clone_into(&mut spec.model);
+        assert_eq!(download(&spec, &missing), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod image;
 
 pub use container::Container;
 pub use error::DockerError;
-pub use examine::{data_root, hands_out_gpus, offered, versions};
+pub use examine::{LITTLE_ROOM, hands_out_gpus, offered, room, versions};
 
 use super::exec::{self, ExecError};
 use crate::model::ids::Port;

@@ -171,7 +171,14 @@ impl Host for SystemHost {
 
     async fn pull(&self, told: impl Fn(String)) -> Result<(), Failure> {
         match self.spec.replica.image_reference() {
-            Some(reference) => Ok(docker::pull(reference, told).await?),
+            Some(reference) => {
+                if let Some(room) = docker::room().await.filter(|it| it.free < docker::LITTLE_ROOM)
+                {
+                    let (free, there) = (fetch::bytes(room.free), room.there.display());
+                    told(format!("only {free} are free in {there}, where Docker keeps images"));
+                }
+                Ok(docker::pull(reference, told).await?)
+            }
             None => Ok(()),
         }
     }

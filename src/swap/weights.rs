@@ -105,6 +105,9 @@ pub fn unseen_in_a_container(spec: &SwapSpec, here: Option<&ImageHere>) -> Optio
     }
 }
 
+/// How weights are brought before anything is reserved.
+pub const ADD_FETCH: &str = "`fetch: { command: hf download {model} --revision {revision} }` brings the weights before anything is reserved";
+
 /// How a container is told where to look.
 pub const SET_HF_HOME: &str = "set HF_HOME in replica.env to a folder inside, and mount one there with --volume in replica.docker_options";
 

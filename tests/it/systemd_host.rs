@@ -17,7 +17,8 @@ fn a_user_with_sudo_swaps_the_model() -> Result<()> {
         let load = world.load().await?;
         world.run("status", NEW, &[]).await?.answered(&["nginx sends traffic to port 8001"]);
         let room = "outlook: GPU 1 has 139.9 of 140.4 GiB free";
-        world.run("plan", NEW, &[]).await?.answered(&[room]);
+        let weights = "models--Qwen--New is not there yet: the engine downloads it within";
+        world.run("plan", NEW, &[]).await?.answered(&[room, weights]);
         let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
         assert_eq!(run.output("slot"), "b");
         world.until_serves(NEW).await?;

@@ -1,17 +1,12 @@
 //! Docker, where replicas are containers: client and Engine, the image, GPUs, and what somebody else has made.
 
 use super::size;
-use crate::host::disk;
 use crate::host::docker::{self, Container, DockerError};
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::Hint;
 use crate::model::replica::Keeper;
 use crate::model::spec::SwapSpec;
-
-/// With less than this on Docker's disk a pull may fail: an image with CUDA and PyTorch takes some 20 GB, and what is downloaded is
-/// beside it until it is unpacked.
-const LITTLE_ROOM: u64 = 32 << 30;
 
 const DOCKER: &str = "Docker";
 const IMAGE: &str = "image";
@@ -58,13 +53,10 @@ async fn image(host: &SystemHost, name: &str) -> Finding {
 async fn coming(name: &str) -> Finding {
     let seen = format!("{name} is in its registry, and the next swap pulls it");
     // An Engine elsewhere has its folder there.
-    let data = docker::data_root().await.ok().filter(|data| data.is_dir());
-    let Some(folder) = data.and_then(|data| disk::folder(&data).ok()) else {
-        return Finding::ok(IMAGE, seen);
-    };
+    let Some(folder) = docker::room().await else { return Finding::ok(IMAGE, seen) };
     let seen = format!("{seen}; {} are free in {}", size(folder.free), folder.there.display());
     match folder.free {
-        ..LITTLE_ROOM => Finding::warn(
+        ..docker::LITTLE_ROOM => Finding::warn(
             IMAGE,
             seen,
             "make room there: `docker image prune` removes images without a name, `docker system df` shows what there is",

@@ -53,12 +53,21 @@ pub fn draft(known: &Known, survey: &Survey) -> String {
     );
     head(&mut text, known, chosen, listener);
     slots::write(&mut text, survey, chosen.and_then(|chosen| chosen.upstream.port), listener);
+    text.push_str(FETCH);
     replica(&mut text, listener);
     nginx(&mut text, chosen, listener);
     others(&mut text, known, survey, (&candidates, chosen));
     way(&mut text, known);
     text
 }
+
+/// Not everybody needs it, and how large a model is nobody saw.
+const FETCH: &str = "
+# Brings the weights before anything is reserved; without it the engine downloads what is missing, within ready.timeout.
+# fetch:
+#   command: hf download {model} --revision {revision}
+#   size: 70GB                            # what the model needs: with less room nothing is begun
+";
 
 fn candidates(survey: &Survey) -> Vec<Candidate<'_>> {
     let behind = |port: Option<Port>| survey.listeners.iter().find(|it| Some(it.port) == port);

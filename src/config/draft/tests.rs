@@ -97,6 +97,10 @@ fn where_everything_is_seen_the_file_is_complete() {
         words("vllm serve {model} --port {port} --served-model-name chat")
     );
     assert_eq!(spec.nginx.upstream, "llm");
+    let (_, rest) = text.split_once("\n# fetch:").unwrap();
+    let fetches = text.replace("# fetch:", "fetch:").replace("\n#   ", "\n  ");
+    assert!(rest.contains("\nreplica:") && spec.fetch.is_none(), "{text}");
+    assert_eq!(loaded(&fetches).spec.fetch.unwrap().size, Some(70_000_000_000));
     assert!(!text.lines().any(|line| line.trim_start().starts_with("# ?")), "{text}");
     assert!(
         text.contains(

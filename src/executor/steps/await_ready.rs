@@ -13,6 +13,7 @@ use crate::model::ids::SlotName;
 use crate::model::record::{Done, Record};
 use crate::model::replica::Replica;
 use crate::swap::revision::UNKNOWN_MODEL;
+use crate::swap::weights;
 
 /// The shortest pause between two looks: an engine that is up at once is seen at once.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
@@ -162,11 +163,15 @@ async fn died<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
 
 async fn late<H: Host>(cx: &Context<'_, H>, replica: &Replica) -> Failure {
     let log = cx.host.log_tail(replica, LOG_LINES).await;
-    Failure::new(format!(
+    let failure = Failure::new(format!(
         "the replica in slot {} was not ready within {}",
         replica.slot,
         humantime::format_duration(cx.spec().ready.timeout)
     ))
     .hint("if it only needs longer, raise ready.timeout")
-    .log(log)
+    .log(log);
+    match cx.spec().fetch.is_none() && !cx.spec().model.starts_with('/') {
+        true => failure.hint(format!("if it was downloading: {}", weights::ADD_FETCH)),
+        false => failure,
+    }
 }

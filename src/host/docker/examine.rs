@@ -1,11 +1,12 @@
 //! What `doctor` asks of Docker: whether there is an Engine, what its registries have, whether it hands out GPUs.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde::de::IgnoredAny;
 
 use super::{DockerError, LIMIT, ask};
+use crate::host::disk::{self, Folder};
 use crate::host::process::{self, Inherited};
 
 /// What the Engine runs before a container that was given GPUs; without it `docker run --gpus` fails (moby,
@@ -36,13 +37,16 @@ pub async fn hands_out_gpus() -> Result<bool, DockerError> {
     Ok(named || own.is_ok_and(called))
 }
 
-/// Where the Engine keeps images and containers, as its own machine names it.
-///
-/// # Errors
-/// If docker does not say.
-pub async fn data_root() -> Result<PathBuf, DockerError> {
-    let said = ask(&["info", "--format", "{{.DockerRootDir}}"], "name its folder", LIMIT).await?;
-    Ok(said.trim().into())
+/// With less than this many bytes on Docker's disk a pull may fail: an image with CUDA and PyTorch takes some 20 GB, and what is
+/// downloaded is beside it until it is unpacked.
+pub const LITTLE_ROOM: u64 = 32 << 30;
+
+/// The folder where the Engine keeps images and containers; `None` if docker does not say, or that is another machine's.
+pub async fn room() -> Option<Folder> {
+    let root = ["info", "--format", "{{.DockerRootDir}}"];
+    let said = ask(&root, "name its folder", LIMIT).await.ok()?;
+    let root = Path::new(said.trim());
+    if root.is_dir() { disk::folder(root).ok() } else { None }
 }
 
 /// Asks an image's registry for it, with the client's own login, and brings nothing.
