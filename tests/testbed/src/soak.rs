@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
+use serde_json::Value;
 
 use crate::PATIENCE;
 use crate::action::Action;
@@ -213,6 +214,16 @@ impl Scene<'_> {
         self.processes("model-swap agent run").into_iter().map(|(pid, _)| pid).collect()
     }
 
+    /// Whether the agent lives that took up a swap last. Another may keep an old model warm meanwhile.
+    fn is_at_work_on(&self, swap: &str) -> bool {
+        let file = self.server.state_dir().join(format!("{NAME}/swaps/{swap}/agent.json"));
+        let agent =
+            fs::read(file).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        agent.is_some_and(|agent| {
+            self.agents().iter().any(|pid| agent["pid"].as_u64() == Some(u64::from(*pid)))
+        })
+    }
+
     /// Models that run or load, by pid, with their command lines; none of the other service's.
     fn replicas(&self) -> Vec<(u32, String)> {
         let mut all = self.processes("stub-engine serve");
@@ -246,7 +257,8 @@ impl Scene<'_> {
                 return Ok(stories);
             }
             ensure!(Instant::now() < deadline, "a swap has no outcome: {stories:?}");
-            if self.agents().is_empty() && !self.stories()?.iter().all(Story::is_over) {
+            let left = |story: &Story| !story.is_over() && !self.is_at_work_on(&story.swap);
+            if stories.iter().any(left) {
                 let run = self.action("abort", OLD, settings)?.spawn()?.finish().await?;
                 ensure!(matches!(run.code, 0 | 7), "abort, after the agent's death: {run}");
             }
