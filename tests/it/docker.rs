@@ -330,7 +330,9 @@ async fn a_warm_model_that_does_not_come_up_again_makes_room_for_the_next() -> R
     Step::run(swap).await?.ended(0, "promoted");
     docked.world.run("swap", "Qwen/Newer", &[]).await?.ended(0, "promoted");
     docked.world.until_serves("Qwen/Newer").await?;
-    docked.world.until_told("nothing is in flight on port").await?;
+    // Of the second swap: the first one says so of the other slot.
+    let (_, b) = docked.world.server.slot_ports();
+    docked.world.until_told(&format!("nothing is in flight on port {b}")).await?;
     let source = programs.join("mute.c");
     fs::write(&source, MUTE)?;
     fs::remove_file(&own)?;
