@@ -14,7 +14,7 @@ use crate::journal::Journal;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::replica::{Image, Keeper, Revision};
-use crate::model::spec::SwapSpec;
+use crate::model::spec::{ReadySpec, SwapSpec};
 use crate::model::state::{HistoryReport, Past, WayBack};
 use crate::model::wire::{Asked, Refusal, RollbackRequest};
 use crate::service_dir::{INCUMBENT, SPEC, ServiceDir};
@@ -84,8 +84,7 @@ async fn cold(
         return Ok(Decided { asked, world, decision, again: Some(snapshot) });
     }
     let then: SwapSpec = read(&folder.join(SPEC)).map_err(Refusal::environment)?;
-    (asked.spec.model, asked.spec.model_revision) = (then.model, then.model_revision);
-    asked.spec.replica = then.replica;
+    asked.spec = as_then(then, asked.spec);
     if let Some(image) = &revision.image {
         let same = the_same(image, revision).await.map_err(Refusal::environment)?;
         asked.spec.replica.pinned = Some(same);
@@ -95,6 +94,23 @@ async fn cold(
     let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
     let decision = planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
     Ok(Decided { asked, world, decision, again: None })
+}
+
+/// What a revision was once brought and started from, with today's slots, nginx and manners. Of the bounds on both the longer one
+/// counts: who raises one today may do it for this rollback.
+fn as_then(then: SwapSpec, now: SwapSpec) -> SwapSpec {
+    let mut fetch = then.fetch;
+    if let (Some(fetch), Some(today)) = (&mut fetch, &now.fetch) {
+        fetch.timeout = fetch.timeout.max(today.timeout);
+    }
+    SwapSpec {
+        model: then.model,
+        model_revision: then.model_revision,
+        replica: then.replica,
+        fetch,
+        ready: ReadySpec { timeout: then.ready.timeout.max(now.ready.timeout) },
+        ..now
+    }
 }
 
 /// What names the very image that a revision was started from: its tag may name another by now.
@@ -225,4 +241,37 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
     };
     let text = fs::read(path).map_err(|error| failed(error.to_string()))?;
     serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::spec::FetchSpec;
+    use crate::swap::planner::tests::spec;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn fetched(command: &str, minutes: u32, size: u64) -> SwapSpec {
+        let fetch = FetchSpec {
+            command: vec![command.to_owned()],
+            timeout: MINUTE * minutes,
+            folder: Some(format!("/models/{command}").into()),
+            size: Some(size),
+        };
+        SwapSpec { fetch: Some(fetch), ..spec() }
+    }
+
+    #[test]
+    fn what_comes_back_is_brought_as_it_was_and_may_take_as_long_as_either_allows() {
+        let (mut then, mut now) = (fetched("old", 10, 15), fetched("new", 60, 140));
+        (then.ready.timeout, now.ready.timeout) = (40 * MINUTE, 20 * MINUTE);
+        (then.retain, now.retain) = (MINUTE, 2 * MINUTE);
+        let back = as_then(then.clone(), now.clone());
+        assert_eq!(back.fetch, fetched("old", 60, 15).fetch);
+        assert_eq!((back.ready.timeout, back.retain), (40 * MINUTE, 2 * MINUTE));
+        then.fetch = None;
+        assert_eq!(as_then(then, now).fetch, None, "its engine has brought them");
+    }
 }

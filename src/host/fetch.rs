@@ -40,6 +40,15 @@ const STATUS: [&str; 12] = [
     "status 403",
 ];
 
+/// When room is looked for before anything is begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// For what is missing of the size.
+    ForTheRest,
+    /// Only where none of it is here: it has been here before, and the size that was said of it may be too large.
+    ForAllOrNone,
+}
+
 /// Weights that are to be brought.
 #[derive(Debug)]
 pub struct Fetch {
@@ -49,6 +58,8 @@ pub struct Fetch {
     pub folder: PathBuf,
     /// What they need, in bytes; `None`: nobody knows.
     pub size: Option<u64>,
+    /// What of that must have room.
+    pub room: Room,
     /// Names of the variables that hold secrets, for a person whose token was not accepted.
     pub secrets: Vec<String>,
 }
@@ -61,7 +72,8 @@ pub struct Fetch {
 /// If there is no room, if it cannot be run, or if it fails: then with the last lines that it wrote.
 pub async fn fetch(order: &Fetch, told: impl Fn(String)) -> Result<String, Failure> {
     let before = on_disk(&order.folder);
-    if let Some(size) = order.size {
+    let is_asked = order.room == Room::ForTheRest || before == 0;
+    if let Some(size) = order.size.filter(|_| is_asked) {
         room_for(&order.folder, size)?;
     }
     let mut child = process::start(&order.launch, &Launcher::default()).await?.child;

@@ -96,16 +96,21 @@ async fn any_revision_of_the_history_comes_back_by_the_beginning_of_its_digest()
     let script = world.server.scratch().join("fetch.sh");
     fs::write(&script, "#!/bin/sh\necho \"$1\" >> \"$0.told\"\n")?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    let fetch = format!("fetch: {{ command: \"{} {{model}}@{{revision}}\" }}", script.display());
+    let weights = world.server.scratch().join("weights");
+    let fetch = |words: &str, size: &str| {
+        let (script, folder) = (script.display(), weights.display());
+        format!("fetch: {{ command: \"{script} {words}\", folder: {folder}, size: {size} }}")
+    };
     // Of the weights this commit, and no other.
-    world.settings.fetch = format!("model_revision: 5ede1c97\n{fetch}");
+    world.settings.fetch =
+        format!("model_revision: 5ede1c97\n{}", fetch("{model}@{revision}", "1MB"));
     world.settings.flags = "--max-model-len 1234 --revision {revision}".to_owned();
     let load = world.load().await?;
     let first = swapped(&world, NEW).await?;
     for planned in ["fetch.sh Qwen/New@5ede1c97", "--max-model-len 1234 --revision 5ede1c97"] {
         assert!(first.stdout.contains(planned), "no {planned:?} in\n{first}");
     }
-    (world.settings.flags, world.settings.fetch) = (String::new(), fetch);
+    (world.settings.flags, world.settings.fetch) = (String::new(), fetch("next", "1MB"));
     let second = swapped(&world, "Qwen/Next").await?;
     world.until_serves("Qwen/Next").await?;
     let adopted = first.output("previous-revision").to_owned();
@@ -121,7 +126,15 @@ async fn any_revision_of_the_history_comes_back_by_the_beginning_of_its_digest()
     let words = argv(alone_on(b)?)?;
     assert!(words.contains(&b.to_string()) && !words.contains(&a.to_string()), "{words:?}");
 
-    // And the one between, by the command that it had then.
+    // And the one between, by the commands that it had then. What is here of its weights needs no room, whatever was said of its size.
+    world.settings.fetch = fetch("today", "900TB");
+    fs::create_dir(&weights)?;
+    fs::write(weights.join("part"), "x")?;
+    let kept = world.server.state_dir().join("chat/swaps").join(first.output("swap-id"));
+    let spec = fs::read_to_string(kept.join("spec.json"))?;
+    let (small, large) = ("\"size\": 1000000", "\"size\": 900000000000000");
+    assert!(spec.contains(small), "{spec}");
+    fs::write(kept.join("spec.json"), spec.replace(small, large))?;
     let digest = first.output("revision");
     let back = world.run("rollback", "Qwen/Other", &[("to", &digest[2..])]).await?;
     let back = back.ended(0, "rolled-back");
@@ -130,7 +143,7 @@ async fn any_revision_of_the_history_comes_back_by_the_beginning_of_its_digest()
     let words = argv(alone_on(a)?)?.join(" ");
     assert!(words.contains("--max-model-len 1234 --revision 5ede1c97"), "{words}");
     let told = fs::read_to_string(script.with_extension("sh.told"))?;
-    assert_eq!(told, "Qwen/New@5ede1c97\nQwen/Next@main\nQwen/New@5ede1c97\n");
+    assert_eq!(told, "Qwen/New@5ede1c97\nnext\nQwen/New@5ede1c97\n");
     assert_ne!(second.output("revision"), digest);
     load.stop().await.assert_clean();
     Ok(())

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::{Acted, Undone, ended, start_replica};
 use crate::config::command;
 use crate::executor::context::Context;
-use crate::host::fetch::Fetch;
+use crate::host::fetch::{Fetch, Room};
 use crate::host::process::Launch;
 use crate::host::{Ending, Host};
 use crate::model::failure::Failure;
+use crate::model::plan::Strategy;
 use crate::model::record::Undo;
 use crate::model::replica::Keeper;
 use crate::model::spec::FetchSpec;
@@ -58,6 +59,10 @@ async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String,
     let order = Fetch {
         folder: weights::brought_to(asked, (&env, Path::new("/")), here),
         size: spec.size,
+        room: match cx.plan.strategy {
+            Strategy::ColdRollback => Room::ForAllOrNone,
+            Strategy::BlueGreen | Strategy::WarmRollback => Room::ForTheRest,
+        },
         secrets: asked.replica.secret_env.clone(),
         launch: Launch {
             argv: command::render_fetch(

@@ -13,8 +13,8 @@ use crate::model::replica::{Keeper, Replica, Revision};
 use crate::model::spec::SwapSpec;
 use crate::swap::revision;
 
-/// A revision of the past that is to be started again. The spec is the one that it was started from, with today's slots,
-/// bounds and nginx.
+/// A revision of the past that is to be started again. The spec has what it was once brought and started from, and is today's
+/// otherwise.
 #[derive(Debug, Clone)]
 pub struct Again {
     /// The revision, as the history has it.
