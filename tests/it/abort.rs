@@ -9,8 +9,8 @@ use testbed::action::Run;
 use testbed::server::Aim;
 
 use crate::kills;
-use crate::runner::{relay, through_for};
 use crate::step::{Step, send};
+use crate::support::relayed::{relay, through_for};
 use crate::support::{NAME, NEW, OLD, World};
 
 /// Asserts that a swap's own step says that it was aborted, and that nothing of it is left.

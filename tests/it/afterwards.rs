@@ -7,10 +7,9 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 
-use crate::runner::{
-    agent, cut_before_the_answer, events, in_mid_swap, outcome, relay, swaps, world,
-};
+use crate::runner::{agent, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world};
 use crate::step::{Step, until};
+use crate::support::relayed::relay;
 use crate::support::{Action, NAME, NEW, Run, World, binary};
 
 /// The stage after a step, with what the step left in its state.

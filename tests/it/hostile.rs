@@ -386,8 +386,8 @@ fn brought(world: &World) -> Vec<(String, u64)> {
 #[tokio::test]
 async fn a_binary_that_is_cut_on_its_way_is_never_run_and_is_brought_again() -> Result<()> {
     let world = World::start().await?;
-    let relay = crate::runner::relay(&world).await?;
-    let step = Step::start(crate::runner::through(&relay, &world)?)?;
+    let relay = crate::support::relayed::relay(&world).await?;
+    let step = Step::start(crate::support::relayed::through(&relay, &world)?)?;
     crate::step::until("a part of the binary", || {
         Ok(brought(&world).iter().any(|(_, length)| *length > 100_000).then_some(()))
     })
@@ -400,7 +400,7 @@ async fn a_binary_that_is_cut_on_its_way_is_never_run_and_is_brought_again() -> 
     // What its shell was writing, it takes away itself.
     let is_clear = || Ok(brought(&world).is_empty().then_some(()));
     crate::step::until("nothing of the binary", is_clear).await?;
-    let again = Step::start(crate::runner::through(&relay, &world)?)?;
+    let again = Step::start(crate::support::relayed::through(&relay, &world)?)?;
     let run = again.finish().await?.ended(0, "promoted");
     let whole = fs::metadata(crate::support::binary())?.len();
     let there = brought(&world);
@@ -411,7 +411,7 @@ async fn a_binary_that_is_cut_on_its_way_is_never_run_and_is_brought_again() -> 
 /// A step whose binary is on its way, and the file that the server writes it to.
 async fn on_its_way(world: &World, relay: &Relay) -> Result<(Step, PathBuf)> {
     let before = parts(world);
-    let step = Step::start(crate::runner::through(relay, world)?)?;
+    let step = Step::start(crate::support::relayed::through(relay, world)?)?;
     let part = crate::step::until("a part of the binary", || {
         Ok(parts(world).into_iter().find(|part| {
             !before.contains(part) && fs::metadata(part).is_ok_and(|part| part.len() > 100_000)
@@ -434,7 +434,10 @@ fn parts(world: &World) -> Vec<PathBuf> {
 async fn what_is_left_of_a_push_whose_shell_was_killed_is_cleared_by_the_next_and_no_other()
 -> Result<()> {
     let world = World::start().await?;
-    let (cut, silent) = (crate::runner::relay(&world).await?, crate::runner::relay(&world).await?);
+    let (cut, silent) = (
+        crate::support::relayed::relay(&world).await?,
+        crate::support::relayed::relay(&world).await?,
+    );
     // The server's side of one dies with its connection, as where logind ends what is left of a session.
     let (step, dead) = on_its_way(&world, &cut).await?;
     let shell: u32 = dead.extension().and_then(|pid| pid.to_str()).context("a pid")?.parse()?;

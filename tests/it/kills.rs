@@ -7,10 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use model_swap::model::plan::Plan;
-use testbed::action::{Action, Run};
-use testbed::github::FakeGitHub;
-use testbed::relay::Relay;
+use testbed::action::Run;
 use testbed::server::{Aim, ServerSpec, listeners};
 
 use crate::runner::STEPS;
@@ -200,7 +197,7 @@ const UNVERIFIED: usize = 1 + 2 * 5;
 const UNWOUND: usize = UNVERIFIED + 2 * 5;
 
 /// A world whose customers never meet the new model: every swap is rolled back.
-async fn unmet() -> Result<World> {
+pub(crate) async fn unmet() -> Result<World> {
     let mut world = world().await?;
     let url = format!("http://{}/v1/models", world.server.nginx_addr());
     world.settings.verify = format!("{{ url: {url:?}, expect_model: \"Qwen/Other\", within: 1s }}");
@@ -271,39 +268,6 @@ pub(crate) async fn at_each_record(
     step.finish().await
 }
 
-/// What a step says of the last event on the server that has a line of its own.
-fn last_said(world: &World) -> Result<String> {
-    let events = crate::runner::events(world)?;
-    let plan: Plan = serde_json::from_value(events[0]["kind"]["plan"].clone())?;
-    let said = |event: &serde_json::Value| -> Option<String> {
-        let kind = &event["kind"];
-        let mark = match kind["event"].as_str()? {
-            "step_started" => "→",
-            "step_succeeded" => "✓",
-            "step_failed" => "✗",
-            "undo_started" => "↩ undo",
-            "undo_finished" => "↩ undone",
-            "concluded" => return Some(format!("{}: ", kind["outcome"].as_str()?)),
-            _ => return None,
-        };
-        let index = usize::try_from(kind["index"].as_u64()?).ok()?;
-        Some(format!("{mark} {}", plan.all_steps().nth(index)?.step))
-    };
-    events.iter().rev().find_map(said).context("nothing was told")
-}
-
-/// Cuts the link of a step that has heard all that was told, and waits until the step says so.
-async fn cut(world: &World, relay: &Relay, mut step: Step) -> Result<Step> {
-    step.says(&last_said(world)?).await?;
-    let told = |step: &Step| step.said().matches("trying again in 1s").count();
-    let before = told(&step);
-    relay.cut();
-    until("it is told of", || Ok((told(&step) > before).then_some(())))
-        .await
-        .with_context(|| step.said())?;
-    Ok(step)
-}
-
 /// What was heard of a swap by parts is whole, and nothing of it was heard twice.
 pub(crate) fn assert_whole(run: &Run) {
     for step in STEPS {
@@ -311,104 +275,4 @@ pub(crate) fn assert_whole(run: &Run) {
             assert_eq!(run.stdout.matches(&line).count(), 1, "{line} in\n{run}");
         }
     }
-}
-
-#[tokio::test]
-async fn a_link_that_is_cut_at_each_record_is_made_again_and_the_story_is_whole() -> Result<()> {
-    let world = world().await?;
-    let load = world.load().await?;
-    let relay = crate::runner::relay(&world).await?;
-    world.server.strike(Some(Aim::FreezeAtEach))?;
-    let step = Step::start(crate::runner::through(&relay, &world)?)?;
-    let run = at_each_record(&world, (step, CONCLUDED), async |step, record| {
-        // What a step's end says is heard at the next one's beginning.
-        let tells = record % 2 == 0 || record == CONCLUDED;
-        if tells { cut(&world, &relay, step).await } else { Ok(step) }
-    })
-    .await?
-    .ended(0, "promoted");
-    assert_whole(&run);
-    assert_eq!(world.serves().await?, NEW);
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-/// The other records, and those after the outcome.
-#[tokio::test]
-async fn a_link_that_is_cut_until_the_old_model_is_retired_is_made_again_and_the_story_is_whole()
--> Result<()> {
-    let world = world().await?;
-    let load = world.load().await?;
-    let relay = crate::runner::relay(&world).await?;
-    world.server.strike(Some(Aim::FreezeAtEach))?;
-    let action = crate::runner::through(&relay, &world)?.with_inputs(&[("wait", "retired")]);
-    let step = Step::start(action)?;
-    let run = at_each_record(&world, (step, CLOSED), async |step, record| {
-        if record % 2 == 1 && record > 1 { cut(&world, &relay, step).await } else { Ok(step) }
-    })
-    .await?
-    .ended(0, "promoted");
-    assert_whole(&run);
-    for line in
-        ["promoted: ", "→ drain a", "✓ drain a", "→ retire a", "✓ retire a", "slot a is free"]
-    {
-        assert_eq!(run.stdout.matches(line).count(), 1, "{line} in\n{run}");
-    }
-    assert_eq!(world.serves().await?, NEW);
-    assert!(!world.old_runs()?, "{run}");
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_link_that_is_cut_while_a_swap_is_unwound_is_made_again_and_the_story_is_whole()
--> Result<()> {
-    let world = unmet().await?;
-    let load = world.load().await?;
-    let relay = crate::runner::relay(&world).await?;
-    world.server.strike(Some(Aim::FreezeAtEach))?;
-    let action = crate::runner::through(&relay, &world)?.with_inputs(&[("wait", "retired")]);
-    let step = Step::start(action)?;
-    let run = at_each_record(&world, (step, UNWOUND + 2), async |step, record| {
-        if record >= UNVERIFIED { cut(&world, &relay, step).await } else { Ok(step) }
-    })
-    .await?
-    .ended(5, "rolled-back");
-    for step in STEPS.iter().take(4).chain(&["verify b"]) {
-        for line in [format!("→ {step}"), format!("↩ undo {step}"), format!("↩ undone {step}")]
-        {
-            assert_eq!(run.stdout.matches(&line).count(), 1, "{line} in\n{run}");
-        }
-    }
-    for line in ["✗ verify b", "traffic is where it was", "rolled-back: Qwen/Old serves"] {
-        assert_eq!(run.stdout.matches(line).count(), 1, "{line} in\n{run}");
-    }
-    assert_eq!(world.serves().await?, OLD);
-    load.stop().await.assert_clean();
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_runner_that_is_killed_at_each_record_is_followed_by_the_next_to_the_end() -> Result<()> {
-    let world = world().await?;
-    let load = world.load().await?;
-    let github = FakeGitHub::start()?;
-    let action = || -> Result<Action> { Ok(world.action("swap", NEW, &[])?.on_github(&github)) };
-    world.server.strike(Some(Aim::FreezeAtEach))?;
-    let step = Step::start(action()?)?;
-    let run = at_each_record(&world, (step, CONCLUDED), async |mut step, record| {
-        if record == CONCLUDED {
-            // Whoever comes later finds a swap that is over, and nothing to do.
-            step.says("✓ promote b").await?;
-            return Ok(step);
-        }
-        step.kill()?;
-        Step::start(action()?)
-    })
-    .await?
-    .ended(0, "promoted");
-    assert_whole(&run);
-    assert_eq!(world.serves().await?, NEW);
-    load.stop().await.assert_clean();
-    Ok(())
 }

@@ -29,6 +29,7 @@ mod inert;
 mod init;
 mod kills;
 mod left;
+mod lost;
 mod nginx;
 mod nginx_upgrade;
 mod on_itself;

@@ -45,7 +45,8 @@ impl Stored {
         let id = docker(&["image", "inspect", "--format", "{{.Id}}", &local])?.trim().to_owned();
         docker(&["tag", &local, &name])?;
         docker(&["push", "--quiet", &name])?;
-        docker(&["rmi", &name, &local])?;
+        // All: an earlier test's image may have the same layer, and what is here is not pulled.
+        docker(&["image", "prune", "--all", "--force"])?;
         docked.world.settings.image = Some(name);
         Ok(Self { docked, registry, images, id })
     }

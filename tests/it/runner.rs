@@ -1,7 +1,6 @@
 //! The runner is lost, or its link, or the agent: the server goes on, and what is said afterwards is true.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,6 +9,7 @@ use testbed::github::FakeGitHub;
 use testbed::relay::Relay;
 
 use crate::step::{Step, send, until};
+use crate::support::relayed::{relay, through};
 use crate::support::{Action, NAME, NEW, OLD, Run, World};
 
 /// The steps of a swap up to its outcome.
@@ -145,29 +145,6 @@ async fn a_killed_runner_does_not_stop_the_swap() -> Result<()> {
     assert_eq!(again.output("deployment-id"), deployment.id.to_string());
     load.stop().await.assert_clean();
     Ok(())
-}
-
-/// A relay to sshd.
-pub(crate) async fn relay(world: &World) -> Result<Relay> {
-    let sshd = SocketAddr::from(([127, 0, 0, 1], world.server.ssh_port()));
-    Ok(Relay::start(sshd, Duration::ZERO).await?)
-}
-
-/// A swap whose way to the server leads through the relay.
-pub(crate) fn through(relay: &Relay, world: &World) -> Result<Action> {
-    through_for("swap", relay, world)
-}
-
-/// Another command by the same way.
-pub(crate) fn through_for(command: &str, relay: &Relay, world: &World) -> Result<Action> {
-    let sshd = world.server.ssh_port().to_string();
-    let port = relay.address().port().to_string();
-    let config = world.config(NEW);
-    let (from, to) = (format!("ssh: {{ port: {sshd} }}"), format!("ssh: {{ port: {port} }}"));
-    assert!(config.contains(&from), "{config}");
-    let known_hosts = world.server.known_hosts().replace(&sshd, &port);
-    let action = world.action(command, NEW, &[("known-hosts", &known_hosts)])?;
-    action.with_config(&config.replace(&from, &to))
 }
 
 #[tokio::test]

@@ -292,9 +292,9 @@ fn assert_repaired(run: &Run, last: &str) {
 #[tokio::test]
 async fn a_runner_whose_link_is_lost_in_a_repair_goes_on_with_the_next() -> Result<()> {
     let (world, before, names) = two_stuck().await?;
-    let relay = crate::runner::relay(&world).await?;
+    let relay = crate::support::relayed::relay(&world).await?;
     world.server.strike(Some(Aim::Freeze(1)))?;
-    let mut step = Step::start(crate::runner::through_for("repair", &relay, &world)?)?;
+    let mut step = Step::start(crate::support::relayed::through_for("repair", &relay, &world)?)?;
     let (agent, _) = frozen(&world).await?;
     world.server.strike(None)?;
     step.says("taken up again: cut_over a -> b could not be undone").await?;

@@ -7,8 +7,9 @@ use testbed::github::FakeGitHub;
 use testbed::server::Aim;
 
 use crate::kills::{self, READY, agent, frozen};
-use crate::runner::{relay, swaps, through};
+use crate::runner::swaps;
 use crate::step::{Step, send, until};
+use crate::support::relayed::{relay, through};
 use crate::support::{Action, NAME, NEW, Run, World};
 
 /// A server on which an agent died before its cutover, and the swap that it has left.

@@ -14,8 +14,9 @@ use testbed::github::FakeGitHub;
 use testbed::server::{ServerSpec, default_upstream_file, free_port};
 
 use crate::afterwards::afterwards;
-use crate::runner::{KILLED_AFTER, agent, relay, swaps, through};
+use crate::runner::{KILLED_AFTER, agent, swaps};
 use crate::step::{Step, send, until};
+use crate::support::relayed::{relay, through};
 use crate::support::{NEW, OLD, World};
 
 /// A world whose swaps are verified at a URL.

@@ -2,6 +2,7 @@
 
 pub(crate) mod docked;
 pub(crate) mod guest;
+pub(crate) mod relayed;
 pub(crate) mod scene;
 pub(crate) mod snapshot;
 

@@ -23,7 +23,7 @@ use self::contract::Contract;
 pub use self::operation::Operation;
 use self::server::{Serving, World};
 pub use self::state::{Deployment, Status};
-use crate::server::free_port;
+use crate::server::free_listener;
 
 /// What a fake GitHub does instead of its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl FakeGitHub {
     /// # Errors
     /// If the fixture is not what it should be or no port can be had.
     pub fn start() -> anyhow::Result<Self> {
-        let listener = server::listen(free_port()?)?;
+        let listener = free_listener()?;
         let port = listener.local_addr()?.port();
         let world = World::new(format!("http://127.0.0.1:{port}"), Contract::shared()?);
         let world = Arc::new(Mutex::new(world));

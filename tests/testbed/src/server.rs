@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 pub use self::faults::{Aim, Deed};
 pub use self::incumbent::{ByHand, Wrapped};
-pub use self::ports::free_port;
+pub use self::ports::{free_listener, free_port};
 use self::processes::Owner;
 use self::sshd::Keys;
 

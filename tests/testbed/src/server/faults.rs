@@ -22,6 +22,8 @@ pub enum Aim {
     Freeze(usize),
     /// Stopped so at each record.
     FreezeAtEach,
+    /// Stopped so when an event is in the swap's log, each time; samples apart.
+    FreezeAtEachEvent,
     /// From this write to a file of the state folder on, event logs apart, or to nginx's, the disk is full.
     Full(usize),
     /// From now on the kernel has no watches (inotify) left for this user.
@@ -45,6 +47,7 @@ pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         Some(Aim::Within(record)) => format!("within {record}"),
         Some(Aim::Freeze(record)) => format!("freeze {record}"),
         Some(Aim::FreezeAtEach) => "freeze-each 1".to_owned(),
+        Some(Aim::FreezeAtEachEvent) => "freeze-event 1".to_owned(),
         Some(Aim::Full(write)) => format!("full {write}"),
         Some(Aim::Unwatched) => "unwatched 1".to_owned(),
     };

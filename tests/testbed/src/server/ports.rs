@@ -34,11 +34,20 @@ struct Given {
 /// # Errors
 /// If none is left.
 pub fn free_port() -> anyhow::Result<u16> {
+    Ok(free_listener()?.local_addr()?.port())
+}
+
+/// Listens on such a port. Whoever gave it up and took it again would at times find it taken: a process that another thread
+/// has just forked holds every socket until it has become its program.
+///
+/// # Errors
+/// If none is left.
+pub fn free_listener() -> anyhow::Result<TcpListener> {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         while let Some(port) = given.left.pop() {
-            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-                return Ok(port);
+            if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+                return Ok(listener);
             }
         }
         let start = RandomState::new().hash_one(()) % u64::from(BLOCKS);
