@@ -258,6 +258,11 @@ impl ServiceDir {
         self.swap(swap).join("replica.log")
     }
 
+    /// Where the output goes of what brings its weights.
+    pub fn fetch_log(&self, swap: &SwapId) -> PathBuf {
+        self.swap(swap).join("fetch.log")
+    }
+
     /// Makes the folder of a new swap.
     ///
     /// # Errors

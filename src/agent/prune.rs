@@ -77,10 +77,13 @@ pub(super) fn prune(dir: &ServiceDir, nginx: &Path) {
     let logs = kept
         .iter()
         .filter(|swap| !living.contains(swap) && !is_unfinished(&dir.swap(swap)))
-        .map(|swap| dir.swap(swap).join("replica.log"))
+        .map(|swap| dir.replica_log(swap))
         .filter(|log| log.exists());
-    for log in logs.skip(LOGS) {
-        let _ = fs::remove_file(log);
+    for (rank, log) in logs.enumerate() {
+        let _ = if rank < LOGS { cut(&log) } else { fs::remove_file(log) };
+    }
+    for swap in kept.iter().filter(|swap| !is_unfinished(&dir.swap(swap))) {
+        let _ = cut(&dir.fetch_log(swap));
     }
     prune_orders(&dir.aborts(), &kept);
     prune_orders(&dir.confirmations(), &kept);
@@ -125,6 +128,12 @@ fn prune_strays(files: impl IntoIterator<Item = PathBuf>) {
     for file in files.into_iter().filter(|file| is_older(file, MAKING)) {
         let _ = fs::remove_file(file);
     }
+}
+
+/// Leaves the end of a log that nobody writes any more.
+fn cut(log: &Path) -> io::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(log)?;
+    process::keep_end(&file, process::KEPT).map(drop)
 }
 
 /// Agents that still write to the old file go on doing so.

@@ -3,14 +3,15 @@
 //! Values of variables go to the client through a pipe: they are in no argv and on no disk.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 
 mod container;
@@ -23,6 +24,7 @@ pub use error::DockerError;
 pub use examine::{LITTLE_ROOM, hands_out_gpus, offered, room, versions};
 
 use super::exec::{self, ExecError};
+use super::process::{self, LogEnd};
 use crate::model::ids::Port;
 use crate::model::replica::ImageHere;
 
@@ -34,6 +36,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// What comes on top of a container's own grace until its Engine says that it has ended: it kills, and unmounts.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
+
+/// How many of its last lines a container is asked for when its log is kept: more than are kept, and soon read, however long the log
+/// is.
+const LOG_LINES: &str = "200000";
+
+/// How much of that is read at once, in bytes: what a pipe holds.
+const BLOCK: usize = 64 * 1024;
 
 /// Label with the marker of the replica that a container is.
 pub const REPLICA: &str = "model-swap.replica";
@@ -252,28 +261,45 @@ pub async fn log_tail(container: &str, lines: usize) -> Result<Vec<String>, Dock
     Ok(all.iter().skip(all.len().saturating_sub(lines)).map(text).collect())
 }
 
-/// Writes all that a container has written to a file of mode 0600, over what was in it.
+/// Writes the end of what a container has written to a file of mode 0600, over what was in it: as much as is kept of any log.
 ///
 /// # Errors
-/// If docker refuses, or the file cannot be written.
+/// If docker refuses, or the file cannot be written: then it takes no room either.
 pub async fn keep_log(container: &str, path: &Path) -> Result<(), DockerError> {
     let failed = |source| DockerError::Log { path: path.to_owned(), source };
     let mut options = OpenOptions::new();
-    let file: File =
-        options.write(true).truncate(true).create(true).mode(0o600).open(path).map_err(failed)?;
-    let logs = Command::new(CLIENT)
-        .args(["logs", container])
+    options.read(true).write(true).truncate(true).create(true).mode(0o600);
+    let mut end = LogEnd::of(process::KEPT, options.open(path).map_err(failed)?);
+    let (ours, its) = io::pipe().map_err(started)?;
+    let its_too = its.try_clone().map_err(started)?;
+    let mut child = Command::new(CLIENT)
+        .args(["logs", "--tail", LOG_LINES, container])
         .stdin(Stdio::null())
-        .stdout(file.try_clone().map_err(failed)?)
-        .stderr(file)
+        .stdout(its)
+        .stderr(its_too)
         .kill_on_drop(true)
-        .status();
+        .spawn()
+        .map_err(started)?;
+    let mut said = Receiver::from_owned_fd(ours.into()).map_err(started)?;
+    let keep = async {
+        let mut block = vec![0; BLOCK];
+        loop {
+            match said.read(&mut block).await.map_err(started)? {
+                0 => break end.cut().map_err(failed)?,
+                read => end.push(&block[..read]).map_err(failed)?,
+            }
+        }
+        child.wait().await.map_err(started)
+    };
     let limit = || ExecError::Timeout { program: CLIENT.to_owned(), limit: LIMIT };
-    let status = tokio::time::timeout(LIMIT, logs).await.map_err(|_| limit())?.map_err(started)?;
-    if status.success() {
-        return Ok(());
+    match tokio::time::timeout(LIMIT, keep).await.map_err(|_| limit())? {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(refused("show what it wrote", &format!("see {}", path.display()))),
+        Err(error) => {
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
     }
-    Err(refused("show what it wrote", &format!("see {}", path.display())))
 }
 
 async fn ask(args: &[&str], doing: &str, limit: Duration) -> Result<String, DockerError> {

@@ -1,6 +1,7 @@
 //! What only replicas in containers have, with a real Docker Engine: the engine in them is the stub.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -25,6 +26,25 @@ const OURS: &str = "model-swap-chat.b";
 
 /// Docker's client, where no Engine answers.
 const AWAY: &str = "#!/bin/sh\nDOCKER_HOST=unix:///nowhere exec /usr/bin/docker \"$@\"\n";
+
+/// Docker's client, where to show a whole log takes longer than anybody waits.
+const LENGTHY: &str = "#!/bin/sh\ncase \"$*\" in *--tail*) ;; logs*) exec sleep 600 ;; esac\nexec /usr/bin/docker \"$@\"\n";
+
+/// The last of many lines.
+const LAST_LINE: &str = "request 399999 of a hundred bytes, which are about as many as vLLM says of one: POST /v1/completions 200 OK";
+
+/// Writes many lines to the file in which an Engine keeps the output of a container that runs.
+fn write_at_length(file: &str) -> Result<()> {
+    let mut lines = String::new();
+    for number in 0..400_000 {
+        let line = LAST_LINE.replace("399999", &number.to_string());
+        lines += &format!(
+            "{{\"log\":\"{line}\\n\",\"stream\":\"stdout\",\"time\":\"2026-11-23T09:00:00Z\"}}\n"
+        );
+    }
+    let mut log = fs::OpenOptions::new().append(true).open(file).context("as root")?;
+    Ok(log.write_all(lines.as_bytes())?)
+}
 
 /// The log of a swap's replica, as it was kept.
 fn kept_log(world: &World, swap: &str) -> Result<String> {
@@ -56,10 +76,18 @@ async fn a_container_follows_a_process_and_its_values_and_ports_are_nobody_elses
     assert!(docked.inspect(OURS, "{{json .Config.Env}}")?.contains(CANARY));
     assert!(!docked.world.told().contains(CANARY));
 
-    // Its output is kept when it is removed.
+    // The end of its output is kept when it is removed, as if it had served for weeks.
+    write_at_length(&docked.inspect(OURS, "{{.LogPath}}")?)?;
+    docked.world.server.put_program("docker", LENGTHY)?;
     docked.world.run("swap", "Qwen/Newer", &retired).await?.ended(0, "promoted");
     assert_eq!(docked.names()?, ["model-swap-chat.a"]);
-    assert!(kept_log(&docked.world, first.output("swap-id"))?.contains(NEW));
+    let kept = kept_log(&docked.world, first.output("swap-id"))?;
+    assert!(kept.len() <= 16 << 20, "{} bytes", kept.len());
+    assert!(
+        !kept.contains(NEW) && kept.contains(LAST_LINE),
+        "{}",
+        kept.lines().last().unwrap_or_default()
+    );
     // Although that was written last.
     let logs = docked.world.run("logs", NEW, &[]).await?;
     logs.answered(&["Starting to load model Qwen/Newer"]);

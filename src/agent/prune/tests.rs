@@ -79,6 +79,40 @@ fn replica(swap: &SwapId) -> Replica {
 }
 
 #[test]
+fn of_a_log_that_nobody_writes_any_more_the_end_stays() {
+    const LONG: u64 = process::KEPT + 5_000;
+    let mut server = Server::new();
+    let done = Some(Outcome::Promoted);
+    let ids = ["s-gone", "s-serves", "s-unfinished"];
+    let [gone, serves, unfinished] =
+        ids.map(|id| server.swap(id, done.filter(|_| id != "s-unfinished")));
+    let state = ServiceState {
+        history: [&gone, &serves].map(past).into(),
+        serving: Some(replica(&serves)),
+        ..ServiceState::default()
+    };
+    server.dir.save(&state).unwrap();
+    let line = "0123456789".repeat(10) + "\n";
+    let text = line.repeat(usize::try_from(LONG).unwrap() / line.len() + 1);
+    let logs = [&gone, &serves, &unfinished].map(|swap| {
+        let logs = [server.dir.replica_log(swap), server.dir.fetch_log(swap)];
+        for log in &logs {
+            fs::write(log, &text).unwrap();
+        }
+        logs
+    });
+    server.prune();
+    let is_whole = logs.map(|logs| {
+        logs.map(|log| {
+            let found = fs::read_to_string(log).unwrap();
+            assert!(found.starts_with(&line) && found.ends_with(&line));
+            found == text
+        })
+    });
+    assert_eq!(is_whole, [[false, false], [true, false], [true, true]]);
+}
+
+#[test]
 fn swaps_that_nothing_names_go_and_every_way_back_stays() {
     let mut server = Server::new();
     let done = Some(Outcome::Promoted);

@@ -34,7 +34,7 @@ pub(in crate::host) use keeper::{cgroups, container_of, forwards};
 pub use launch::{Contained, Launch, Launcher, Started, launch_main, start};
 pub(in crate::host) use listen::listens_within;
 pub use listen::ports;
-pub use log::{last_lines, log_tail};
+pub use log::{KEPT, LogEnd, keep_end, last_lines, log_tail};
 pub use resolve::resolve;
 pub use snapshot::Snapshot;
 pub use stop::{StopOrder, Stopped, cut, exited, restarted_by, stop};
