@@ -18,8 +18,9 @@ use crate::model::secret::Secret;
 /// REST API": timeouts); a deployment is answered in well under one.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(6);
 
-/// How long one operation may take with all its requests. A swap makes five at most (create, in progress, concluded, find
-/// what it supersedes, say so), so that GitHub costs a job 100 s at the very worst.
+/// How long one operation may take with all its requests. Beside a swap nobody waits for it; after its end there are nine at
+/// most (two tries to find or make its deployment, of three each, then concluded, find what it supersedes, say so), so that GitHub
+/// costs a job three minutes at the very worst, and one where it does not answer at all.
 pub const OPERATION_LIMIT: Duration = Duration::from_secs(20);
 
 /// The pause before a request is repeated or its effect is looked for: what a list shows can lag behind.

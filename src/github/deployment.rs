@@ -15,6 +15,10 @@ use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::replica::Revision;
 
+mod search;
+
+use search::Automatic;
+
 /// What a deployment of ours is for; tells them from other deployments to the same environment.
 pub const TASK: &str = "deploy:model";
 
@@ -26,12 +30,6 @@ const STATUS_TRIES: usize = 3;
 
 /// How many deployments or statuses are asked for at once (the most a page holds).
 const PAGE: &str = "100";
-
-/// How many pages of the newest deployments of our task are looked through: several services may share an environment.
-const PAGES: usize = 5;
-
-/// How many of the newest deployments of others are looked through, of those on one page: each costs a request.
-const AUTOMATIC: usize = 30;
 
 /// GitHub's id of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,46 +226,30 @@ impl Deployments {
         new: &NewDeployment,
         run: Option<&str>,
     ) -> Result<Opened, ApiError> {
-        let tried =
-            format!("find or create the deployment of {} in {}", new.swap, self.api.repository);
+        let tried = format!("find the deployment of {} in {}", new.swap, self.api.repository);
         let found = async {
-            if let Some(id) = self.look(new).await? {
-                return Ok(Opened::Found(id, self.state(id).await?));
+            match self.look(new).await? {
+                Some(id) => Ok(Some(Opened::Found(id, self.state(id).await?))),
+                None => Ok(None),
             }
-            if let Some(run) = run {
-                let of_run = format!("/actions/runs/{run}/");
-                let is_of_run = |(id, urls): Automatic<'_>| {
-                    urls.iter().any(|url| url.contains(&of_run)).then_some(id)
-                };
-                if let Some(id) = self.automatic(&new.environment, is_of_run).await? {
-                    return Ok(Opened::Automatic(id));
-                }
-            }
-            self.create(new).await.map(Opened::Ours)
         };
-        self.api.operation(&tried, found).await
-    }
-
-    /// The first thing to be found in the deployments to an environment that GitHub has made for jobs, newest first. The links
-    /// of their statuses are all that tells the job, or a swap that went on with one.
-    async fn automatic<T>(
-        &self,
-        environment: &str,
-        mut found: impl FnMut(Automatic<'_>) -> Option<T>,
-    ) -> Result<Option<T>, ApiError> {
-        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
-        let query = [("environment", environment), ("per_page", PAGE)];
-        let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
-        for listed in there.iter().filter(|listed| listed.task != TASK).take(AUTOMATIC) {
-            let route = format!("/deployments/{}/statuses", listed.id);
-            let posted: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
-            let urls: Vec<&str> =
-                posted.iter().filter_map(|posted| posted.log_url.as_deref()).collect();
-            if let Some(found) = found((listed.id, &urls)) {
-                return Ok(Some(found));
+        if let Some(found) = self.api.operation(&tried, found).await? {
+            return Ok(found);
+        }
+        if let Some(run) = run {
+            let of_run = format!("/actions/runs/{run}/");
+            let is_of_run = |(id, urls): Automatic<'_>| {
+                urls.iter().any(|url| url.contains(&of_run)).then_some(id)
+            };
+            let found = self.automatic(&new.environment, is_of_run);
+            match self.api.operation(&tried, found).await {
+                Ok(Some(id)) => return Ok(Opened::Automatic(id)),
+                // Where there are so many of others that it takes too long, one of our own is better than none.
+                Ok(None) | Err(ApiError::Timeout { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        self.create(new).await.map(Opened::Ours)
     }
 
     /// Adds a status to a deployment.
@@ -314,118 +296,22 @@ impl Deployments {
         }
     }
 
-    /// The newest deployments of our task to the environment, searched for the swap's id.
-    async fn look(&self, new: &NewDeployment) -> Result<Option<DeploymentId>, ApiError> {
-        self.of_swap(&new.environment, &new.swap).await
-    }
-
-    async fn of_swap(
-        &self,
-        environment: &str,
-        swap: &SwapId,
-    ) -> Result<Option<DeploymentId>, ApiError> {
-        self.ours(environment, |(of, id)| (of == *swap).then_some(id)).await
-    }
-
-    /// The first thing to be found in the deployments of our task to an environment, newest first, with the swap of each.
-    async fn ours<T>(
-        &self,
-        environment: &str,
-        mut found: impl FnMut((SwapId, DeploymentId)) -> Option<T>,
-    ) -> Result<Option<T>, ApiError> {
-        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
-        for page in 1..=PAGES {
-            let page = page.to_string();
-            let of = [("environment", environment), ("task", TASK)];
-            let query = [of[0], of[1], ("per_page", PAGE), ("page", &page)];
-            let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
-            let mut swaps = there.iter().filter_map(|listed| Some((listed.swap()?, listed.id)));
-            if let Some(found) = swaps.find_map(&mut found) {
-                return Ok(Some(found));
-            }
-            if there.len().to_string() != PAGE {
-                break;
-            }
-        }
-        Ok(None)
-    }
-
-    /// The deployments to an environment that are known to be of swaps, with the swap of each, newest first: ours, and those
-    /// that GitHub has made for jobs whose swaps went on with them. Of several swaps in one the newest counts.
-    ///
-    /// # Errors
-    /// If GitHub refuses or does not answer.
-    pub async fn list_all(
-        &self,
-        environment: &str,
-    ) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
-        let mut all = Vec::new();
-        let keep = |one| {
-            all.push(one);
-            None::<()>
-        };
-        self.ours(environment, keep).await?;
-        let keep = |(id, urls): Automatic<'_>| {
-            all.extend(urls.iter().find_map(|url| marked(url)).map(|swap| (swap, id)));
-            None::<()>
-        };
-        self.automatic(environment, keep).await?;
-        all.sort_by_key(|(_, id)| std::cmp::Reverse(id.0));
-        Ok(all)
-    }
-
-    /// The state of a deployment's newest status, in GitHub's words; `pending` without one, as GitHub shows it.
-    ///
-    /// # Errors
-    /// If GitHub refuses or does not answer.
-    pub async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
-        let tried = format!("read the state of deployment {id} in {}", self.api.repository);
-        let route = format!("/deployments/{id}/statuses");
-        let there: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", "1")]).await?;
-        let newest =
-            there.into_iter().next().and_then(|posted| posted.state.as_str().map(str::to_owned));
-        Ok(newest.unwrap_or_else(|| "pending".to_owned()))
-    }
-
-    /// The deployment of a swap, if there is one, and its state in GitHub's words.
-    ///
-    /// # Errors
-    /// If GitHub refuses or does not answer.
-    pub async fn find(
-        &self,
-        environment: &str,
-        swap: &SwapId,
-    ) -> Result<Option<(DeploymentId, String)>, ApiError> {
-        let tried = format!("find the deployment of {swap} in {}", self.api.repository);
-        let found = async {
-            let is_marked = |(id, urls): Automatic<'_>| {
-                urls.iter().any(|url| marked(url).as_ref() == Some(swap)).then_some(id)
-            };
-            let id = match self.of_swap(environment, swap).await? {
-                None => self.automatic(environment, is_marked).await?,
-                found => found,
-            };
-            match id {
-                Some(id) => Ok(Some((id, self.state(id).await?))),
-                None => Ok(None),
-            }
-        };
-        self.api.operation(&tried, found).await
-    }
-
     /// Takes the deployment of a swap that does not serve any more out of GitHub's list of what does. One that GitHub does
-    /// not count as active stays as it is, and so does the deployment `by` of what serves now: a job's own may be both.
+    /// not count as active stays as it is, and so does the deployment `by` of what serves now, if it has one: a job's own may be
+    /// both.
     ///
     /// # Errors
     /// If GitHub refuses or does not answer.
     pub async fn supersede(
         &self,
         environment: &str,
-        (swap, by): (&SwapId, DeploymentId),
+        (swap, by): (&SwapId, Option<DeploymentId>),
         status: &Status,
     ) -> Result<(), ApiError> {
         match self.find(environment, swap).await? {
-            Some((id, state)) if state == ACTIVE && id != by => self.add_status(id, status).await,
+            Some((id, state)) if state == ACTIVE && Some(id) != by => {
+                self.add_status(id, status).await
+            }
             _ => Ok(()),
         }
     }
@@ -444,7 +330,9 @@ impl Deployments {
             let is_its = id != by && urls.iter().any(|url| marked(url).as_ref() == Some(swap));
             is_its.then_some(id)
         };
-        let Some(id) = self.automatic(environment, is_earlier).await? else { return Ok(()) };
+        let tried = format!("find the earlier deployment of {swap} in {}", self.api.repository);
+        let found = self.automatic(environment, is_earlier);
+        let Some(id) = self.api.operation(&tried, found).await? else { return Ok(()) };
         let status = Status::continued(swap, by);
         match status.corrects(&self.state(id).await?) {
             true => self.add_status(id, &status).await,
@@ -453,33 +341,10 @@ impl Deployments {
     }
 }
 
-/// A deployment that GitHub has made for a job, and the links of its statuses, newest first.
-type Automatic<'a> = (DeploymentId, &'a [&'a str]);
-
 /// Only what is needed is read: Enterprise Servers differ in the rest.
 #[derive(Deserialize)]
 struct Made {
     id: DeploymentId,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    id: DeploymentId,
-    #[serde(default)]
-    task: String,
-    #[serde(default)]
-    payload: Value,
-}
-
-impl Listed {
-    fn swap(&self) -> Option<SwapId> {
-        // The schema allows the payload as an object and as a text that holds one.
-        let object = match &self.payload {
-            Value::String(text) => serde_json::from_str(text).unwrap_or(Value::Null),
-            other => other.clone(),
-        };
-        object.get("swap_id")?.as_str()?.parse().ok()
-    }
 }
 
 #[derive(Deserialize)]

@@ -74,6 +74,11 @@ impl ApiError {
             Self::Client { .. } | Self::Token | Self::RateLimited { .. } => false,
         }
     }
+
+    /// Whether the same may be done some time later, with nothing mended here.
+    pub fn may_pass(&self) -> bool {
+        self.is_ambiguous() || matches!(self, Self::RateLimited { .. })
+    }
 }
 
 impl Hint for ApiError {

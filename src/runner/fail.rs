@@ -12,7 +12,7 @@ use crate::github::api::ApiError;
 use crate::github::deployment::{DeploymentId, Deployments};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
-use crate::github::status::{ACTIVE, Status};
+use crate::github::status::Status;
 use crate::github::workflow::Workflows;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
@@ -45,7 +45,11 @@ pub(super) async fn fail(
     }
     // From the first question on a signal is heard, also between two of them.
     let mut stop = Stop::new()?;
-    if reaches && let Some(over) = over(setting, config, swap, voice).await? {
+    let standing = match reaches {
+        true => standing(setting, config, swap, voice).await?,
+        false => Standing::Unknown,
+    };
+    if let Standing::Over(over) = standing {
         let is_rerun = setting.inputs.rollback && setting.run.requester.is_rerun();
         if over.is_undone && is_rerun {
             // By an earlier attempt of this step, it may be: then the server answers with that rollback.
@@ -55,7 +59,7 @@ pub(super) async fn fail(
         return Ok(settled(setting, (swap, verdict), voice));
     }
     let verdict = tokio::select! {
-        verdict = judge(setting, config, swap) => verdict,
+        verdict = judge(setting, config, (swap, &standing)) => verdict,
         () = stop.asked() => return Err(stopped()),
     };
     if !setting.inputs.rollback {
@@ -76,6 +80,29 @@ fn stopped() -> Stopped {
     Stopped { failures: vec![failure], exit: Exit::Environment }
 }
 
+/// What the server says of the swap.
+enum Standing {
+    /// What it brought serves.
+    Serves,
+    /// It cannot fail any more.
+    Over(Over),
+    /// It was not asked, or did not say.
+    Unknown,
+}
+
+impl Standing {
+    /// Whether a deployment of the swap in this state, in GitHub's words, says all that there is to say. A swap that serves may
+    /// have any other: GitHub did not hear of its end, or somebody else's deployment to the environment has closed it.
+    fn agrees(&self, state: &str) -> bool {
+        state == "failure" || (state == "inactive" && !matches!(self, Self::Serves))
+    }
+
+    /// Whether it may be what needs a person that such a deployment tells of, and not a swap that serves.
+    fn doubts(&self, state: &str) -> bool {
+        state == "error" && !matches!(self, Self::Serves)
+    }
+}
+
 /// A swap that cannot fail any more.
 struct Over {
     /// By what the server says, one line.
@@ -84,19 +111,19 @@ struct Over {
     is_undone: bool,
 }
 
-/// Whether the server says that the swap cannot fail any more.
-async fn over(
+/// Asks the server about the swap.
+async fn standing(
     setting: &Setting,
     config: &Config,
     swap: &SwapId,
     voice: &mut Voice,
-) -> Result<Option<Over>, Stopped> {
+) -> Result<Standing, Stopped> {
     let told = ask(&setting.asking(CommandName::Status), config, voice).await?;
-    let Some(report) = told.status else { return Ok(None) };
+    let Some(report) = told.status else { return Ok(Standing::Unknown) };
     let brought = report.brought_by();
     // A rollback has nothing behind it to go back to: it cannot fail in this sense.
     if brought == Some(swap) && report.serving_swap.as_ref() == Some(swap) {
-        return Ok(None);
+        return Ok(Standing::Serves);
     }
     let instead = brought.filter(|other| *other != swap);
     let instead =
@@ -104,40 +131,70 @@ async fn over(
     let why = format!("swap {swap} is not what serves now: {instead} does");
     let past = report.history.iter().rfind(|past| past.swap == *swap && past.brought());
     let ended_by = past.and_then(|past| report.ended_by(past)?.strategy);
-    Ok(Some(Over { why, is_undone: ended_by.is_some_and(Strategy::is_rollback) }))
+    Ok(Standing::Over(Over { why, is_undone: ended_by.is_some_and(Strategy::is_rollback) }))
 }
 
 /// Has another workflow roll the swap back, if one is named, and marks the deployment: in this order, so that a step that
-/// is run again after a failure does both.
-async fn judge(setting: &Setting, config: &Config, swap: &SwapId) -> Result<Verdict, Stopped> {
+/// is run again after a failure does both. The workflow is started also where nothing can be marked: the server moves nothing
+/// that does not serve by this swap.
+async fn judge(
+    setting: &Setting,
+    config: &Config,
+    (swap, standing): (&SwapId, &Standing),
+) -> Result<Verdict, Stopped> {
     let environment = setting.inputs.environment_for(&config.spec.service);
-    let missing = |missing: Missing| Stopped::input(vec![missing.failure()]);
-    let told =
-        |error: ApiError| Stopped { failures: vec![error.to_failure()], exit: Exit::Environment };
     let spec = api::spec(setting, "deployments: write").map_err(missing)?;
     let deployments = Deployments::new(spec).map_err(told)?;
-    let Some((id, state)) = deployments.find(&environment, swap).await.map_err(told)? else {
-        let failure =
-            Failure::new(format!("there is no deployment of swap {swap} to {environment}"))
-                .hint("give the input environment as the step that swapped had it");
-        return Err(Stopped::input(vec![failure]));
-    };
-    if state != ACTIVE {
+    let found = deployments.find(&environment, swap).await.map_err(told)?;
+    if let Some((id, state)) = found.as_ref().filter(|(_, state)| standing.agrees(state)) {
         let said = format!("deployment {id} of swap {swap} is {state} already, and stays so");
-        return Ok(Verdict { deployment: Some(id), said });
+        return Ok(Verdict { deployment: Some(*id), said });
     }
-    let mut said = format!("deployment {id} of swap {swap} is a failure now");
-    if let Some(workflow) = &setting.inputs.rollback_workflow {
-        let reference = setting.run.deployment_ref.as_ref();
-        let reference = reference.map(|reference| reference.name.clone()).unwrap_or_default();
-        let spec = api::spec(setting, "actions: write").map_err(missing)?;
-        let workflows = Workflows::new(spec).map_err(told)?;
-        workflows.dispatch(workflow, &reference, (swap, &environment)).await.map_err(told)?;
-        said += &format!("; workflow {workflow} is started on {reference}");
+    let started = start_workflow(setting, (swap, &environment)).await?;
+    let started = started.map(|started| format!("; {started}"));
+    let and = started.as_deref().unwrap_or_default();
+    let Some((id, state)) = found else {
+        let text = format!("there is no deployment of swap {swap} to {environment}{and}");
+        let hint = "give the input environment as the step that swapped had it; where GitHub was not told of the swap, \
+                    `rollback: true` with ssh-key rolls back what has no deployment";
+        return Err(Stopped::input(vec![Failure::new(text).hint(hint)]));
+    };
+    if standing.doubts(&state) {
+        let said = format!("deployment {id} of swap {swap} is {state}, and stays so{and}");
+        if started.is_some() {
+            return Ok(Verdict { deployment: Some(id), said });
+        }
+        let failure =
+            Failure::new(format!("{said}: what is stuck says this, and what GitHub lost"))
+                .hint("give the step ssh-key and known-hosts: the server knows whether it serves");
+        return Err(Stopped { failures: vec![failure], exit: Exit::Environment });
     }
     let status = Status::failed(swap, setting.run.requester.url.clone());
     deployments.add_status(id, &status).await.map_err(told)?;
+    let said = format!("deployment {id} of swap {swap} is a failure now{and}");
     Ok(Verdict { deployment: Some(id), said })
+}
+
+/// Starts the workflow that is to roll the swap back, and says so; `None` where none is named.
+async fn start_workflow(
+    setting: &Setting,
+    (swap, environment): (&SwapId, &str),
+) -> Result<Option<String>, Stopped> {
+    let Some(workflow) = &setting.inputs.rollback_workflow else { return Ok(None) };
+    let reference = setting.run.deployment_ref.as_ref();
+    let reference = reference.map(|reference| reference.name.clone()).unwrap_or_default();
+    let spec = api::spec(setting, "actions: write").map_err(missing)?;
+    let workflows = Workflows::new(spec).map_err(told)?;
+    workflows.dispatch(workflow, &reference, (swap, environment)).await.map_err(told)?;
+    Ok(Some(format!("workflow {workflow} is started on {reference}")))
+}
+
+fn missing(missing: Missing) -> Stopped {
+    Stopped::input(vec![missing.failure()])
+}
+
+fn told(error: ApiError) -> Stopped {
+    Stopped { failures: vec![error.to_failure()], exit: Exit::Environment }
 }
 
 /// Says what became of it, where no traffic moves.

@@ -1,5 +1,7 @@
 //! Tells GitHub how a swap goes, beside it: what GitHub answers, or does not, never changes the swap.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
@@ -17,6 +19,10 @@ use crate::render::Line;
 
 #[cfg(test)]
 mod tests;
+
+/// How long GitHub is left alone before a deployment is asked for again that it did not make: a model loads for minutes, and
+/// what GitHub has lasts for minutes as well.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// The swap's voice on GitHub. Does nothing where there is no token or no repository.
 pub(super) struct Reporter {
@@ -42,6 +48,8 @@ struct Frame {
     run: Option<String>,
     /// Whether the job was run before, and may have told of the same swap.
     is_rerun: bool,
+    /// How long GitHub is left alone before a deployment is asked for again that it did not make.
+    again: Duration,
 }
 
 impl Reporter {
@@ -74,6 +82,7 @@ impl Reporter {
             log_url: run.requester.url.clone(),
             run: run.requester.run_id.clone(),
             is_rerun: run.requester.is_rerun(),
+            again: AGAIN,
         };
         let (news, heard) = unbounded_channel();
         Self {
@@ -105,73 +114,150 @@ impl Reporter {
     }
 }
 
+/// Tells of every event until there are no more.
 async fn tell(spec: ApiSpec, frame: Frame, mut heard: UnboundedReceiver<Event>) -> Told {
-    let mut told = Told::default();
-    let mut note = |error: ApiError| told.failures.push(error.to_failure());
     let api = match Deployments::new(spec) {
         Ok(api) => api,
-        Err(error) => {
-            note(error);
-            return told;
-        }
+        Err(error) => return Told { deployment: None, failures: vec![error.to_failure()] },
     };
-    let mut deployment = None;
-    let mut concluded = false;
-    let mut replaces = None;
-    while let Some(event) = heard.recv().await {
-        let status = match &event.kind {
-            EventKind::Planned { plan, replaces: before } => {
-                replaces.clone_from(before);
-                let (reference, environment) = (frame.reference.clone(), frame.environment.clone());
-                let new = NewDeployment::of_plan(plan, event.swap.clone(), reference, environment);
-                match api.find_or_create(&new, frame.run.as_deref()).await {
-                    Ok(opened) => deployment = Some(opened),
-                    Err(error) => note(error),
-                }
-                Status::started(plan, frame.log_url.clone())
-            }
-            EventKind::Concluded(conclusion) => {
-                concluded = true;
-                Status::concluded(frame.purpose, conclusion, frame.log_url.clone())
-            }
-            _ => continue,
-        };
-        let Some(opened) = &deployment else { continue };
-        let state = status.state;
-        if opened.lacks(state)
-            && let Err(error) =
-                api.add_status(opened.id(), &opened.worded(status, &event.swap)).await
-        {
-            note(error);
-        }
-        if let EventKind::Concluded(end) = &event.kind {
-            let replaces = replaces.as_ref().filter(|_| state == State::Success);
-            let told = close_others(&api, &frame, (opened, replaces), (&event.swap, end)).await;
-            told.unwrap_or_else(&mut note);
-        }
+    let mut telling = Telling { api, frame, begun: None, failures: Vec::new() };
+    while let Some(event) = telling.next(&mut heard).await {
+        telling.take(event).await;
     }
-    if let Some(opened) = deployment.as_ref().filter(|opened| !concluded && !opened.is_told())
-        && let Err(error) = api.add_status(opened.id(), &Status::lost(frame.log_url)).await
-    {
-        note(error);
-    }
-    told.deployment = deployment.as_ref().map(Opened::id);
-    told
+    telling.end().await
 }
 
-/// Takes out of GitHub's list what a swap that has ended stands in the place of. Also where its own end was told before: whoever
-/// told it may have come no further.
-async fn close_others(
-    api: &Deployments,
-    frame: &Frame,
-    (opened, replaces): (&Opened, Option<&SwapId>),
-    (swap, end): (&SwapId, &Conclusion),
-) -> Result<(), ApiError> {
-    if let (Opened::Automatic(id), true) = (opened, frame.is_rerun) {
-        api.close_earlier(&frame.environment, (swap, *id)).await?;
+/// What GitHub is told, as far as it has come.
+struct Telling {
+    api: Deployments,
+    frame: Frame,
+    /// The swap that goes on, or that has ended last.
+    begun: Option<Begun>,
+    failures: Vec<Failure>,
+}
+
+/// A swap from its plan on.
+struct Begun {
+    new: NewDeployment,
+    started: Status,
+    /// The swap whose result serves until then.
+    replaces: Option<SwapId>,
+    deployment: Result<Opened, ApiError>,
+    concluded: bool,
+}
+
+impl Begun {
+    /// Whether there is no deployment, and GitHub may have one by now.
+    fn lacks_deployment(&self) -> bool {
+        self.deployment.as_ref().is_err_and(ApiError::may_pass)
     }
-    // What still serves is never called inactive: only the end of a swap that has moved traffic for good says more.
-    let Some(before) = replaces else { return Ok(()) };
-    let status = Status::superseded(frame.purpose, swap, &end.traffic);
-    api.supersede(&frame.environment, (before, opened.id()), &status).await
+}
+
+impl Telling {
+    /// The next event. While it is awaited, a deployment that GitHub did not make is asked for again.
+    async fn next(&mut self, heard: &mut UnboundedReceiver<Event>) -> Option<Event> {
+        loop {
+            let begun = self.begun.as_ref().filter(|begun| !begun.concluded);
+            let Some(begun) = begun.filter(|begun| begun.lacks_deployment()) else {
+                return heard.recv().await;
+            };
+            let started = begun.started.clone();
+            tokio::select! {
+                event = heard.recv() => return event,
+                () = tokio::time::sleep(self.frame.again) => {}
+            }
+            self.open_again().await;
+            self.say(started).await;
+        }
+    }
+
+    async fn take(&mut self, event: Event) {
+        match event.kind {
+            EventKind::Planned { plan, replaces } => {
+                self.leave();
+                let (reference, environment) =
+                    (self.frame.reference.clone(), self.frame.environment.clone());
+                let new = NewDeployment::of_plan(&plan, event.swap, reference, environment);
+                let deployment = self.api.find_or_create(&new, self.frame.run.as_deref()).await;
+                let started = Status::started(&plan, self.frame.log_url.clone());
+                let first = started.clone();
+                self.begun = Some(Begun { new, started, replaces, deployment, concluded: false });
+                self.say(first).await;
+            }
+            EventKind::Concluded(end) => self.conclude(&end).await,
+            _ => {}
+        }
+    }
+
+    async fn open_again(&mut self) {
+        if let Some(begun) = self.begun.as_mut().filter(|begun| begun.lacks_deployment()) {
+            let run = self.frame.run.as_deref();
+            begun.deployment = self.api.find_or_create(&begun.new, run).await;
+        }
+    }
+
+    /// Gives the deployment a status, if there is one that lacks it.
+    async fn say(&mut self, status: Status) {
+        let Some(Begun { new, deployment: Ok(opened), .. }) = &self.begun else { return };
+        if opened.lacks(status.state) {
+            let status = opened.worded(status, &new.swap);
+            let told = self.api.add_status(opened.id(), &status).await;
+            self.note(told.err());
+        }
+    }
+
+    async fn conclude(&mut self, end: &Conclusion) {
+        self.open_again().await;
+        let status = Status::concluded(self.frame.purpose, end, self.frame.log_url.clone());
+        let state = status.state;
+        self.say(status).await;
+        if let Some(begun) = &mut self.begun {
+            begun.concluded = true;
+        }
+        let told = self.close_others(state, end).await;
+        self.note(told.err());
+    }
+
+    /// Takes out of GitHub's list what a swap that has ended stands in the place of. Also where its own end was told before: whoever
+    /// told it may have come no further; and where it has no deployment itself.
+    async fn close_others(&self, state: State, end: &Conclusion) -> Result<(), ApiError> {
+        let Some(Begun { new, replaces, deployment, .. }) = &self.begun else { return Ok(()) };
+        if let (Ok(Opened::Automatic(id)), true) = (deployment, self.frame.is_rerun) {
+            self.api.close_earlier(&new.environment, (&new.swap, *id)).await?;
+        }
+        // What still serves is never called inactive: only the end of a swap that has moved traffic for good says more.
+        let Some(before) = replaces.as_ref().filter(|_| state == State::Success) else {
+            return Ok(());
+        };
+        let status = Status::superseded(self.frame.purpose, &new.swap, &end.traffic);
+        let by = deployment.as_ref().ok().map(Opened::id);
+        self.api.supersede(&new.environment, (before, by), &status).await
+    }
+
+    async fn end(mut self) -> Told {
+        if self.begun.as_ref().is_some_and(|begun| !begun.concluded) {
+            self.open_again().await;
+            let deployment = self.begun.as_ref().map(|begun| &begun.deployment);
+            if !deployment.is_some_and(|it| it.as_ref().is_ok_and(Opened::is_told)) {
+                self.say(Status::lost(self.frame.log_url.clone())).await;
+            }
+        }
+        let deployment = self.leave();
+        Told { deployment, failures: self.failures }
+    }
+
+    /// Has done with a swap: its deployment, or word of why there is none.
+    fn leave(&mut self) -> Option<DeploymentId> {
+        match self.begun.take()?.deployment {
+            Ok(opened) => Some(opened.id()),
+            Err(error) => {
+                self.note(Some(error));
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, error: Option<ApiError>) {
+        self.failures.extend(error.map(|error| error.to_failure()));
+    }
 }

@@ -40,6 +40,11 @@ fn states(github: &FakeGitHub, swap: &str) -> Result<Vec<String>> {
     Ok(statuses.into_iter().map(|status| status.state).collect())
 }
 
+/// How often a workflow was started.
+fn dispatches(github: &FakeGitHub) -> usize {
+    github.requests().iter().filter(|request| request.path.ends_with("/dispatches")).count()
+}
+
 /// How many requests have changed something at GitHub.
 fn changes(github: &FakeGitHub) -> usize {
     github.requests().iter().filter(|request| request.method != "GET").count()
@@ -143,6 +148,57 @@ async fn a_workflow_is_started_for_a_swap_that_has_failed_and_a_step_that_could_
     let keyless = fail(&world, &github, swap, Key::Missing)?.with_inputs(&[("rollback", "true")]);
     Step::run(keyless).await?.refused(2, &["rollback is true, and the input ssh-key is empty"]);
     assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
+/// Where GitHub did not answer when the swap ended, its deployment is left in another state than `success`, or is not there.
+#[tokio::test]
+async fn what_has_failed_is_rolled_back_whatever_github_has_heard_of_it() -> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    github.fail(Fault::Status(500), &[Operation::CreateStatus], Times::Always);
+    let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
+    github.heal();
+    let (swap, id) = (promoted.output("swap-id"), promoted.output("deployment-id").parse()?);
+    assert_eq!(deployment(&github, swap)?.state(), "pending");
+    let on_failure = |key| -> Result<Action> {
+        let inputs = [("rollback-workflow", "on-failure.yml")];
+        Ok(fail(&world, &github, swap, key)?.with_inputs(&inputs))
+    };
+    for (before, key, marked, started) in [
+        ("pending", Key::Missing, true, 1),
+        ("in_progress", Key::Missing, true, 1),
+        ("in_progress", Key::Given, true, 1),
+        // It may be stuck. The workflow that is started asks the server.
+        ("error", Key::Missing, false, 1),
+        ("error", Key::Given, true, 1),
+        // Somebody else's swap in this environment can have closed it, but only the server knows that.
+        ("inactive", Key::Missing, false, 0),
+        ("inactive", Key::Given, true, 1),
+        ("failure", Key::Given, false, 0),
+    ] {
+        if deployment(&github, swap)?.state() != before {
+            github.set_state(id, before);
+        }
+        let (posted, dispatched) = (states(&github, swap)?.len(), dispatches(&github));
+        let run = Step::run(on_failure(key)?).await?.ended(0, "unchanged");
+        let expected = if marked { "failure" } else { before };
+        assert_eq!(deployment(&github, swap)?.state(), expected, "{before}\n{run}");
+        assert_eq!(states(&github, swap)?.len() - posted, usize::from(marked), "{before}\n{run}");
+        assert_eq!(dispatches(&github) - dispatched, started, "{before}\n{run}");
+    }
+    github.set_state(id, "error");
+    let alone = Step::run(fail(&world, &github, swap, Key::Missing)?).await?;
+    alone.refused(3, &["is error, and stays so", "the server knows whether it serves"]);
+
+    // GitHub has never heard of it.
+    let other = on_failure(Key::Given)?.with_inputs(&[("environment", "elsewhere")]);
+    let dispatched = dispatches(&github);
+    let said =
+        format!("no deployment of swap {swap} to elsewhere; workflow on-failure.yml is started");
+    Step::run(other).await?.refused(2, &[&said, "`rollback: true`"]);
+    assert_eq!(dispatches(&github) - dispatched, 1);
+    assert_eq!(world.serves().await?, NEW, "nothing of this moves anything");
     Ok(())
 }
 

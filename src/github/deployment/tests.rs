@@ -242,6 +242,16 @@ async fn an_attempt_that_began_earlier_is_found() {
     assert_eq!(requests(&fake), [LIST, "GET /deployments/1/statuses?per_page=1"]);
 }
 
+#[tokio::test]
+async fn deployments_of_others_that_are_too_many_to_look_through_do_not_stand_in_the_way() {
+    let (fake, mut deployments) = github();
+    deployments.api.bounds.operation = HANGS;
+    fake.begin_job("chat é", 76);
+    fake.fail(Fault::Hang, &[Operation::ListStatuses], Times::Always);
+    let opened = deployments.find_or_create(&new(), Some("77")).await.unwrap();
+    assert!(matches!(opened, Opened::Ours(_)), "{opened:?}");
+}
+
 #[test]
 fn what_an_earlier_attempt_has_told_is_not_told_again() {
     let found = |state: &str| Opened::Found(DeploymentId(1), state.to_owned());

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use testbed::github::{Deployment, FakeGitHub};
+use testbed::github::{Deployment, FakeGitHub, Fault, Operation, Times};
 
 use super::*;
 use crate::github::api::Bounds;
@@ -28,40 +28,50 @@ fn spec(github: &FakeGitHub) -> ApiSpec {
     }
 }
 
-/// Tells of swap s-1 that it began in the place of s-0, and how it ended, if it did.
-async fn report(github: &FakeGitHub, attempt: &str, outcome: Option<Outcome>) {
+fn frame(attempt: &str) -> Frame {
     let requester = Requester { run_attempt: Some(attempt.to_owned()), ..Default::default() };
-    let frame = Frame {
+    Frame {
         reference: Reference::fixed("main".to_owned()),
         environment: "chat".to_owned(),
         purpose: Purpose::Swap,
         log_url: Some(RUN.to_owned()),
         run: Some("77".to_owned()),
         is_rerun: requester.is_rerun(),
-    };
+        again: Duration::from_millis(1),
+    }
+}
+
+/// Swap s-1 begins in the place of s-0.
+fn planned() -> Event {
     let plan = Box::new(two_slot_plan());
-    let concluded = |outcome| {
-        EventKind::Concluded(Conclusion {
-            outcome,
-            traffic: "Qwen/B serves from slot b".to_owned(),
-            slot: None,
-            revision: None,
-            previous_revision: None,
-            rollback_until: None,
-            failure: None,
-        })
+    event(1, EventKind::Planned { plan, replaces: Some("s-0".parse().unwrap()) })
+}
+
+fn concluded(outcome: Outcome) -> Event {
+    let conclusion = Conclusion {
+        outcome,
+        traffic: "Qwen/B serves from slot b".to_owned(),
+        slot: None,
+        revision: None,
+        previous_revision: None,
+        rollback_until: None,
+        failure: None,
     };
-    let kinds = [
-        Some(EventKind::Planned { plan, replaces: Some("s-0".parse().unwrap()) }),
-        outcome.map(concluded),
-    ];
+    event(2, EventKind::Concluded(conclusion))
+}
+
+fn event(seq: u64, kind: EventKind) -> Event {
+    Event { v: 1, swap: "s-1".parse().unwrap(), seq, at: jiff::Timestamp::UNIX_EPOCH, kind }
+}
+
+/// Tells of swap s-1 that it began in the place of s-0, and how it ended, if it did.
+async fn report(github: &FakeGitHub, attempt: &str, outcome: Option<Outcome>) {
     let (news, heard) = unbounded_channel();
-    for (kind, seq) in kinds.into_iter().flatten().zip(1..) {
-        let (at, swap) = (jiff::Timestamp::UNIX_EPOCH, "s-1".parse().unwrap());
-        news.send(Event { v: 1, swap, seq, at, kind }).unwrap();
+    for event in std::iter::once(planned()).chain(outcome.map(concluded)) {
+        news.send(event).unwrap();
     }
     drop(news);
-    let told = tell(spec(github), frame, heard).await;
+    let told = tell(spec(github), frame(attempt), heard).await;
     assert!(told.failures.is_empty() && github.violations().is_empty(), "{:?}", told.failures);
 }
 
@@ -111,5 +121,70 @@ async fn of_a_job_that_is_run_again_the_deployment_that_github_made_before_is_cl
         assert_eq!(states(first).last(), Some(&"inactive"), "{github}");
         assert_eq!(states(first).len(), 4, "{github}");
         assert_eq!(second.state(), "success", "{github}");
+    }
+}
+
+/// How often one operation posts a deployment.
+const TRIES: u32 = 2;
+
+/// What has not come by then does not come.
+const NEVER: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_deployment_that_github_did_not_make_is_made_while_the_swap_goes_on() {
+    let github = FakeGitHub::start().unwrap();
+    github.fail(Fault::Status(502), &[Operation::CreateDeployment], Times::Next(2 * TRIES));
+    let (news, heard) = unbounded_channel();
+    news.send(planned()).unwrap();
+    let told = async {
+        let made = async {
+            while github.deployments().iter().all(|made| made.statuses.is_empty()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(NEVER, made).await.expect("it is not asked for again");
+        news.send(concluded(Outcome::Promoted)).unwrap();
+        drop(news);
+    };
+    let (told, ()) = tokio::join!(tell(spec(&github), frame("1"), heard), told);
+    assert!(told.failures.is_empty(), "nothing is missing: {:?}", told.failures);
+    let [own] = &*github.deployments() else { panic!("{github}") };
+    assert_eq!(states(own), ["in_progress", "success"], "{github}");
+    assert_eq!(told.deployment, Some(DeploymentId(own.id)));
+}
+
+#[tokio::test]
+async fn a_deployment_that_github_did_not_make_is_made_when_the_swap_has_ended() {
+    for (outcome, state, before) in [
+        (Some(Outcome::Promoted), "success", "inactive"),
+        (Some(Outcome::Failed), "failure", "success"),
+        (None, "error", "success"),
+    ] {
+        let github = FakeGitHub::start().unwrap();
+        github.deploy("chat", &of("s-0"));
+        github.fail(Fault::Status(502), &[Operation::CreateDeployment], Times::Next(TRIES));
+        report(&github, "1", outcome).await;
+        let [other, own] = &*github.deployments() else { panic!("{github}") };
+        assert_eq!((other.state(), &*states(own)), (before, &[state][..]), "{github}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_swap_replaced_is_superseded_also_where_it_has_no_deployment_itself() {
+    for refused in [403, 502] {
+        let github = FakeGitHub::start().unwrap();
+        github.deploy("chat", &of("s-0"));
+        github.fail(Fault::Status(refused), &[Operation::CreateDeployment], Times::Always);
+        let (news, heard) = unbounded_channel();
+        news.send(planned()).unwrap();
+        news.send(concluded(Outcome::Promoted)).unwrap();
+        drop(news);
+        let told = tell(spec(&github), frame("1"), heard).await;
+        assert!(told.deployment.is_none() && told.failures.len() == 1, "{:?}", told.failures);
+        let [before] = &*github.deployments() else { panic!("{github}") };
+        assert_eq!(states(before), ["success", "inactive"], "{github}");
+        let posts = github.requests().into_iter().filter(|it| it.path.ends_with("/deployments"));
+        let posts = posts.filter(|request| request.method == "POST").count();
+        assert_eq!(posts, if refused == 403 { 1 } else { 4 }, "what GitHub forbids it forbids");
     }
 }

@@ -222,6 +222,12 @@ impl FakeGitHub {
         state.add_status("acme/llm", id, &success);
     }
 
+    /// Somebody else gives a deployment of `acme/llm` a state.
+    pub fn set_state(&self, id: u64, state: &str) {
+        let status = serde_json::json!({ "state": state, "auto_inactive": false });
+        self.world().state.add_status("acme/llm", id, &status);
+    }
+
     /// All comments, oldest first.
     pub fn comments(&self) -> Vec<Comment> {
         self.world().state.comments.all.clone()

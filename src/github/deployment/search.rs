@@ -1,0 +1,157 @@
+//! Finds deployments: ours by the swap in their payload, GitHub's own by the links of their statuses.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{DeploymentId, Deployments, NewDeployment, PAGE, Posted, TASK};
+use crate::github::api::ApiError;
+use crate::github::status::marked;
+use crate::model::ids::SwapId;
+
+/// How many pages of the newest deployments of our task are looked through: several services may share an environment.
+const PAGES: usize = 5;
+
+/// How many of the newest deployments of others are looked through, of those on one page: each costs a request.
+const AUTOMATIC: usize = 30;
+
+/// A deployment that GitHub has made for a job, and the links of its statuses, newest first.
+pub(super) type Automatic<'a> = (DeploymentId, &'a [&'a str]);
+
+impl Deployments {
+    /// The first thing to be found in the deployments to an environment that GitHub has made for jobs, newest first. The links
+    /// of their statuses are all that tells the job, or a swap that went on with one.
+    pub(super) async fn automatic<T>(
+        &self,
+        environment: &str,
+        mut found: impl FnMut(Automatic<'_>) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
+        let query = [("environment", environment), ("per_page", PAGE)];
+        let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
+        for listed in there.iter().filter(|listed| listed.task != TASK).take(AUTOMATIC) {
+            let route = format!("/deployments/{}/statuses", listed.id);
+            let posted: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
+            let urls: Vec<&str> =
+                posted.iter().filter_map(|posted| posted.log_url.as_deref()).collect();
+            if let Some(found) = found((listed.id, &urls)) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The newest deployments of our task to the environment, searched for the swap's id.
+    pub(super) async fn look(&self, new: &NewDeployment) -> Result<Option<DeploymentId>, ApiError> {
+        self.of_swap(&new.environment, &new.swap).await
+    }
+
+    async fn of_swap(
+        &self,
+        environment: &str,
+        swap: &SwapId,
+    ) -> Result<Option<DeploymentId>, ApiError> {
+        self.ours(environment, |(of, id)| (of == *swap).then_some(id)).await
+    }
+
+    /// The first thing to be found in the deployments of our task to an environment, newest first, with the swap of each.
+    async fn ours<T>(
+        &self,
+        environment: &str,
+        mut found: impl FnMut((SwapId, DeploymentId)) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let tried = format!("list the deployments to {environment} in {}", self.api.repository);
+        for page in 1..=PAGES {
+            let page = page.to_string();
+            let of = [("environment", environment), ("task", TASK)];
+            let query = [of[0], of[1], ("per_page", PAGE), ("page", &page)];
+            let there: Vec<Listed> = self.api.get(&tried, "/deployments", &query).await?;
+            let mut swaps = there.iter().filter_map(|listed| Some((listed.swap()?, listed.id)));
+            if let Some(found) = swaps.find_map(&mut found) {
+                return Ok(Some(found));
+            }
+            if there.len().to_string() != PAGE {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The deployments to an environment that are known to be of swaps, with the swap of each, newest first: ours, and those
+    /// that GitHub has made for jobs whose swaps went on with them. Of several swaps in one the newest counts.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn list_all(
+        &self,
+        environment: &str,
+    ) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
+        let mut all = Vec::new();
+        let keep = |one| {
+            all.push(one);
+            None::<()>
+        };
+        self.ours(environment, keep).await?;
+        let keep = |(id, urls): Automatic<'_>| {
+            all.extend(urls.iter().find_map(|url| marked(url)).map(|swap| (swap, id)));
+            None::<()>
+        };
+        self.automatic(environment, keep).await?;
+        all.sort_by_key(|(_, id)| std::cmp::Reverse(id.0));
+        Ok(all)
+    }
+
+    /// The state of a deployment's newest status, in GitHub's words; `pending` without one, as GitHub shows it.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
+        let tried = format!("read the state of deployment {id} in {}", self.api.repository);
+        let route = format!("/deployments/{id}/statuses");
+        let there: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", "1")]).await?;
+        let newest =
+            there.into_iter().next().and_then(|posted| posted.state.as_str().map(str::to_owned));
+        Ok(newest.unwrap_or_else(|| "pending".to_owned()))
+    }
+
+    /// The deployment of a swap, if there is one, and its state in GitHub's words.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn find(
+        &self,
+        environment: &str,
+        swap: &SwapId,
+    ) -> Result<Option<(DeploymentId, String)>, ApiError> {
+        let tried = format!("find the deployment of {swap} in {}", self.api.repository);
+        let is_marked = |(id, urls): Automatic<'_>| {
+            urls.iter().any(|url| marked(url).as_ref() == Some(swap)).then_some(id)
+        };
+        // Each has a bound of its own: an environment that others use as well takes many requests.
+        let id = match self.api.operation(&tried, self.of_swap(environment, swap)).await? {
+            None => self.api.operation(&tried, self.automatic(environment, is_marked)).await?,
+            found => found,
+        };
+        let Some(id) = id else { return Ok(None) };
+        Ok(Some((id, self.api.operation(&tried, self.state(id)).await?)))
+    }
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    id: DeploymentId,
+    #[serde(default)]
+    task: String,
+    #[serde(default)]
+    payload: Value,
+}
+
+impl Listed {
+    fn swap(&self) -> Option<SwapId> {
+        // The schema allows the payload as an object and as a text that holds one.
+        let object = match &self.payload {
+            Value::String(text) => serde_json::from_str(text).unwrap_or(Value::Null),
+            other => other.clone(),
+        };
+        object.get("swap_id")?.as_str()?.parse().ok()
+    }
+}
