@@ -409,6 +409,19 @@ async fn a_container_whose_output_docker_does_not_keep_is_removed_all_the_same()
     Ok(())
 }
 
+/// The Engine would start it at the next boot, beside what serves then.
+#[tokio::test]
+async fn a_warm_container_that_somebody_has_stopped_is_put_away_for_boots_as_well() -> Result<()> {
+    let docked = Docked::composed(&[]).await?;
+    docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    said(&mut docked.engine.docker(["stop", "--time=5", COMPOSED]))?;
+    docked.world.run("swap", "Qwen/Newer", &[]).await?.ended(0, "promoted");
+    let policy =
+        docked.inspect(COMPOSED, "{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}")?;
+    assert_eq!(policy, "false no");
+    Ok(())
+}
+
 /// While it is warm: once it has ended it is gone.
 #[tokio::test]
 async fn a_container_that_docker_removes_when_it_ends_has_a_way_back() -> Result<()> {

@@ -123,6 +123,9 @@ impl Runtime for Docker<'_> {
             if self.container().await?.is_some_and(|ended| ended.state.exit_code == KILLED) {
                 stopped.forced = main.into_iter().collect();
             }
+        } else if container.restarts() != LEAVES && !container.is_own() {
+            // Who ended it, and so whether the Engine starts it all the same, nothing tells.
+            docker::restart(self.0, LEAVES).await?;
         }
         if container.is_own() {
             stopped.unkept = clear(&container).await?;
