@@ -82,6 +82,7 @@ pub async fn look<H: Host>(
         claimed: claimed((host, dir), spec).await,
         state: dir.load()?,
         nginx_port: upstream.port,
+        beside_loopback: upstream.beside_loopback,
         worker_shutdown_timeout: upstream.worker_shutdown_timeout,
         wanted: revision::specified(spec, hash, image.as_ref().map(|here| &here.image), git_sha),
         must_pull: spec.replica.image.is_some() && image.is_none(),

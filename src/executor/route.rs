@@ -8,10 +8,11 @@ use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Identity, UpstreamView};
 use crate::model::failure::Failure;
-use crate::model::ids::Port;
+use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::plan::{Plan, Side};
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::step::Step;
+use crate::swap::planner::LOOPBACK_WAY;
 
 /// Bound on the replicas' answers where traffic waits to come back: of GitHub's ten seconds for a job that is cancelled
 /// the proof needs some as well.
@@ -101,6 +102,39 @@ pub async fn prove_route<H: Host>(
         .hint("if the file was changed without a reload, reload nginx (nginx -s reload) and look again")
         .hint("if another `server` of nginx answers at that address, as Debian's default site does, remove it or set nginx.probe.host")),
     }
+}
+
+/// Before nginx is told: at the address that its new line names, from where nginx is, the candidate must answer as it does
+/// here. A proof that fails later costs requests, and one by sockets does not need an answer.
+///
+/// # Errors
+/// If somebody else answers there, or nobody.
+pub(super) async fn confirm_way<H: Host>(
+    cx: &Context<'_, H>,
+    to: &SlotName,
+    (master, server): (ProcessId, &str),
+) -> Result<(), Failure> {
+    // Where the candidate alone is left, nothing is better than what it may answer.
+    if cx.goes_forward() {
+        return Ok(());
+    }
+    let port = cx.slot(to).port;
+    let seen = match cx.host.ask_as_nginx(master, server).await? {
+        None | Some(Answer::Locked) => return Ok(()),
+        Some(Answer::Ready(theirs)) => match cx.host.ask(port).await {
+            Answer::Ready(own) if own.root() != theirs.root() => format!("{theirs} answers there"),
+            _ => return Ok(()),
+        },
+        Some(Answer::Refused) => "nobody listens there".to_owned(),
+        Some(Answer::Unwell(why)) => why,
+    };
+    Err(Failure::new(format!(
+        "nginx would not reach the replica in slot {to}, which answers on 127.0.0.1:{port}, by `{server}`: {seen}"
+    ))
+    .hint(format!(
+        "have it listen at that address (--host in replica.command), and let a firewall pass port {port} as it does the other slot's"
+    ))
+    .hint(LOOPBACK_WAY))
 }
 
 /// Whether new requests are seen to go to `port` although nginx's file names `named`: whoever put an old file back did not reload

@@ -193,11 +193,23 @@ pub trait Host {
         self.upstream().await
     }
 
-    /// The `server` lines as they are, and as they would be with another port; looked at as [`Host::upstream_at_rest`] does.
+    /// The `server` lines as they are, and as they would be with another port, and the master of that nginx; looked at as
+    /// [`Host::upstream_at_rest`] does.
     ///
     /// # Errors
     /// As [`Host::upstream`].
-    async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure>;
+    async fn upstream_image(&self, to: Port) -> Result<(UpstreamImage, ProcessId), Failure>;
+
+    /// Asks the replica that a `server` line names at the very address that it names, from where nginx is. `None` if that is
+    /// where [`Host::ask`] asks, or if nobody can tell from here.
+    ///
+    /// # Errors
+    /// If that master is gone.
+    async fn ask_as_nginx(
+        &self,
+        master: ProcessId,
+        server: &str,
+    ) -> Result<Option<Answer>, Failure>;
 
     /// nginx's workers as they are now, without a reload: those that take requests, and those that are shutting down.
     ///

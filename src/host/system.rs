@@ -1,5 +1,6 @@
 //! The real host.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use super::docker::{self, DockerError};
 use super::engine::{self, Answer, Models};
 use super::fetch::{self, Fetch};
 use super::gpu::{self, Gpus};
-use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, WorkerLeft};
+use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, Way, WorkerLeft};
 use super::process::{self, Inherited, Launch, ProcessError, Snapshot, StopOrder, Stopped};
 use super::runtime::{self, Boot, Started};
 use super::{Ending, Host};
@@ -280,9 +281,22 @@ impl Host for SystemHost {
         Ok(self.nginx.view_at_rest().await?)
     }
 
-    async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure> {
+    async fn upstream_image(&self, to: Port) -> Result<(UpstreamImage, ProcessId), Failure> {
         let view = self.nginx.view_at_rest().await?;
-        Ok(self.nginx.image(&view, to)?)
+        Ok((self.nginx.image(&view, to)?, view.master))
+    }
+
+    async fn ask_as_nginx(
+        &self,
+        master: ProcessId,
+        server: &str,
+    ) -> Result<Option<Answer>, Failure> {
+        let Some(way) = Way::of(master, server).await? else { return Ok(None) };
+        let (engine, api_key) = (self.spec.replica.engine, self.api_key.clone());
+        let ask = move |at: Vec<SocketAddr>| async move {
+            engine::ask_any(engine, &at, api_key.as_deref()).await
+        };
+        Ok(way.ask(ask).await)
     }
 
     fn loaded(&self, master: ProcessId) -> Result<Reloaded, Failure> {

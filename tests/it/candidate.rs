@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Result;
 use testbed::load::Load;
-use testbed::server::{ByHand, listeners};
+use testbed::server::{ByHand, ServerSpec, default_upstream_file, listeners};
 
 use crate::support::{NEW, OLD, Run, World, alive, engine, until};
 use crate::swap::claims;
@@ -215,4 +215,28 @@ fn stranger(world: &World, flags: &[&str]) -> Result<ByHand> {
     let mut argv = engine("Stranger/Model", world.server.slot_ports().1)?;
     argv.extend(flags.iter().map(ToString::to_string));
     world.server.start_by_hand(&argv, &[])
+}
+
+/// What listens on 127.0.0.1 alone answers here, and nginx does not reach it by the address that its file names.
+#[tokio::test]
+async fn where_nginx_does_not_reach_it() -> Result<()> {
+    let elsewhere =
+        |ports| default_upstream_file(ports).replace("server 127.0.0.1", "server 127.0.0.2");
+    let spec = ServerSpec { upstream_file: Box::new(elsewhere), ..ServerSpec::default() };
+    let world = World::started_by(spec, |server, mut argv| {
+        argv.iter_mut()
+            .filter(|word| *word == "127.0.0.1")
+            .for_each(|word| "0.0.0.0".clone_into(word));
+        server.start_by_hand(&argv, &[])
+    })
+    .await?;
+    let untouched = Untouched::begin(&world).await?;
+    let (_, b) = world.server.slot_ports();
+    let says = [
+        "nginx would not reach the replica in slot b",
+        &format!("by `server 127.0.0.2:{b}`: nobody listens there"),
+        "--host in replica.command",
+    ];
+    failed(world.run("swap", NEW, &[]).await?, "cut_over a -> b", &says);
+    untouched.still(&world, &[]).await
 }

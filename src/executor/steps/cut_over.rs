@@ -6,7 +6,7 @@ use super::drain::{self, Idle, Watched};
 use super::{Acted, Undone};
 use crate::executor::context::{Context, Cutover};
 use crate::executor::route::{
-    Presence, identity, identity_at_once, is_astray, presence, prove_route,
+    Presence, confirm_way, identity, identity_at_once, is_astray, presence, prove_route,
 };
 use crate::host::Host;
 use crate::host::engine::Answer;
@@ -34,7 +34,7 @@ pub(super) async fn prepare<H: Host>(
     to: &SlotName,
 ) -> Result<Undo, Failure> {
     // A restart or an upgrade of nginx is waited for there.
-    let image = cx.unless_aborted(cx.host.upstream_image(cx.slot(to).port)).await?;
+    let (image, master) = cx.unless_aborted(cx.host.upstream_image(cx.slot(to).port)).await?;
     let planned = cx.slot(from).port;
     for server in &image.before {
         let named = port_of(server).map_err(|error| error.to_failure())?;
@@ -45,6 +45,9 @@ pub(super) async fn prepare<H: Host>(
             ))
             .hint("nothing was overwritten; run the swap again from what is there"));
         }
+    }
+    for server in &image.after {
+        cx.unless_aborted(confirm_way(cx, to, (master, server))).await?;
     }
     let keeper = &cx.plan.candidate.keeper;
     let unbooted = (!cx.host.booted(keeper).await?).then(|| keeper.clone());

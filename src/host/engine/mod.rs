@@ -1,11 +1,12 @@
 //! Inference server programs: how they are asked, what they count, how they stop. One file per engine.
 //!
-//! Every question is one fresh connection to 127.0.0.1, because a kept one could belong to a replica that is gone, and
+//! Every question is one fresh connection, mostly to 127.0.0.1, because a kept one could belong to a replica that is gone, and
 //! never goes through a proxy.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
@@ -157,8 +158,24 @@ impl Hint for Mismatch {
 
 /// Asks the replica on a port whether it is ready, and what it serves.
 pub async fn ask(engine: Engine, port: Port, api_key: Option<&str>) -> Answer {
+    ask_at(engine, (Ipv4Addr::LOCALHOST, port.0).into(), api_key).await
+}
+
+/// The same, of what has these addresses: the first that answers as a replica does, else the last.
+pub async fn ask_any(engine: Engine, addresses: &[SocketAddr], api_key: Option<&str>) -> Answer {
+    let mut answer = Answer::Refused;
+    for at in addresses {
+        answer = ask_at(engine, *at, api_key).await;
+        if matches!(answer, Answer::Ready(_) | Answer::Locked) {
+            break;
+        }
+    }
+    answer
+}
+
+async fn ask_at(engine: Engine, at: SocketAddr, api_key: Option<&str>) -> Answer {
     match engine {
-        Engine::Vllm => vllm::ask(port, api_key).await,
+        Engine::Vllm => vllm::ask(at, api_key).await,
     }
 }
 
@@ -295,7 +312,11 @@ pub fn stop_grace(engine: Engine, argv: &[String]) -> Duration {
 }
 
 fn url(port: Port, path: &str) -> String {
-    format!("http://127.0.0.1:{port}{path}")
+    url_at((Ipv4Addr::LOCALHOST, port.0).into(), path)
+}
+
+fn url_at(at: SocketAddr, path: &str) -> String {
+    format!("http://{at}{path}")
 }
 
 fn request(

@@ -2,6 +2,7 @@
 
 mod template;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, COMPLETION_LIMIT, EngineError, Expected, InFlight, ModelEntry, Models, get, is_refused,
-    metrics, request, url,
+    metrics, request, url, url_at,
 };
 use crate::model::ids::Port;
 use crate::model::sample::Load;
@@ -62,8 +63,8 @@ struct ModelCard {
 }
 
 /// `/health` needs no key and is 200 unless the engine is dead; `/v1/models` may need one.
-pub(super) async fn ask(port: Port, api_key: Option<&str>) -> Answer {
-    match get(&url(port, "/health"), None).await {
+pub(super) async fn ask(at: SocketAddr, api_key: Option<&str>) -> Answer {
+    match get(&url_at(at, "/health"), None).await {
         Err(error) if is_refused(&error) => return Answer::Refused,
         Err(error) => return Answer::Unwell(format!("/health: {}", cause(&error))),
         Ok(health) if health.status() != StatusCode::OK => {
@@ -71,7 +72,7 @@ pub(super) async fn ask(port: Port, api_key: Option<&str>) -> Answer {
         }
         Ok(_) => {}
     }
-    let answer = match get(&url(port, "/v1/models"), api_key).await {
+    let answer = match get(&url_at(at, "/v1/models"), api_key).await {
         Ok(answer) => answer,
         Err(error) => return Answer::Unwell(format!("/v1/models: {}", cause(&error))),
     };

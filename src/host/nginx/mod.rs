@@ -13,12 +13,14 @@ mod prove;
 mod reload;
 mod sockets;
 mod survey;
+mod way;
 
 #[cfg(test)]
 mod tests;
 
 use std::fs::Metadata;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,6 +38,7 @@ use process::{Master, read_pid};
 pub use prove::{Expectation, Identity, Proof};
 pub use reload::Reloaded;
 pub use survey::survey;
+pub use way::Way;
 
 /// One upstream of one nginx.
 pub struct Nginx {
@@ -55,6 +58,8 @@ pub struct UpstreamView {
     pub server: String,
     /// The port that it names.
     pub port: Port,
+    /// The address of this machine that it names, if that is surely another one than 127.0.0.1.
+    pub beside_loopback: Option<IpAddr>,
     /// The running nginx master.
     pub master: ProcessId,
     /// How long old workers may finish their requests; `None` if for ever.
@@ -130,6 +135,7 @@ impl Nginx {
         Ok(UpstreamView {
             file,
             port: port_of(&server)?,
+            beside_loopback: way::beside_loopback(&running.master, &server),
             server,
             master: running.master.process,
             worker_shutdown_timeout: dump.worker_shutdown_timeout(),

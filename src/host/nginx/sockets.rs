@@ -14,13 +14,23 @@ const LOOK_PAUSE: Duration = Duration::from_micros(200);
 /// TCP state LISTEN in `/proc/net/tcp` (`include/net/tcp_states.h`).
 const LISTEN: &str = "0A";
 
+/// States of a connection that the other end has not accepted: SYN_SENT, SYN_RECV, CLOSE, NEW_SYN_RECV.
+const UNACCEPTED: [&str; 4] = ["02", "03", "07", "0C"];
+
 /// TCP connections from a set of processes to two ports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    /// To the first port.
+    /// To the first port, accepted there: a firewall that drops them leaves others, which prove nothing.
     pub(super) wanted: usize,
-    /// To the second port.
+    /// To the second port, accepted or not: requests are on their way there.
     pub(super) unwanted: usize,
+}
+
+/// A connection, by what is at its other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Connection {
+    port: Port,
+    is_accepted: bool,
 }
 
 /// Counts the connections that one process holds to a port; none if it has ended.
@@ -30,7 +40,7 @@ pub(super) struct Held {
 pub(super) fn connections(process: ProcessId, port: Port) -> io::Result<usize> {
     let inodes = socket_inodes(process)?;
     // Without descriptors it has ended, and its table is gone with it.
-    let remote = if inodes.is_empty() { HashMap::new() } else { remote_ports(process, &[port])? };
+    let remote = if inodes.is_empty() { HashMap::new() } else { remotes(process, &[port])? };
     Ok(remote.keys().filter(|inode| inodes.contains(inode)).count())
 }
 
@@ -57,32 +67,35 @@ pub(super) fn held(processes: &[ProcessId], wanted: Port, unwanted: Port) -> Hel
         });
         // Any of them may just have ended.
         let table =
-            processes.iter().find_map(|process| remote_ports(*process, &[wanted, unwanted]).ok());
+            processes.iter().find_map(|process| remotes(*process, &[wanted, unwanted]).ok());
         over.store(true, Ordering::Relaxed);
         (inodes.join().unwrap_or_default(), table.unwrap_or_default())
     });
-    let count = |port: Port| {
-        remote.iter().filter(|(inode, remote)| **remote == port && inodes.contains(inode)).count()
-    };
-    Held { wanted: count(wanted), unwanted: count(unwanted) }
+    let held: Vec<_> = remote.iter().filter(|(inode, _)| inodes.contains(inode)).collect();
+    let to = |port: Port| held.iter().filter(move |(_, remote)| remote.port == port);
+    Held {
+        wanted: to(wanted).filter(|(_, remote)| remote.is_accepted).count(),
+        unwanted: to(unwanted).count(),
+    }
 }
 
-/// The connections to some ports in the network namespace of a process: remote port by socket inode.
-fn remote_ports(process: ProcessId, ports: &[Port]) -> io::Result<HashMap<u64, Port>> {
+/// The connections to some ports in the network namespace of a process, by socket inode.
+fn remotes(process: ProcessId, ports: &[Port]) -> io::Result<HashMap<u64, Connection>> {
     let table = |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", process.pid));
     // A machine without IPv6 has no tcp6.
     let (tcp, tcp6) = (table("tcp")?, table("tcp6").unwrap_or_default());
     let lines = tcp.lines().skip(1).chain(tcp6.lines().skip(1));
-    Ok(lines.filter_map(parse_line).filter(|(_, port)| ports.contains(port)).collect())
+    Ok(lines.filter_map(parse_line).filter(|(_, remote)| ports.contains(&remote.port)).collect())
 }
 
-/// Inode and remote port of a line of `/proc/net/tcp` (proc(5)); a socket that waits for its end belongs to nobody.
-fn parse_line(line: &str) -> Option<(u64, Port)> {
+/// Inode and other end of a line of `/proc/net/tcp` (proc(5)); a socket that waits for its end belongs to nobody.
+fn parse_line(line: &str) -> Option<(u64, Connection)> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let port = u16::from_str_radix(fields.next()?.rsplit(':').next()?, 16).ok()?;
-    let is_connection = fields.next()? != LISTEN;
+    let state = fields.next()?;
     let inode = fields.nth(5)?.parse().ok()?;
-    (is_connection && inode != 0).then_some((inode, Port(port)))
+    let remote = Connection { port: Port(port), is_accepted: !UNACCEPTED.contains(&state) };
+    (state != LISTEN && inode != 0).then_some((inode, remote))
 }
 
 fn socket_inodes(process: ProcessId) -> io::Result<HashSet<u64>> {
@@ -144,7 +157,11 @@ mod tests {
     #[test]
     fn a_line_is_read_by_its_fields() {
         let line = "   1: 0100007F:A2C4 0100007F:1F41 01 00000000:00000000 00:00000000 00000000     0        0 4711 1 x 20 4 30 10 -1";
-        assert_eq!(parse_line(line), Some((4711, Port(8001))));
+        let seen = |is_accepted| Some((4711, Connection { port: Port(8001), is_accepted }));
+        assert_eq!(parse_line(line), seen(true));
+        // FIN_WAIT2, and SYN_SENT.
+        assert_eq!(parse_line(&line.replace(" 01 ", " 05 ")), seen(true));
+        assert_eq!(parse_line(&line.replace(" 01 ", " 02 ")), seen(false));
         assert_eq!(parse_line(&line.replace(" 01 ", " 0A ")), None);
         assert_eq!(parse_line(&line.replace("4711", "0")), None);
         assert_eq!(parse_line("short"), None);

@@ -67,6 +67,17 @@ pub fn port_of(server: &str) -> Result<Port, ConfError> {
     }
 }
 
+/// The host in the address of a `server` directive, without brackets.
+///
+/// # Errors
+/// As [`port_of`].
+pub fn host_of(server: &str) -> Result<String, ConfError> {
+    let (_, address) = address(server)?;
+    let end = port_span(&address)?.map_or(address.len(), |span| span.start - 1);
+    let host = address.get(..end).unwrap_or_default();
+    Ok(host.trim_matches(['[', ']']).to_owned())
+}
+
 /// The same directive with another port; every other byte stays.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ mod upstreams;
 mod tests;
 
 pub use dump::{AccessLog, DirectPass, Dump, Located, Logs};
-pub use edit::{active_servers, port_of, replace_servers, with_port};
+pub use edit::{active_servers, host_of, port_of, replace_servers, with_port};
 pub use error::ConfError;
 pub use syntax::{Directive, SyntaxError, Word, parse};
 pub use units::{glob_matches, parse_time};

@@ -1,6 +1,7 @@
 //! The planner: observed state + spec → plan. Pure, so that `plan` prints exactly what `swap` will do.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::model::failure::Failure;
@@ -23,8 +24,8 @@ mod steps;
 
 use fetch::fetch;
 pub(super) use fetch::fetched;
-pub use obstacles::cutting_nginx;
-use obstacles::obstacles;
+pub use obstacles::{LOOPBACK_WAY, cutting_nginx};
+use obstacles::{obstacles, unpublished};
 pub use rollback::{
     Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
 };
@@ -38,6 +39,8 @@ pub struct Observed {
     pub state: ServiceState,
     /// The port that nginx's upstream names.
     pub nginx_port: Port,
+    /// The address of this machine that the upstream names, if that is surely another one than 127.0.0.1.
+    pub beside_loopback: Option<IpAddr>,
     /// nginx's `worker_shutdown_timeout`, if set: old workers are cut after it.
     pub worker_shutdown_timeout: Option<Duration>,
     /// What runs in each slot.
@@ -165,7 +168,10 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     let mut failures = obstacles(spec, seen, from, to);
     failures.extend(cutting_nginx(spec, seen.worker_shutdown_timeout));
     // What is warm has its place already.
-    failures.extend(seen.claimed.get(to).filter(|_| warm.is_none()).cloned());
+    if warm.is_none() {
+        failures.extend(unpublished(spec, seen));
+        failures.extend(seen.claimed.get(to).cloned());
+    }
     if !failures.is_empty() {
         return Err(failures);
     }

@@ -39,6 +39,33 @@ pub(super) fn obstacles(
     failures
 }
 
+/// What lets nginx reach every replica.
+pub const LOOPBACK_WAY: &str = "or let the upstream name 127.0.0.1; an nginx in a container needs the server's network for that (--network=host)";
+
+/// Why nginx will not reach a container whose port is published on 127.0.0.1, if its upstream names another address.
+pub(super) fn unpublished(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
+    let address = seen.beside_loopback?;
+    // Then nothing is published: what is inside listens on the server's own addresses.
+    let shares_network =
+        |option: &String| ["--network=host", "--net=host"].contains(&option.as_str());
+    if spec.replica.runtime != Runtime::Docker
+        || spec.replica.docker_options.iter().any(shares_network)
+    {
+        return None;
+    }
+    Some(
+        Failure::new(format!(
+            "upstream {} names {address}, and the ports of new containers are published on 127.0.0.1 alone: nginx would not \
+             reach them",
+            spec.nginx.upstream
+        ))
+        .hint(
+            "add --network=host to replica.docker_options, and have the engine listen at that address (--host in replica.command)",
+        )
+        .hint(LOOPBACK_WAY),
+    )
+}
+
 /// Why replicas cannot be supervised as the specification wants it.
 fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
     let why = match (spec.replica.runtime, seen.systemd) {

@@ -3,7 +3,7 @@
 use super::steps::{await_ready, cut_over, promote, reserve, spec_argv, start};
 use super::{
     Decision, Observed, away, cutting_nginx, fetch, is_still, later, make_room, new_keeper, notes,
-    obstacles, other_slot, replica_in, serving_slot, side, side_of, unpinned,
+    obstacles, other_slot, replica_in, serving_slot, side, side_of, unpinned, unpublished,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
@@ -77,6 +77,8 @@ pub fn plan_cold_rollback(
     let from = serving_slot(spec, seen.nginx_port).map_err(|failure| vec![failure])?;
     let to = other_slot(spec, from);
     let mut failures = obstacles(spec, seen, from, to);
+    // What somebody else made has its port published as he said.
+    failures.extend(unpublished(spec, seen).filter(|_| again.argv.is_none()));
     failures.extend(seen.claimed.get(to).cloned());
     if !failures.is_empty() {
         return Err(failures);

@@ -66,6 +66,7 @@ fn adopted_in_a() -> Observed {
     Observed {
         state: ServiceState::default(),
         nginx_port: Port(8001),
+        beside_loopback: None,
         worker_shutdown_timeout: None,
         slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
         wanted: revision::specified(&spec(), "", None, None),
@@ -384,6 +385,22 @@ fn an_upstream_that_points_elsewhere_is_refused() {
     assert!(
         refused[0].contains("points at port 9000, which is no slot's (slots: a: 8001, b: 8002)")
     );
+}
+
+#[test]
+fn an_upstream_that_does_not_name_where_containers_are_published_is_refused() {
+    let mut seen = adopted_in_a();
+    seen.beside_loopback = "172.17.0.1".parse().ok();
+    acts(plan_swap(&spec(), &seen, When::Changed));
+    let mut contained = spec();
+    contained.replica.runtime = Runtime::Docker;
+    let refused = refusals(plan_swap(&contained, &seen, When::Changed));
+    assert!(
+        refused[0].contains("names 172.17.0.1, and the ports of new containers"),
+        "{refused:?}"
+    );
+    contained.replica.docker_options = vec!["--network=host".to_owned()];
+    acts(plan_swap(&contained, &seen, When::Changed));
 }
 
 #[test]

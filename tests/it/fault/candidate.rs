@@ -64,6 +64,14 @@ async fn a_candidate_of_the_wrong_model_never_gets_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_candidate_that_nginx_does_not_reach_never_gets_traffic() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.host.world.borrow_mut().walled = Some(attempt.plan.candidate.port);
+    assert_failed(&scene, &attempt, "nginx would not reach the replica in slot b").await;
+    assert_eq!(scene.host.count("load"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_candidate_that_nobody_confirms_is_rolled_back_when_the_time_is_over() {
     let (scene, attempt) = Scene::of(Kind::Verified).await;
     let before = scene.facts();

@@ -27,6 +27,9 @@ use super::wrong::{Wrong, fill_disk, order_abort};
 /// Between two looks at whether a process ended, in the world's time.
 const TICK: Duration = Duration::from_millis(50);
 
+/// The nginx that runs.
+const MASTER: ProcessId = ProcessId { pid: 99, start: 7 };
+
 /// Verbs that change nothing and have one answer.
 pub(crate) const SURE: [&str; 6] = ["now", "pause", "exited", "alive", "workers_left", "gpus"];
 
@@ -431,7 +434,8 @@ impl Host for SimHost {
                 file: "/etc/nginx/conf.d/llm.conf".into(),
                 server: world.lines[0].clone(),
                 port: world.named(),
-                master: ProcessId { pid: 99, start: 7 },
+                beside_loopback: None,
+                master: MASTER,
                 worker_shutdown_timeout: None,
                 error_log: None,
             })
@@ -443,14 +447,22 @@ impl Host for SimHost {
         self.upstream().await
     }
 
-    async fn upstream_image(&self, to: Port) -> Result<UpstreamImage, Failure> {
+    async fn upstream_image(&self, to: Port) -> Result<(UpstreamImage, ProcessId), Failure> {
         self.at_rest().await;
         self.call("upstream_image", |world| {
-            Ok(UpstreamImage {
+            let image = UpstreamImage {
                 file: "/etc/nginx/conf.d/llm.conf".into(),
                 before: world.lines.clone(),
                 after: vec![line(to)],
-            })
+            };
+            Ok((image, MASTER))
+        })
+    }
+
+    async fn ask_as_nginx(&self, _: ProcessId, server: &str) -> Result<Option<Answer>, Failure> {
+        self.call("ask_as_nginx", |world| {
+            let is_walled = world.walled.is_some_and(|port| server == line(port));
+            Ok(is_walled.then_some(Answer::Refused))
         })
     }
 

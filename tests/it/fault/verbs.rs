@@ -11,7 +11,7 @@ use super::scene::{Attempt, Facts, Kind, Scene};
 use super::wrong::Wrong;
 
 /// Verbs whose failure fails the step. `in_flight` is asked again, `ask` may be.
-pub(super) const DECISIVE: [&str; 13] = [
+pub(super) const DECISIVE: [&str; 14] = [
     "booted",
     "promoted",
     "find",
@@ -21,6 +21,7 @@ pub(super) const DECISIVE: [&str; 13] = [
     "start",
     "check",
     "upstream_image",
+    "ask_as_nginx",
     "load",
     "prove",
     "stop",

@@ -65,6 +65,8 @@ pub(crate) struct SimWorld {
     pub(crate) loaded: Port,
     /// Whether the file says of itself that it is older than all workers.
     pub(crate) looks_old: bool,
+    /// The port that nginx's own way does not lead to.
+    pub(crate) walled: Option<Port>,
     /// Whether no replica answers.
     pub(crate) hangs: bool,
     /// What becomes of a replica once requests are proven to go there; nothing unless a test says so.
@@ -114,6 +116,7 @@ impl SimWorld {
             lines: vec![line(port)],
             loaded: port,
             looks_old: false,
+            walled: None,
             hangs: false,
             struck: None,
             workers: Vec::new(),

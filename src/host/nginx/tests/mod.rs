@@ -1,3 +1,4 @@
 mod flip;
+mod reach;
 mod refuse;
 mod support;

@@ -120,6 +120,8 @@ pub(super) enum Master {
     Own,
     /// By a user who is not root.
     NotRoot,
+    /// In a network of its own, where it meets nobody.
+    Apart,
     /// In a mount namespace of its own, where `mounts/` was mounted over what it is to hide. Needs root.
     Mounted(&'static str),
 }
@@ -165,7 +167,9 @@ impl Scratch {
         std::fs::write(folder.path().join("real/llm.conf"), upstream).unwrap();
         let child = spawn(kind, folder.path());
         let scratch = Self { folder, port, kind, child };
-        scratch.until("nginx listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        scratch.until("nginx listens", || {
+            kind == Master::Apart || TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
         scratch.until("both workers run", || {
             scratch.master().is_some_and(|master| master.live_workers().unwrap().len() == 2)
         });
@@ -296,6 +300,15 @@ pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+fn unshare() -> Command {
+    let mut command = Command::new("unshare");
+    if !is_root() {
+        // Who is not root may have the rights that this needs in a user namespace of its own.
+        command.args(["--user", "--map-current-user", "--keep-caps"]);
+    }
+    command
+}
+
 fn spawn(kind: Master, folder: &Path) -> Child {
     let config = folder.join("nginx.conf");
     let mut command = match kind {
@@ -313,12 +326,13 @@ fn spawn(kind: Master, folder: &Path) -> Child {
             command
         }
         Master::Own | Master::NotRoot => Command::new("nginx"),
+        Master::Apart => {
+            let mut command = unshare();
+            command.args(["--net", "sh", "-c", "ip link set lo up && exec nginx \"$@\"", "sh"]);
+            command
+        }
         Master::Mounted(over) => {
-            let mut command = Command::new("unshare");
-            if !is_root() {
-                // Who is not root may mount in a user namespace of its own.
-                command.args(["--user", "--map-current-user", "--keep-caps"]);
-            }
+            let mut command = unshare();
             command.args([
                 "--mount",
                 "sh",

@@ -131,6 +131,15 @@ fn ports_are_read_from_addresses_of_every_kind() {
         assert_eq!(port_of(server), Ok(Port(port)), "{server}");
     }
     assert!(matches!(port_of("server unix:/run/x.sock"), Err(ConfError::UnixSocket { .. })));
+    for (server, host) in [
+        ("server 127.0.0.1:8001 weight=2", "127.0.0.1"),
+        ("server 10.0.0.5", "10.0.0.5"),
+        ("server [::1]:8001", "::1"),
+        ("server [::1]", "::1"),
+        ("server gpu-1:8001", "gpu-1"),
+    ] {
+        assert_eq!(host_of(server).as_deref(), Ok(host), "{server}");
+    }
     for bad in [
         "server",
         "server ::1",
