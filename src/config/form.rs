@@ -132,7 +132,7 @@ pub(super) const VARIABLE_VALUE: Form<String> = Form {
 };
 
 /// Longest bound that can be set: clocks and timers stay far from their ends.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// A bound that waits at least a moment.
 pub(super) const BOUND: Form<Duration> = Form {

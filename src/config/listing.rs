@@ -18,7 +18,7 @@ use super::section;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::spec::{NginxSpec, Slot, SwapSpec};
-use crate::model::wire::{Command, Secrets};
+use crate::model::wire::{Asked, Command, Secrets};
 
 /// What a command line's last pattern is called when it stands for any number of further words.
 const ANY_WORDS: &str = "*";
@@ -80,6 +80,7 @@ impl Listing {
             ));
         }
         self.object_to_server(&asked.spec, &mut found);
+        object_to_form(asked, &mut found);
         self.object_to_revision(&asked.spec, &asked.secrets, &mut found);
         found.into_iter().map(Failure::new).collect()
     }
@@ -128,10 +129,6 @@ impl Listing {
                 spec.model,
                 shown(&self.models)
             ));
-        }
-        // In the place of a value it would be one more option.
-        if let Some(pinned) = spec.model_revision.as_ref().filter(|it| it.starts_with('-')) {
-            found.push(format!("model_revision {pinned:?} begins with a dash"));
         }
         // Whoever may propose a change to a model's weights makes a revision of them, with code for the engine perhaps.
         if let Some(pinned) = &spec.model_revision
@@ -186,6 +183,47 @@ impl Listing {
             ));
         }
     }
+}
+
+/// What the configuration's reader has looked at is not so on the wire: whoever has the key need not use our runner. A pattern
+/// alone would let a leading dash pass, which makes one more option of a value, and the way out of a folder.
+fn object_to_form(Asked { spec, secrets }: &Asked, found: &mut Vec<String>) {
+    let replica = &spec.replica;
+    found.extend(unfit("model", &form::MODEL, &spec.model));
+    let pinned = spec.model_revision.as_deref();
+    found.extend(pinned.and_then(|it| unfit("model_revision", &form::MODEL_REVISION, it)));
+    let image = replica.image.as_deref();
+    found.extend(image.and_then(|it| unfit("image", &form::IMAGE, it)));
+    for (what, named) in
+        [("model", Some(&*spec.model)), ("model_revision", pinned), ("image", image)]
+    {
+        if let Some(named) = named.filter(|it| leads_up(it)) {
+            found.push(format!("{what} {named:?} leads out of its folder with `..`"));
+        }
+    }
+    let names = replica.env.keys().chain(&replica.secret_env).chain(secrets.0.keys());
+    found.extend(names.filter_map(|name| unfit("variable", &form::VARIABLE, name)));
+    let times = [
+        ("ready.timeout", Some(spec.ready.timeout)),
+        ("drain.timeout", Some(spec.drain.timeout)),
+        ("retain", Some(spec.retain)),
+        ("fetch.timeout", spec.fetch.as_ref().map(|fetch| fetch.timeout)),
+        ("verify.within", spec.verify.as_ref().map(|verify| verify.within)),
+    ];
+    for (what, _) in times.iter().filter(|(_, time)| time.is_some_and(|it| it > form::LONGEST)) {
+        found.push(format!("{what} is longer than {}", humantime::format_duration(form::LONGEST)));
+    }
+}
+
+/// Why a value cannot be one that the configuration's reader gave.
+fn unfit<T>(what: &str, form: &Form<T>, value: &str) -> Option<String> {
+    let read = (form.parse)(&Value::String(value.to_owned()));
+    read.is_err().then(|| format!("{what} {value:?} is not {}", form.expected))
+}
+
+/// Whether a path or name in it has a part that leads to the folder above.
+fn leads_up(text: &str) -> bool {
+    text.split(['/', '=', ':', ',']).any(|part| part == "..")
 }
 
 fn listing(file: &Section<'_, '_>) -> Option<Listing> {
@@ -280,11 +318,21 @@ fn commands(node: &Node<'_>) -> Option<Vec<Vec<WildMatch>>> {
 /// Word for word; a last `*` stands for any number of words.
 fn matches_words(patterns: &[WildMatch], words: &[String]) -> bool {
     let (patterns, rest) = match patterns.split_last() {
-        Some((last, before)) if *last == ANY_WORDS => (before, true),
+        // By its text: a pattern equals whatever it matches.
+        Some((last, before)) if shown_words(std::slice::from_ref(last)) == ANY_WORDS => {
+            (before, true)
+        }
         _ => (patterns, false),
     };
     let fits = if rest { words.len() >= patterns.len() } else { words.len() == patterns.len() };
-    fits && patterns.iter().zip(words).all(|(pattern, word)| pattern.matches(word))
+    fits && patterns.iter().zip(words).all(|(pattern, word)| matches_word(pattern, word))
+}
+
+/// In the place of a value a word with a leading dash would be one more option.
+fn matches_word(pattern: &WildMatch, word: &str) -> bool {
+    let text = pattern.to_string();
+    let is_option = word.starts_with('-') && !text.starts_with('-');
+    pattern.matches(word) && (text == word || !(is_option || leads_up(word)))
 }
 
 fn shown(patterns: &[WildMatch]) -> String {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::model::state::Requester;
 use crate::model::wire::{
@@ -138,7 +140,60 @@ fn a_revision_of_the_weights_is_a_listed_one() {
     assert_eq!(objections("revisions: [main, \"v1.?\"]\n", "v1.2"), [""; 0]);
     // In the place of a value it would be one more option, whatever root allows.
     let found = objections("revisions: [\"*\"]\n", "--trust-remote-code");
-    assert_eq!(found, ["model_revision \"--trust-remote-code\" begins with a dash"]);
+    let expected = "model_revision \"--trust-remote-code\" is not a commit of the weights, like ";
+    assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+}
+
+/// Whoever has the key writes to the wire what the configuration's reader would refuse.
+#[test]
+fn a_pattern_does_not_let_pass_what_no_configuration_can_hold_or_leads_out_of_a_folder() {
+    const LISTED: &str = r#"
+models: [ "*" ]
+revisions: [ "*" ]
+commands: [ "vllm serve {model} --host 127.0.0.1 --port {port} --config /srv/vllm/* --dtype ?*" ]
+env: [ "*" ]
+images: [ "*" ]
+slots:
+  a: { port: 8001, gpus: [0] }
+  b: { port: 8002, gpus: [1] }
+nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
+"#;
+    let objections = |change: &dyn Fn(&mut Asked)| -> Vec<String> {
+        let line = "--served-model-name chat";
+        let mut asked = asked(line, "--config /srv/vllm/a.yaml --dtype auto");
+        change(&mut asked);
+        let listing = Listing::load(LISTED, "chat.yaml").unwrap();
+        let found = listing.objections(&Command::Status(asked)).into_iter();
+        found.map(|failure| failure.message).collect()
+    };
+    assert_eq!(objections(&|_| {}), [""; 0]);
+    assert_eq!(objections(&|asked| asked.spec.model = "/srv/models/x..y".to_owned()), [""; 0]);
+    let name = |name: &'static str| {
+        move |asked: &mut Asked| {
+            asked.spec.replica.env.insert(name.to_owned(), String::new());
+        }
+    };
+    let word = |at: usize, word: &'static str| {
+        move |asked: &mut Asked| asked.spec.replica.command[at] = word.to_owned()
+    };
+    type Change<'a> = &'a dyn Fn(&mut Asked);
+    let rows: [(Change<'_>, &str); 11] = [
+        (&|it| it.spec.model = "/srv/models/../../tmp/x".to_owned(), "leads out of its folder"),
+        (&|it| it.spec.model = "--trust-remote-code".to_owned(), "is not a model name or path"),
+        (&|it| it.spec.model = "/srv/a\nb".to_owned(), "is not a model name or path"),
+        (&|it| it.spec.model_revision = Some("v1/../x".to_owned()), "leads out of its folder"),
+        (&|it| it.spec.replica.image = Some("--privileged".to_owned()), "is not an image"),
+        (&name("HF_X=1\nLD_PRELOAD"), "is not the name of an environment variable"),
+        (&|it| drop(it.secrets.0.insert("A B".to_owned(), String::new())), "is not the name of"),
+        (&|it| it.spec.ready.timeout = Duration::MAX, "ready.timeout is longer than 30days"),
+        (&word(8, "/srv/vllm/../../tmp/x"), "replica.command is none of the allowed ones"),
+        (&word(10, "--trust-remote-code"), "replica.command is none of the allowed ones"),
+        (&word(7, "--kill"), "replica.command is none of the allowed ones"),
+    ];
+    for (change, expected) in rows {
+        let found = objections(change);
+        assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
+    }
 }
 
 #[test]
