@@ -155,13 +155,13 @@ pub(super) async fn is_astray<H: Host>(host: &H, port: Port, named: Port) -> boo
 }
 
 /// Whether nginx's file names the port that it named when the plan was made: a person may have pointed it elsewhere since.
-/// What cannot be seen is taken to be as it was.
+/// What cannot be seen may be anywhere, or nowhere.
 pub(super) async fn is_where_it_was<H: Host>(cx: &Context<'_, H>) -> bool {
     let before = cx.plan.steps.iter().find_map(|planned| match &planned.step {
         Step::CutOver { from, .. } => Some(cx.slot(from).port),
         _ => None,
     });
-    cx.host.upstream().await.map_or(true, |view| before.is_none_or(|port| port == view.port))
+    cx.host.upstream().await.is_ok_and(|view| before.is_none_or(|port| port == view.port))
 }
 
 /// A swap drains and retires by what nginx's file says, and has nothing to do where the file names what is wanted: that

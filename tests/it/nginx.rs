@@ -212,6 +212,12 @@ async fn an_nginx_that_is_lost_while_the_candidate_loads_changes_nothing() -> Re
     let run =
         while_loading(&mut world, || Ok(fs::remove_file(&pid_file)?)).await?.ended(4, "failed");
     failed_step(&run, "cut_over", "nginx.pid holds no pid");
+    // It may have been stopped as well.
+    let unknown = "nobody can tell where upstream llm points";
+    assert!(run.stdout.contains(unknown) && run.summary.contains(unknown), "{run}");
+    for said in ["traffic is where it was", "Qwen/Old serves"] {
+        assert!(!run.stdout.contains(said), "{said} in\n{run}");
+    }
     fs::write(&pid_file, master)?;
     Untouched { file, load }.hold_for(&world).await
 }
