@@ -42,7 +42,15 @@ pub struct SwapSpec {
     pub state_dir: Option<PathBuf>,
 }
 
+/// As long as an image is pulled where the configuration has no `fetch.timeout`: as long as that is by itself.
+const PULL: Duration = Duration::from_secs(2 * 60 * 60);
+
 impl SwapSpec {
+    /// How long an image may be pulled, if one has to be.
+    pub fn pull_limit(&self) -> Duration {
+        self.fetch.as_ref().map_or(PULL, |fetch| fetch.timeout)
+    }
+
     /// The model, and the commit of its weights where that is pinned.
     pub fn weights(&self) -> (&str, Option<&str>) {
         (&self.model, self.model_revision.as_deref())

@@ -63,10 +63,11 @@ impl Patience {
 
 /// How long a swap may take from its beginning until what is waited for.
 fn own_time(spec: &SwapSpec, wait: Wait) -> Duration {
+    let pull = spec.replica.image_reference().map_or(Duration::ZERO, |_| spec.pull_limit());
     let fetch = spec.fetch.as_ref().map_or(Duration::ZERO, |fetch| fetch.timeout);
     let verify = spec.verify.as_ref().map_or(Duration::ZERO, |verify| verify.within);
     // An undone candidate is drained as well.
-    let until_outcome = fetch + spec.ready.timeout + verify + spec.drain.timeout + BESIDE;
+    let until_outcome = pull + fetch + spec.ready.timeout + verify + spec.drain.timeout + BESIDE;
     match wait {
         Wait::Promoted => until_outcome,
         Wait::Retired => until_outcome + spec.drain.timeout + spec.retain,
@@ -76,17 +77,24 @@ fn own_time(spec: &SwapSpec, wait: Wait) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::spec::FetchSpec;
     use crate::model::state::Requester;
     use crate::model::wire::{Asked, RepairRequest, Secrets};
     use crate::swap::planner::tests::spec;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// Of a swap that may load for 20 minutes, and is repaired.
-    fn patience() -> Patience {
+    /// Of a swap that may load for 20 minutes.
+    fn loads() -> SwapSpec {
         let mut spec = spec();
         (spec.fetch, spec.verify) = (None, None);
         (spec.ready.timeout, spec.drain.timeout) = (20 * MINUTE, MINUTE);
+        spec
+    }
+
+    /// With that swap, which is repaired.
+    fn patience() -> Patience {
+        let spec = loads();
         let asked = Asked { spec, secrets: Secrets::default() };
         let requester = Requester::default();
         Patience::of(&Command::Repair(RepairRequest {
@@ -96,6 +104,17 @@ mod tests {
             requester,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn an_image_is_waited_for_as_long_as_the_server_pulls_it_and_then_the_weights() {
+        let plain = own_time(&loads(), Wait::Promoted);
+        let mut contained = loads();
+        contained.replica.image = Some("vllm/vllm-openai:v0.11.0".to_owned());
+        assert_eq!(own_time(&contained, Wait::Promoted), plain + 120 * MINUTE);
+        contained.fetch =
+            Some(FetchSpec { command: Vec::new(), timeout: 30 * MINUTE, folder: None, size: None });
+        assert_eq!(own_time(&contained, Wait::Promoted), plain + 2 * 30 * MINUTE);
     }
 
     /// How long it tries, if every try is in vain.

@@ -20,9 +20,6 @@ use crate::swap::weights;
 /// In the place of a slot's name in the marker of the program that fetches.
 const PLACE: &str = "fetch";
 
-/// As long as an image is pulled where the configuration has no `fetch.timeout`: as long as that is by itself.
-const PULL: Duration = Duration::from_secs(2 * 60 * 60);
-
 pub(super) fn prepare<H: Host>(cx: &Context<'_, H>) -> Undo {
     Undo::Stop { marker: marker(cx), keeper: Keeper::Nobody }
 }
@@ -36,12 +33,12 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> 
     if let Some(image) = cx.spec().replica.image_reference()
         && cx.host.image().await?.is_none()
     {
-        let limit = cx.spec().fetch.as_ref().map_or(PULL, |fetch| fetch.timeout);
         let hint = format!(
             "what was pulled so far is kept: run the swap again, or first `docker pull {image}` on the server"
         );
         let pulled = cx.host.pull(|text| cx.progress(text));
-        within(cx, limit, (&format!("the image {image} was"), &hint), pulled).await?;
+        let what = format!("the image {image} was");
+        within(cx, cx.spec().pull_limit(), (&what, &hint), pulled).await?;
         done.push(format!("{image} is here"));
     }
     if let Some(spec) = &cx.spec().fetch {
