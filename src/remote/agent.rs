@@ -56,7 +56,7 @@ pub async fn ask(
     let place = Place::new(install)?;
     let mut request = serde_json::to_string(request).map_err(RemoteError::Request)?;
     request.push('\n');
-    let architecture = match greet(session, &place, &request).await? {
+    let architecture = match greet(session, session.exec(&place.ask()), &request).await? {
         Greeted::Agent(frames) => return Ok(frames),
         Greeted::Absent { architecture } => architecture,
     };
@@ -72,13 +72,14 @@ pub async fn ask(
         };
         other = Install { build, ..install.clone() };
         let place = Place::new(&other)?;
-        if let Greeted::Agent(frames) = greet(session, &place, &request).await? {
+        let line = place.ask();
+        if let Greeted::Agent(frames) = greet(session, session.exec_next(&line), &request).await? {
             return Ok(frames);
         }
         (&other.build, place)
     };
     bring(session, &build.path, &place).await?;
-    match greet(session, &place, &request).await? {
+    match greet(session, session.exec_next(&place.ask()), &request).await? {
         Greeted::Agent(frames) => Ok(Frames { brought: true, ..frames }),
         Greeted::Absent { .. } => Err(RemoteError::Bring {
             name: session.name().to_owned(),
@@ -96,15 +97,15 @@ enum Greeted {
     },
 }
 
-/// Sends the request and reads to the sentinel.
+/// Sends the request to what was started for it, and reads to the sentinel.
 async fn greet(
     session: &Session,
-    place: &Place<'_>,
+    exec: impl Future<Output = Result<Exec, RemoteError>>,
     request: &str,
 ) -> Result<Greeted, RemoteError> {
     let name = session.name().to_owned();
     let greeting = async {
-        let Exec { mut stdin, stdout, stderr, process } = session.exec(&place.ask()).await?;
+        let Exec { mut stdin, stdout, stderr, process } = exec.await?;
         // If nobody reads it, the answer says why.
         let _unread = stdin.write_all(request.as_bytes()).await;
 

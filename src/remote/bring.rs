@@ -37,7 +37,7 @@ pub(super) async fn bring(
 async fn transfer(session: &Session, binary: &Path, place: &Place<'_>) -> Result<(), RemoteError> {
     let name = session.name();
     let line = place.bring();
-    let Exec { stdin, stdout, stderr, process } = session.exec(&line).await?;
+    let Exec { stdin, stdout, stderr, process } = session.exec_next(&line).await?;
     let mut lines = Lines::new(stdout);
     let mut tail = Tail::new(stderr);
 

@@ -192,6 +192,12 @@ impl RemoteError {
         matches!(self, Self::Lost { .. } | Self::Garbled { .. } | Self::TooLong { .. })
     }
 
+    /// Whether the connection is there, and takes no command beside those that it has.
+    pub fn is_refused_session(&self) -> bool {
+        let broke = |source: &openssh::Error| matches!(source, openssh::Error::Disconnected);
+        matches!(self, Self::NoChannel { source, .. } if !broke(source))
+    }
+
     /// Whether what was given is at fault, and neither this machine nor the server.
     pub fn is_input(&self) -> bool {
         match self {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 use tokio::process::Command;
+use tokio::time::{Instant, sleep};
 
 use super::error::RemoteError;
 use super::exec::{self, Exec};
@@ -48,6 +49,11 @@ const ORPHAN_LIMIT_S: u32 = 300;
 
 /// ssh ends at once when told to.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the end of a session takes to reach the server: several round trips to another continent.
+const END_LIMIT: Duration = Duration::from_secs(2);
+/// Between two tries whether it has.
+const END_LOOK: Duration = Duration::from_millis(50);
 
 /// The longest folder whose control socket still has a name that fits: `sun_path` has 108 bytes (unix(7)), ssh binds
 /// it with a suffix of 17 characters first, and our part of the path needs 20.
@@ -155,6 +161,21 @@ impl Session {
             Reach::Ssh(master) => exec::remote(&master.mux, line)
                 .await
                 .map_err(|source| RemoteError::NoChannel { name: self.name.clone(), source }),
+        }
+    }
+
+    /// The same, where an earlier line has just ended here: an sshd that lets one session pass learns of that a moment later.
+    pub(super) async fn exec_next(&self, line: &str) -> Result<Exec, RemoteError> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            let refused = match self.exec(line).await {
+                Err(error) if error.is_refused_session() => error,
+                other => return other,
+            };
+            if Instant::now() > deadline {
+                return Err(refused);
+            }
+            sleep(END_LOOK).await;
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::follow::{Ears, Ended, Followed, Line};
 use super::report::Reporter;
+use super::urgent::{Answer, ask_at_once};
 use super::{Stopped, Voice};
 use crate::model::event::{Conclusion, Event, EventKind};
 use crate::model::failure::{Failure, Hint};
@@ -17,7 +18,6 @@ use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::Side;
 use crate::model::state::Requester;
 use crate::model::wire::{AbortRequest, Asked, Command, Request, Unknown, WIRE_VERSION};
-use crate::remote::agent::ask;
 use crate::remote::session::Session;
 use crate::render;
 
@@ -179,31 +179,33 @@ fn without_swap(followed: &Followed, voice: &mut Voice) -> Result<(), Stopped> {
     Err(Stopped { failures: vec![failure], exit: Exit::Environment })
 }
 
-/// Sends the order, and listens until the outcome is known, or until [`OUTCOME_LIMIT`] after traffic is back.
+/// Sends the order, and listens for as long as there is something to wait for.
 async fn until_back(
     session: Option<&Session>,
     line: &Line<'_>,
     order: &Order,
     (followed, voice, reporter): (&mut Followed, &mut Voice, &mut Reporter),
 ) -> Result<(), Ended> {
-    let opened = match session {
-        Some(_) => None,
-        None => {
-            let credentials = line.credentials.clone();
-            Some(Session::open(line.target, credentials).await.map_err(Ended::Remote)?)
-        }
-    };
-    let Some(session) = session.or(opened.as_ref()) else { return Ok(()) };
     let request = order.request(followed);
-    let mut frames = ask(session, &line.install, &request).await.map_err(Ended::Remote)?;
+    let mut answer = ask_at_once(session, line, &request).await.map_err(Ended::Remote)?;
+    let heard = until_known(&mut answer, (followed, voice, reporter)).await;
+    answer.close().await;
+    heard
+}
+
+/// Takes in what is answered, until the outcome is known or traffic has been back for [`OUTCOME_LIMIT`].
+async fn until_known(
+    answer: &mut Answer,
+    (followed, voice, reporter): (&mut Followed, &mut Voice, &mut Reporter),
+) -> Result<(), Ended> {
     let mut limit = None;
     while followed.conclusion.is_none() {
         if followed.traffic.back.is_some() {
             limit.get_or_insert_with(|| Instant::now() + OUTCOME_LIMIT);
         }
         let next = match limit {
-            None => frames.next().await,
-            Some(limit) => match timeout_at(limit, frames.next()).await {
+            None => answer.next().await,
+            Some(limit) => match timeout_at(limit, answer.next()).await {
                 Ok(next) => next,
                 Err(_) => break,
             },

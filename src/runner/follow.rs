@@ -4,7 +4,7 @@ use super::cancel::{self, Order, Traffic};
 use super::patience::Patience;
 use super::report::Reporter;
 use super::stop::Stop;
-use super::verify::{Customer, Seen, Visit};
+use super::verify::{self, Customer, Seen, Visit};
 use super::{Setting, Stopped, Voice, afterwards, orphan};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
@@ -15,9 +15,7 @@ use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::{Plan, UNCHANGED};
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
-use crate::model::wire::{
-    AbortRequest, Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets, Wait,
-};
+use crate::model::wire::{AbortRequest, Asked, Command, Frame, Refusal, Request, Wait};
 use crate::remote::agent::{Install, ask};
 use crate::remote::error::RemoteError;
 use crate::remote::session::{Credentials, Session};
@@ -61,10 +59,12 @@ pub(super) struct Followed {
     pub(super) traffic: Traffic,
     /// Whether it was asked, and the answer did not come: the server may have begun.
     pub(super) lost: bool,
+    /// Why the server is not heard at the moment.
+    pub(super) unheard: Option<Failure>,
     /// Whether the server was given back.
     uninstalled: bool,
     /// The look from outside that the swap waits for.
-    visit: Option<Visit>,
+    pub(super) visit: Option<Visit>,
     /// The nonce of a look that has not begun.
     awaited: Option<String>,
     /// Whether the swap that is followed is to be aborted.
@@ -86,9 +86,9 @@ pub(super) async fn follow(
 ) -> Result<(), Stopped> {
     let thread = thread(&request.command);
     let order = Order::of(&request.command);
-    let mut origin = Some(request.clone());
-    let repair = Some(&request).filter(|it| matches!(it.command, Command::Repair(_))).cloned();
-    let mut request = request;
+    let first = request;
+    let mut request = first.clone();
+    let mut origin = Some(&first);
     let mut stop = Stop::new()?;
     let mut patience = Patience::of(&request.command);
     loop {
@@ -97,10 +97,9 @@ pub(super) async fn follow(
         let error = match converse(line, asked, (followed, voice, reporter, &mut stop)).await {
             Ok(()) => {
                 // Whoever found one swap again has not heard of the next.
-                if let Some(repair) =
-                    repair.as_ref().filter(|_| followed.is_one_of_several(&request))
-                {
-                    request = repair.clone();
+                let repairs = matches!(first.command, Command::Repair(_));
+                if repairs && followed.is_one_of_several(&request) {
+                    request = first.clone();
                     continue;
                 }
                 let lines = std::mem::take(&mut followed.lines);
@@ -111,13 +110,15 @@ pub(super) async fn follow(
             Err(Ended::Refused(stopped)) => {
                 let requester = &line.setting.run.requester;
                 let end = |origin| orphan::brought_to_end(followed, origin, requester);
-                request = origin.take().and_then(end).ok_or(stopped)?;
+                request = origin.take().cloned().and_then(end).ok_or(stopped)?;
                 let text = "the agent is gone: asking the server to bring the swap to its end";
                 voice.say([render::Line::Warning(text.to_owned())]);
                 continue;
             }
             Err(Ended::Remote(error)) => error,
         };
+        // Nobody may have heard what was asked for then.
+        origin = Some(&first);
         if let Some(patience) = patience.as_mut().filter(|_| followed.seq > known) {
             patience.renew();
         }
@@ -126,15 +127,18 @@ pub(super) async fn follow(
         if followed.lost && followed.swap.is_none() && means_any_swap(&request) {
             return Err(Stopped::remote(&error));
         }
-        let patience = patience.as_mut().filter(|_| followed.began());
+        // What is only followed has begun before.
+        let began = followed.began() || matches!(first.command, Command::Follow { .. });
+        let patience = patience.as_mut().filter(|_| began && !error.is_input());
         let (Some(thread), Some(pause)) = (&thread, patience.and_then(Patience::pause)) else {
             return Err(Stopped::remote(&error));
         };
+        let failure = error.to_failure();
         voice.say([render::Line::Warning(format!(
-            "{}; the server goes on by itself; trying again in {}",
-            error.to_failure(),
+            "{failure}; the server goes on by itself; trying again in {}",
             humantime::format_duration(pause)
         ))]);
+        followed.unheard = Some(failure);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.asked() => {
@@ -218,9 +222,9 @@ async fn listen(
                 match seen {
                     Seen::Other(text) => voice.say([render::seen(&text)]),
                     Seen::Model(nonce) => {
-                        // A link that is silent takes the word for as long as ssh does.
+                        // While it is under way nothing else is heard.
                         let refused = tokio::select! {
-                            refused = confirm(session, line, request, (followed, nonce)) => refused?,
+                            refused = verify::confirm(session, line, request, (followed, nonce)) => refused?,
                             () = stop.asked() => return Ok(Heard::UntilSignal),
                         };
                         voice.say(refused.iter().map(super::warning));
@@ -244,37 +248,13 @@ async fn listen(
     }
 }
 
-/// Sends the word that the swap waits for. Whether it still did, its events tell.
-async fn confirm(
-    session: &Session,
-    line: &Line<'_>,
-    request: &Request,
-    (followed, nonce): (&mut Followed, String),
-) -> Result<Vec<Failure>, Ended> {
-    let mut refused = Vec::new();
-    let (Some(swap), Some(asked)) = (followed.swap.clone(), request.command.asked()) else {
-        return Ok(refused);
-    };
-    // What is secret is not needed for a word.
-    let asked = Asked { secrets: Secrets::default(), ..asked.clone() };
-    let command = Command::Confirm(ConfirmRequest { asked, swap, nonce });
-    let word = Request { v: request.v, command };
-    let mut frames = ask(session, &line.install, &word).await.map_err(Ended::Remote)?;
-    while let Some(frame) = frames.next().await.map_err(Ended::Remote)? {
-        if let Frame::Refused(Refusal { failures, .. }) = frame {
-            refused.extend(failures);
-        }
-    }
-    followed.visit = None;
-    Ok(refused)
-}
-
 fn thread(command: &Command) -> Option<Thread> {
     let (asked, wait) = match command {
         Command::Swap(request) => (&request.asked, request.wait),
         Command::Rollback(request) => (&request.asked, request.wait),
         Command::Abort(request) => (&request.asked, Wait::Promoted),
         Command::Repair(request) => (&request.asked, Wait::Promoted),
+        Command::Follow { asked, wait, .. } => (asked, *wait),
         Command::Plan(_)
         | Command::Confirm(_)
         | Command::Status(_)
@@ -282,8 +262,7 @@ fn thread(command: &Command) -> Option<Thread> {
         | Command::History(_)
         | Command::Doctor(_)
         | Command::Uninstall(_)
-        | Command::Survey(_)
-        | Command::Follow { .. } => return None,
+        | Command::Survey(_) => return None,
     };
     Some(Thread { asked: asked.clone(), wait })
 }
@@ -342,6 +321,7 @@ impl Followed {
         voice: &mut Voice,
         reporter: &mut Reporter,
     ) -> Result<(), Ended> {
+        self.unheard = None;
         // Asked once more whether anything is left to repair, the server says no.
         if matches!(frame, Frame::Unchanged { .. }) && self.conclusion.is_some() {
             return Ok(());

@@ -18,6 +18,7 @@ mod stop;
 mod tint;
 mod trust;
 mod typed;
+mod urgent;
 mod verify;
 mod voice;
 
@@ -219,8 +220,11 @@ async fn converse(
     let ended = match limit {
         None => following.await,
         Some(limit) => tokio::time::timeout(limit, following).await.unwrap_or_else(|_| {
-            let failure = Failure::new("the swap is still under way: the server goes on by itself")
-                .hint("`model-swap status` tells how");
+            let under_way = || {
+                Failure::new("the swap is still under way: the server goes on by itself")
+                    .hint("`model-swap status` tells how")
+            };
+            let failure = followed.unheard.take().unwrap_or_else(under_way);
             Err(Stopped { failures: vec![failure], exit: Exit::Environment })
         }),
     };
@@ -230,7 +234,11 @@ async fn converse(
         // The swap began, and how it ends is not known: that is no refusal.
         Err(Stopped { failures, exit }) if followed.began() => {
             voice.say(failure::refusal(&failures));
-            markdown += &summary::of_loss(&failures);
+            let lost = match &*markdown {
+                "" => summary::of_unknown(&failures),
+                _ => summary::of_loss(&failures),
+            };
+            markdown += &lost;
             exit
         }
         Err(Stopped { failures, exit: Exit::Aborted }) if is_abort(setting) => {

@@ -40,6 +40,7 @@ impl Patience {
             Command::Rollback(request) => (&request.asked, request.wait, request.lock_wait),
             Command::Abort(request) => (&request.asked, Wait::Promoted, Duration::ZERO),
             Command::Repair(request) => (&request.asked, Wait::Promoted, request.lock_wait),
+            Command::Follow { asked, wait, .. } => (asked, *wait, Duration::ZERO),
             _ => return None,
         };
         let over = Instant::now() + lock_wait + own_time(&asked.spec, wait);

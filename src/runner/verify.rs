@@ -10,11 +10,15 @@ use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
+use super::follow::{Ended, Followed, Line};
+use super::urgent::ask_at_once;
 use super::{Setting, Stopped};
 use crate::config::{self, Config};
+use crate::model::failure::Failure;
 use crate::model::secret::Secret;
 use crate::model::spec::VerifySpec;
-use crate::model::wire::Command;
+use crate::model::wire::{Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets};
+use crate::remote::session::Session;
 
 /// Bound on one look: a list of models is answered at once, through whatever stands before the service.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
@@ -148,6 +152,32 @@ impl Customer {
         }
         Err(format!("answers as {}, not as {}", names.join(", "), self.spec.expect_model))
     }
+}
+
+/// Sends the word that the swap waits for. Whether it still did, its events tell.
+pub(super) async fn confirm(
+    session: &Session,
+    line: &Line<'_>,
+    request: &Request,
+    (followed, nonce): (&mut Followed, String),
+) -> Result<Vec<Failure>, Ended> {
+    let mut refused = Vec::new();
+    let (Some(swap), Some(asked)) = (followed.swap.clone(), request.command.asked()) else {
+        return Ok(refused);
+    };
+    // What is secret is not needed for a word.
+    let asked = Asked { secrets: Secrets::default(), ..asked.clone() };
+    let command = Command::Confirm(ConfirmRequest { asked, swap, nonce });
+    let word = Request { v: request.v, command };
+    let mut answer = ask_at_once(Some(session), line, &word).await.map_err(Ended::Remote)?;
+    while let Some(frame) = answer.next().await.map_err(Ended::Remote)? {
+        if let Frame::Refused(Refusal { failures, .. }) = frame {
+            refused.extend(failures);
+        }
+    }
+    answer.close().await;
+    followed.visit = None;
+    Ok(refused)
 }
 
 /// What was seen from outside.

@@ -9,7 +9,7 @@ use testbed::github::FakeGitHub;
 
 use crate::runner::{agent, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world};
 use crate::step::{Step, until};
-use crate::support::relayed::relay;
+use crate::support::relayed::{led_through, relay};
 use crate::support::{Action, NAME, NEW, Run, World, binary};
 
 /// The stage after a step, with what the step left in its state.
@@ -86,6 +86,45 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
     assert!(!run.summary.contains("Nothing was done"), "{run}");
     assert_eq!(outcome(&world).await?, "promoted");
     is_told_after(&world, &run).await
+}
+
+/// The later stage runs where the network was just lost.
+#[tokio::test]
+async fn a_link_that_fails_after_the_step_is_made_again() -> Result<()> {
+    let world = world().await?;
+    let (github, relay) = (FakeGitHub::start()?, relay(&world).await?);
+    let action = world.action("swap", NEW, &[])?;
+    let path = action.env["GITHUB_STATE"].clone();
+    let (step, candidate) = in_mid_swap(&world, action).await?;
+    let state = fs::read_to_string(path)?;
+    step.kill()?;
+
+    let (action, _program) = afterwards(&world, &github, &state)?;
+    relay.shut();
+    let mut later = Step::start(led_through(&relay, &world, action)?)?;
+    let told = "the server goes on by itself; trying again in 1s";
+    later.says(told).await?;
+    relay.open();
+    later.says("→ await_ready b").await?;
+    relay.cut();
+    until("it is told of", || Ok((later.said().matches(told).count() == 2).then_some(()))).await?;
+    candidate.thaw()?;
+    let run = later.finish().await?.answered(&["promoted: "]);
+    assert_eq!(run.stdout.matches("→ await_ready b").count(), 1, "{run}");
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "success", "{github}");
+    Ok(())
+}
+
+/// What cannot be mended by trying again is said at once.
+#[tokio::test]
+async fn a_key_that_is_none_any_more_after_the_step_is_told_at_once() -> Result<()> {
+    let world = World::start().await?;
+    let (action, _program) = afterwards(&world, &FakeGitHub::start()?, "swap=s-1\n")?;
+    let run = Step::run(action.with_inputs(&[("ssh-key", "none")])).await?;
+    assert!(run.code == 2 && run.summary.contains("Outcome not known"), "{run}");
+    assert!(!run.stdout.contains("trying again"), "{run}");
+    Ok(())
 }
 
 #[tokio::test]

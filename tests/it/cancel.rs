@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use testbed::load::Load;
-use testbed::server::{Aim, free_port, listeners};
+use testbed::server::{Aim, ServerSpec, free_port, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts};
 use crate::runner::outcome;
 use crate::step::{Step, send};
-use crate::support::{NEW, OLD, Run, World};
+use crate::support::relayed::{relay, through};
+use crate::support::{Action, NEW, OLD, Run, World};
 
 /// GitHub's patience with a container that it has told to end (runner, `ProcessInvoker.cs`): until SIGTERM, and then until
 /// it kills.
@@ -75,16 +76,27 @@ async fn a_job_that_is_cancelled_while_nginx_is_moved_ends_on_the_old_model() ->
 
 /// A swap under load whose traffic is at the new model, and which waits for customers who never come; and how all was before.
 async fn awaits_customers() -> Result<(World, Facts, Load, Step)> {
-    let mut world = kills::world().await?;
+    let (world, before, load) = without_customers(kills::world().await?).await?;
+    let step = at_the_new_model(&world, world.action("swap", NEW, &[])?).await?;
+    Ok((world, before, load, step))
+}
+
+/// A world under load in which a swap waits for customers who never come; and how all is before.
+async fn without_customers(mut world: World) -> Result<(World, Facts, Load)> {
     let url = format!("http://127.0.0.1:{}/v1/models", free_port()?);
     world.settings.verify = format!("{{ url: {url:?}, within: 10m }}");
     world.run("plan", NEW, &[]).await?.answered(&[]);
     let before = Facts::of(&world)?;
     let load = world.load().await?;
-    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    Ok((world, before, load))
+}
+
+/// A swap there, once traffic is at the new model.
+async fn at_the_new_model(world: &World, action: Action) -> Result<Step> {
+    let mut step = Step::start(action)?;
     step.says("not as expected yet: ").await?;
     world.until_serves(NEW).await?;
-    Ok((world, before, load, step))
+    Ok(step)
 }
 
 #[tokio::test]
@@ -106,6 +118,35 @@ async fn a_job_whose_new_model_hangs_is_cancelled_in_time() -> Result<()> {
     // What it has taken it answers before it is stopped.
     send("-CONT", candidate)?;
     assert_true(&world, run?, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// As where a firewall between has forgotten the connection: nobody is told, and another one gets through.
+#[tokio::test]
+async fn a_job_that_is_cancelled_on_a_dead_link_ends_on_the_old_model() -> Result<()> {
+    let (world, before, load) = without_customers(kills::world().await?).await?;
+    let relay = relay(&world).await?;
+    let step = at_the_new_model(&world, through(&relay, &world)?).await?;
+    relay.swallow();
+    let run = cancelled(step, async { Ok(()) }).await?;
+    assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// What is followed takes the only session that a connection may have there.
+#[tokio::test]
+async fn a_job_that_is_cancelled_is_heard_by_an_sshd_that_lets_one_session_pass() -> Result<()> {
+    let spec = ServerSpec {
+        faults: true,
+        ssh_lines: "MaxSessions 1\n".to_owned(),
+        ..ServerSpec::default()
+    };
+    let (world, before, load) = without_customers(World::on(spec, &[]).await?).await?;
+    let step = at_the_new_model(&world, world.action("swap", NEW, &[])?).await?;
+    let run = cancelled(step, async { Ok(()) }).await?;
+    assert_true(&world, run, &before).await?;
     load.stop().await.assert_clean();
     Ok(())
 }

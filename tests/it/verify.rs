@@ -14,7 +14,7 @@ use testbed::github::FakeGitHub;
 use testbed::server::{ServerSpec, default_upstream_file, free_port};
 
 use crate::afterwards::afterwards;
-use crate::runner::{KILLED_AFTER, agent, swaps};
+use crate::runner::{KILLED_AFTER, agent, outcome, swaps};
 use crate::step::{Step, send, until};
 use crate::support::relayed::{relay, through};
 use crate::support::{NEW, OLD, World};
@@ -259,9 +259,26 @@ async fn customers_are_met_over_tls_where_the_step_names_their_authority() -> Re
     Ok(())
 }
 
-#[tokio::test]
-async fn a_job_that_is_cancelled_while_its_word_is_under_way_does_not_wait_for_the_answer()
--> Result<()> {
+/// A public gateway that names another model, until it is told to name the one that is looked for.
+struct Gateway {
+    meets: Arc<AtomicBool>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Gateway {
+    fn meet(&self) {
+        self.meets.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// A world whose customers go through such a gateway.
+async fn behind_a_gateway() -> Result<(World, Gateway)> {
     let (meets, listener) = (Arc::new(AtomicBool::new(false)), TcpListener::bind("127.0.0.1:0")?);
     listener.set_nonblocking(true)?;
     let mut world = World::start().await?;
@@ -277,15 +294,52 @@ async fn a_job_that_is_cancelled_while_its_word_is_under_way_does_not_wait_for_t
             Json::<Value>(json!({ "data": [{ "id": name }] }))
         }),
     );
-    let gateway = tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         axum::serve(tokio::net::TcpListener::from_std(listener)?, gateway).await
     });
+    Ok((world, Gateway { meets, serving }))
+}
+
+#[tokio::test]
+async fn the_word_of_a_step_whose_link_is_dead_gets_through_by_another() -> Result<()> {
+    let (world, gateway) = behind_a_gateway().await?;
+    let relay = relay(&world).await?;
+    let mut step = Step::start(through(&relay, &world)?)?;
+    step.says("not as expected yet: ").await?;
+    relay.swallow();
+    gateway.meet();
+    assert_eq!(outcome(&world).await?, "promoted");
+    assert!(!step.said().contains("trying again"), "only after it was noticed: {}", step.said());
+    step.finish().await?.ended(0, "promoted");
+    Ok(())
+}
+
+/// What is followed takes the only session that a connection may have there.
+#[tokio::test]
+async fn the_word_gets_through_an_sshd_that_lets_one_session_pass() -> Result<()> {
+    let spec = ServerSpec { ssh_lines: "MaxSessions 1\n".to_owned(), ..ServerSpec::default() };
+    let mut world = World::on(spec, &[]).await?;
+    let url = format!("http://{}/v1/models", world.server.nginx_addr());
+    world.settings.verify = format!("{{ url: {url:?}, within: 30s }}");
+    // Far enough away for a session that has ended here not to have ended there.
+    let sshd = std::net::SocketAddr::from(([127, 0, 0, 1], world.server.ssh_port()));
+    let relay = testbed::relay::Relay::start(sshd, Duration::from_millis(40)).await?;
+    let run = Step::run(through(&relay, &world)?).await?.ended(0, "promoted");
+    assert!(!run.stdout.contains("trying again"), "{run}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_its_word_is_under_way_does_not_wait_for_the_answer()
+-> Result<()> {
+    let (world, gateway) = behind_a_gateway().await?;
     let relay = relay(&world).await?;
     let mut step = Step::start(through(&relay, &world)?)?;
     step.says("not as expected yet: ").await?;
     let pipes = step.pipes()?;
+    relay.shut();
     relay.swallow();
-    meets.store(true, Ordering::Relaxed);
+    gateway.meet();
     until("the word is sent", || Ok((step.pipes()? > pipes).then_some(()))).await?;
     step.signal("-INT")?;
     let ended = async {
@@ -296,7 +350,6 @@ async fn a_job_that_is_cancelled_while_its_word_is_under_way_does_not_wait_for_t
     };
     let run = tokio::time::timeout(KILLED_AFTER, ended).await??;
     run.refused(3, &["the server did not say in time whether the swap is aborted"]);
-    gateway.abort();
     Ok(())
 }
 

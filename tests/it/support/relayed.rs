@@ -31,6 +31,11 @@ pub(crate) fn through(relay: &Relay, world: &World) -> Result<Action> {
 
 /// Another command by the same way.
 pub(crate) fn through_for(command: &str, relay: &Relay, world: &World) -> Result<Action> {
+    led_through(relay, world, world.action(command, NEW, &[])?)
+}
+
+/// The same action by that way.
+pub(crate) fn led_through(relay: &Relay, world: &World, action: Action) -> Result<Action> {
     let (config, known_hosts) = access(relay, world);
-    world.action(command, NEW, &[("known-hosts", &known_hosts)])?.with_config(&config)
+    action.with_inputs(&[("known-hosts", &known_hosts)]).with_config(&config)
 }

@@ -23,6 +23,7 @@ pub struct Relay {
     address: SocketAddr,
     cut: Arc<Notify>,
     hole: Arc<Mutex<Hole>>,
+    shut: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
@@ -39,9 +40,10 @@ impl Relay {
         let address = listener.local_addr()?;
         let cut = Arc::new(Notify::new());
         let hole = Arc::new(Mutex::new(Hole::default()));
-        let (ends, vanishes) = (cut.clone(), hole.clone());
-        let accepting = tokio::spawn(accept(listener, (target, round_trip), ends, vanishes));
-        Ok(Self { address, cut, hole, accepting })
+        let shut = Arc::new(AtomicBool::new(false));
+        let faults = (cut.clone(), hole.clone(), shut.clone());
+        let accepting = tokio::spawn(accept(listener, (target, round_trip), faults));
+        Ok(Self { address, cut, hole, shut, accepting })
     }
 
     /// Where clients connect.
@@ -60,6 +62,16 @@ impl Relay {
         let mut hole = self.hole.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *hole).store(true, Ordering::Relaxed);
     }
+
+    /// Closes new connections at once, as an sshd does that has too many, until it is opened again.
+    pub fn shut(&self) {
+        self.shut.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes new connections again.
+    pub fn open(&self) {
+        self.shut.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Relay {
@@ -72,14 +84,15 @@ impl Drop for Relay {
 async fn accept(
     listener: TcpListener,
     (target, round_trip): (SocketAddr, Duration),
-    cut: Arc<Notify>,
-    hole: Arc<Mutex<Hole>>,
+    (cut, hole, shut): (Arc<Notify>, Arc<Mutex<Hole>>, Arc<AtomicBool>),
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                if let Ok((client, _)) = accepted {
+                if let Ok((client, _)) = accepted
+                    && !shut.load(Ordering::Relaxed)
+                {
                     let hole = hole.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     connections.spawn(relay(client, target, round_trip, hole));
                 }

@@ -63,6 +63,8 @@ pub struct ServerSpec {
     pub session_env: Vec<(String, String)>,
     /// Where sshd listens: another address than loopback's is reached by containers too.
     pub ssh_address: Ipv4Addr,
+    /// More lines of sshd's configuration.
+    pub ssh_lines: String,
 }
 
 impl Default for ServerSpec {
@@ -75,6 +77,7 @@ impl Default for ServerSpec {
             faults: false,
             session_env: Vec::new(),
             ssh_address: Ipv4Addr::LOCALHOST,
+            ssh_lines: String::new(),
         }
     }
 }
@@ -133,7 +136,7 @@ impl GpuServer {
         let mut server = Self { scratch, ports, keys, nginx_command, bash, sshd: None };
         let mut env = if spec.faults { faults::prepare(server.scratch())? } else { String::new() };
         env.extend(spec.session_env.iter().map(|(name, value)| format!(" {name}={value}")));
-        server.sshd = Some(sshd::start(server.scratch(), ssh, &env)?);
+        server.sshd = Some(sshd::start(server.scratch(), ssh, (&env, &spec.ssh_lines))?);
         nginx::start(&server, &spec)?;
         Ok(server)
     }

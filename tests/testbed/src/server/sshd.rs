@@ -64,15 +64,19 @@ impl Keys {
     }
 }
 
-/// Starts sshd as a child and returns when it greets. `env` is given to every session as well.
-pub(super) fn start(scratch: &Path, at: SocketAddrV4, env: &str) -> anyhow::Result<Child> {
+/// Starts sshd as a child and returns when it greets. `env` is given to every session as well; `lines` are its own.
+pub(super) fn start(
+    scratch: &Path,
+    at: SocketAddrV4,
+    (env, lines): (&str, &str),
+) -> anyhow::Result<Child> {
     let program = programs::find("sshd")?;
     if rustix::process::getuid().is_root() {
         // Where sshd, as root, jails its unprivileged half; a boot would have made it.
         fs::create_dir_all("/run/sshd").context("/run/sshd cannot be made")?;
     }
     let config = scratch.join("ssh/sshd_config");
-    fs::write(&config, config_text(scratch, at, env))?;
+    fs::write(&config, config_text(scratch, at, env) + lines)?;
     let log = scratch.join("logs/sshd.log");
     let mut child = Command::new(program)
         .arg("-D")
