@@ -1,13 +1,16 @@
 //! What a release comes to: tried, signed and pinned before anybody gets it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value as Json, json};
 use serde_yaml::Value;
 use tempfile::TempDir;
+use testbed::expression::{Scope, Status};
 
 const RELEASE: &str = include_str!("../../.github/workflows/release.yml");
 
@@ -88,6 +91,111 @@ fn the_release_commit_names_the_image_by_its_digest() -> Result<()> {
     let after = fs::read_to_string(folder.path().join("action.yml"))?;
     let expected = before.replace("image: Dockerfile", &format!("image: docker://{image}"));
     assert_eq!(after, expected);
+    Ok(())
+}
+
+/// A client of Docker's as far as a release calls it, with a registry of files: what is pushed with an attestation is an index of
+/// the image and of that, and joining takes indexes apart.
+const DOCKER: &str = r#"#!/bin/bash
+set -eu
+put() { digest="sha256:$(sha256sum <"$1" | cut -d ' ' -f 1)"; cp "$1" "$REGISTRY/$digest"; }
+found() { cat "$REGISTRY/$(sed 's/.*@//; s|.*/.*:||' <<<"$1")"; }
+case "$*" in
+  login*) cat >/dev/null ;;
+  run*) echo "1.9.0" ;;
+  "buildx build"*--push* | "buildx build"*push=true*)
+    echo "{\"image\": \"$ARCH\"}" >part; put part
+    if [[ "$*" == *--sbom=true* || "$*" == *--provenance=mode* ]]; then
+      echo "{\"sbom of\": \"$ARCH\"}" >about; manifest=$digest; put about
+      jq -n --arg arch "$ARCH" --arg image "$manifest" --arg about "$digest" '{ manifests: [
+        { digest: $image, platform: { architecture: $arch, os: "linux" } },
+        { digest: $about, platform: { architecture: "unknown", os: "unknown" } } ] }' >part
+      put part
+    fi
+    echo "{\"containerimage.digest\": \"$digest\"}" >built.json ;;
+  "buildx imagetools create --tag"*)
+    tag=$5; shift 5
+    for from in "$@"; do
+      found "$from" | jq --arg from "${from##*@}" '.manifests // [{ digest: $from }]'
+    done | jq --slurp '{ manifests: add }' >part
+    put part; cp part "$REGISTRY/${tag##*:}" ;;
+  *"--format {{ json .SBOM.SPDX }}") echo '{ "spdxVersion": "SPDX-2.3" }' ;;
+  *"--format {{ .Manifest.Digest }}") found "$4" >part; put part; echo "$digest" ;;
+  "buildx imagetools inspect --raw"*) found "$5" ;;
+  *) echo "docker $*?" >&2; exit 1 ;;
+esac
+"#;
+
+/// Carries out the step with this id of a job, and says what it puts out.
+fn step(job: &str, id: &str, contexts: &Json, folder: &Path) -> Result<BTreeMap<String, String>> {
+    let workflow: Value = serde_yaml::from_str(RELEASE)?;
+    let steps = workflow["jobs"][job]["steps"].as_sequence().context("steps")?;
+    let step = steps.iter().find(|step| step["id"] == *id).context("no such step")?;
+    let scope = Scope { contexts, status: Status::Success };
+    let out = folder.join("out");
+    fs::write(&out, "")?;
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
+    let mut bash = Command::new("bash");
+    bash.args(["-e", "-c", step["run"].as_str().context("a script")?]);
+    bash.current_dir(folder).env("PATH", path).env("REGISTRY", folder).env("GITHUB_OUTPUT", &out);
+    bash.env("GITHUB_REPOSITORY", "acme/model-swap").env("GITHUB_REF_NAME", "release/v1.9.0");
+    for (name, value) in step["env"].as_mapping().context("env")? {
+        let (name, value) = (name.as_str().context("a name")?, value.as_str().context("a value")?);
+        bash.env(name, scope.text(value)?);
+    }
+    let output = bash.env("GITHUB_ACTOR", "ann").output()?;
+    ensure!(output.status.success(), "{id}: {}", String::from_utf8_lossy(&output.stderr));
+    let said = fs::read_to_string(out)?;
+    let pairs = said.lines().filter_map(|line| line.split_once('='));
+    Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// What the signing step of a job signs.
+fn signed(job: &str, contexts: &Json) -> Result<String> {
+    let workflow: Value = serde_yaml::from_str(RELEASE)?;
+    let steps = workflow["jobs"][job]["steps"].as_sequence().context("steps")?;
+    let is_signing =
+        |step: &&Value| step["uses"].as_str().is_some_and(|it| it.starts_with("actions/attest@"));
+    let step = steps.iter().find(is_signing).context("nothing is signed")?;
+    let subject = step["with"]["subject-digest"].as_str().context("a subject")?;
+    Scope { contexts, status: Status::Success }.text(subject)
+}
+
+/// A user starts from the digest that `action.yml` names, and asks for the signatures of what that lists.
+#[test]
+fn what_is_signed_is_what_the_released_index_lists() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let client = folder.path().join("docker");
+    fs::write(&client, DOCKER)?;
+    fs::set_permissions(&client, fs::Permissions::from_mode(0o755))?;
+    let workflow: Value = serde_yaml::from_str(RELEASE)?;
+    let declared = workflow["jobs"]["build"]["outputs"].as_mapping().context("outputs")?;
+    let (mut outputs, mut bills) = (BTreeMap::new(), Vec::new());
+    for arch in ["amd64", "arm64"] {
+        let mut contexts = json!({ "github": { "token": "t" }, "matrix": { "arch": arch } });
+        let put_out = step("build", "push", &contexts, folder.path())?;
+        contexts["steps"] = json!({ "push": { "outputs": put_out } });
+        bills.push(signed("build", &contexts)?);
+        // Of a matrix, what none of its jobs leaves empty.
+        for (name, value) in declared {
+            let (name, value) = (name.as_str().context("a name")?, value.as_str().context("text")?);
+            let value = Scope { contexts: &contexts, status: Status::Success }.text(value)?;
+            if !value.is_empty() {
+                outputs.insert(name.to_owned(), value);
+            }
+        }
+    }
+    let mut contexts = json!({ "github": { "token": "t" } });
+    contexts["needs"] = json!({ "build": { "outputs": outputs } });
+    let put_out = step("index", "index", &contexts, folder.path())?;
+    contexts["steps"] = json!({ "index": { "outputs": put_out } });
+    assert_eq!(signed("index", &contexts)?, put_out["digest"]);
+    let index: Json = serde_json::from_slice(&fs::read(folder.path().join(&put_out["digest"]))?)?;
+    let listed = index["manifests"].as_array().context("an index")?;
+    let of = |arch| listed.iter().find(|one| one["platform"]["architecture"] == arch);
+    for (arch, bill) in ["amd64", "arm64"].into_iter().zip(bills) {
+        assert_eq!(of(arch).context(arch)?["digest"], *bill, "{index}");
+    }
     Ok(())
 }
 
