@@ -6,6 +6,9 @@ use serde::Deserialize;
 
 use super::api::{Api, ApiError, ApiSpec};
 
+/// How often a pull request is looked for: GitHub's list may not have it yet in the first seconds after the merge.
+const LOOKS: u32 = 4;
+
 /// How many pull requests of one commit are looked through (the most a page holds).
 const PAGE: &str = "100";
 
@@ -31,19 +34,29 @@ impl Merges {
     }
 
     /// The number of the pull request whose merge made this commit: the merge itself, what it was squashed to, or the last
-    /// commit of a rebase. `None` if there is none: other pull requests may hold the commit, and were not merged by it.
+    /// commit of a rebase. `None` if there is none after several looks, each after twice the pause of the one before: other
+    /// pull requests may hold the commit, and were not merged by it.
     ///
     /// # Errors
     /// If GitHub refuses, or does not answer within the operation's bound.
     pub async fn made(&self, commit: &str) -> Result<Option<u64>, ApiError> {
         let tried = format!("find the pull request of {commit} in {}", self.api.repository);
         let route = format!("/commits/{commit}/pulls");
+        let made = |pull: &&Listed| {
+            pull.merged_at.is_some() && pull.merge_commit_sha.as_deref() == Some(commit)
+        };
         let find = async {
-            let there: Vec<Listed> = self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
-            let made = |pull: &&Listed| {
-                pull.merged_at.is_some() && pull.merge_commit_sha.as_deref() == Some(commit)
-            };
-            Ok(there.iter().find(made).map(|pull| pull.number))
+            for look in 0..LOOKS {
+                if look > 0 {
+                    tokio::time::sleep(self.api.bounds.pause * 2_u32.pow(look - 1)).await;
+                }
+                let there: Vec<Listed> =
+                    self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
+                if let Some(pull) = there.iter().find(made) {
+                    return Ok(Some(pull.number));
+                }
+            }
+            Ok(None)
         };
         self.api.operation(&tried, find).await
     }

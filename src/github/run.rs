@@ -28,6 +28,8 @@ pub struct WorkflowRun {
     pub repository: Option<Repository>,
     /// What a deployment names as its `ref`.
     pub deployment_ref: Option<Reference>,
+    /// On what another workflow is started: GitHub wants a branch or tag.
+    pub workflow_ref: Option<String>,
     /// File that takes the step's outputs.
     pub output: Option<PathBuf>,
     /// File that takes what the step's later stage shall know.
@@ -69,6 +71,7 @@ impl WorkflowRun {
             api_url,
             repository: get("GITHUB_REPOSITORY").as_deref().and_then(Repository::parse),
             deployment_ref: deployment_ref(&get),
+            workflow_ref: workflow_ref(&get),
             output: get("GITHUB_OUTPUT").map(PathBuf::from),
             state: get("GITHUB_STATE").map(PathBuf::from),
             step_summary: get("GITHUB_STEP_SUMMARY").map(PathBuf::from),
@@ -123,18 +126,25 @@ fn requester(get: &impl Fn(&str) -> Option<String>) -> Requester {
 
 /// A branch or tag where there is one: with a SHA, workflows on the deployment's events have no `GITHUB_REF`.
 ///
-/// On a pull request `GITHUB_REF` is `refs/pull/N/merge`, which is neither, so that its branch is preferred. No branch is at
-/// the commit of such a run.
+/// On a pull request `GITHUB_REF` is `refs/pull/N/merge`, which is neither, or, after its merge, the branch that it was merged
+/// into. Its own branch is at another commit than the run, and may be gone.
 fn deployment_ref(get: &impl Fn(&str) -> Option<String>) -> Option<Reference> {
+    named_ref(get).or_else(|| get("GITHUB_SHA").map(Reference::fixed))
+}
+
+/// The branch or tag of the run, else the branch of its pull request.
+fn workflow_ref(get: &impl Fn(&str) -> Option<String>) -> Option<String> {
+    named_ref(get).map(|named| named.name).or_else(|| get("GITHUB_HEAD_REF"))
+}
+
+fn named_ref(get: &impl Fn(&str) -> Option<String>) -> Option<Reference> {
     let full = get("GITHUB_REF").unwrap_or_default();
     let branch = full.strip_prefix("refs/heads/");
     let named = branch.or_else(|| full.strip_prefix("refs/tags/"));
-    let of_run = named.map(|short| Reference {
+    named.map(|short| Reference {
         name: get("GITHUB_REF_NAME").unwrap_or_else(|| short.to_owned()),
         commit: branch.and_then(|_| get("GITHUB_SHA")),
-    });
-    let fixed = |name: &str| get(name).map(Reference::fixed);
-    fixed("GITHUB_HEAD_REF").or(of_run).or_else(|| fixed("GITHUB_SHA"))
+    })
 }
 
 fn without_final_slash(url: String) -> String {
@@ -196,15 +206,21 @@ mod tests {
     }
 
     #[test]
-    fn a_branch_or_tag_is_preferred_as_ref() {
+    fn a_branch_or_tag_is_preferred_as_ref_and_never_one_of_another_commit() {
         let of = |pairs: &[(&str, &str)]| run(pairs).deployment_ref;
+        let workflow_of = |pairs: &[(&str, &str)]| run(pairs).workflow_ref;
         let fixed = |name: &str| Some(Reference::fixed(name.to_owned()));
         let sha = ("GITHUB_SHA", "c0ffee");
         assert_eq!(of(&[("GITHUB_REF", "refs/tags/v1"), sha]), fixed("v1"));
         let pull = ("GITHUB_REF", "refs/pull/7/merge");
-        let pull_name = ("GITHUB_REF_NAME", "7/merge");
-        assert_eq!(of(&[pull, pull_name, ("GITHUB_HEAD_REF", "fix"), sha]), fixed("fix"));
-        assert_eq!(of(&[pull, pull_name, sha]), fixed("c0ffee"));
+        let (pull_name, head) = (("GITHUB_REF_NAME", "7/merge"), ("GITHUB_HEAD_REF", "fix"));
+        assert_eq!(of(&[pull, pull_name, head, sha]), fixed("c0ffee"));
+        assert_eq!(workflow_of(&[pull, pull_name, head, sha]).as_deref(), Some("fix"));
+        // Once it is merged.
+        let merged = [("GITHUB_REF", "refs/heads/main"), ("GITHUB_REF_NAME", "main"), head, sha];
+        let main = Reference { name: "main".to_owned(), commit: Some("c0ffee".to_owned()) };
+        assert_eq!(of(&merged), Some(main));
+        assert_eq!(workflow_of(&merged).as_deref(), Some("main"));
     }
 
     #[test]

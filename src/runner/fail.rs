@@ -181,11 +181,15 @@ async fn start_workflow(
     (swap, environment): (&SwapId, &str),
 ) -> Result<Option<String>, Stopped> {
     let Some(workflow) = &setting.inputs.rollback_workflow else { return Ok(None) };
-    let reference = setting.run.deployment_ref.as_ref();
-    let reference = reference.map(|reference| reference.name.clone()).unwrap_or_default();
+    let Some(reference) = &setting.run.workflow_ref else {
+        let text = format!("the run has no branch to start the workflow {workflow} on");
+        return Err(Stopped::input(vec![
+            Failure::new(text).hint("set GITHUB_REF, as a workflow has it"),
+        ]));
+    };
     let spec = api::spec(setting, "actions: write").map_err(missing)?;
     let workflows = Workflows::new(spec).map_err(told)?;
-    workflows.dispatch(workflow, &reference, (swap, environment)).await.map_err(told)?;
+    workflows.dispatch(workflow, reference, (swap, environment)).await.map_err(told)?;
     Ok(Some(format!("workflow {workflow} is started on {reference}")))
 }
 

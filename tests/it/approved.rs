@@ -3,7 +3,7 @@
 use anyhow::Result;
 use testbed::github::{FakeGitHub, Fault, Operation, Times};
 
-use crate::step::Step;
+use crate::step::{Step, until};
 use crate::support::{Action, NEW, OLD, World, binary, engine};
 
 const NEWER: &str = "Qwen/Newer";
@@ -103,7 +103,12 @@ async fn only_our_own_comment_on_the_pull_request_of_this_commit_counts() -> Res
         Ok(())
     };
     refused(&["no pull request was merged as commit 01234567", "swap on `push`"]).await?;
+    // GitHub lists a merge late.
+    let asked = github.requests().len();
+    let early = Step::start(swap()?)?;
+    until("it is looked for", || Ok((github.requests().len() > asked).then_some(()))).await?;
     github.merge(7, COMMIT);
+    early.finish().await?.refused(2, &["pull request 7 has no comment"]);
     // A person's, and another bot's, that say the same.
     let lie =
         "<!-- model-swap plan: service=chat environment=chat digest=o-000000000000 -->\nfine\n";

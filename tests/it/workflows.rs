@@ -268,6 +268,28 @@ fn an_evaluation_marks_what_it_has_evaluated() -> Result<()> {
     Ok(())
 }
 
+/// A job can fail after its swap was promoted, at whatever it does then: what serves by it is evaluated all the same.
+#[test]
+fn what_was_promoted_is_evaluated_however_its_job_ended() -> Result<()> {
+    let workflow = example("upgrade.yml")?;
+    let condition = workflow["jobs"]["evaluate"]["if"].as_str();
+    for (swapped, outcome, is_evaluated) in [
+        ("success", "promoted", true),
+        ("failure", "promoted", true),
+        ("success", "unchanged", false),
+        ("failure", "failed", false),
+        ("failure", "", false),
+        ("skipped", "", false),
+    ] {
+        let swap = json!({ "result": swapped, "outputs": { "outcome": outcome } });
+        let contexts = json!({ "needs": { "swap": swap } });
+        let status = if swapped == "success" { Status::Success } else { Status::Failure };
+        let begins = Scope { contexts: &contexts, status }.begins(condition)?;
+        assert_eq!(begins, is_evaluated, "{swapped} {outcome:?}");
+    }
+    Ok(())
+}
+
 /// What was promoted and not found good goes, and so does what may have been promoted by a step that was killed.
 #[test]
 fn what_nobody_has_evaluated_is_rolled_back() -> Result<()> {
@@ -275,6 +297,7 @@ fn what_nobody_has_evaluated_is_rolled_back() -> Result<()> {
     let condition = workflow["jobs"]["rollback"]["if"].as_str();
     for (swapped, outcome, swap, evaluated, goes_back) in [
         ("success", "promoted", "s-1", "success", false),
+        ("failure", "promoted", "s-1", "success", false),
         ("success", "promoted", "s-1", "failure", true),
         ("success", "promoted", "s-1", "cancelled", true),
         ("success", "unchanged", "s-0", "skipped", false),
