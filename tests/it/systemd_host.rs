@@ -37,7 +37,8 @@ fn a_user_with_sudo_swaps_the_model() -> Result<()> {
         world.run("status", NEW, &[]).await?.answered(&["nginx sends traffic to port 8002"]);
 
         let load = world.load().await?;
-        world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
+        // While the new model is still there a swap back to it would start nothing.
+        world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
         world.until_serves(OLD).await?;
         load.stop().await.assert_clean();
         let last = "outlook: the last swap to Qwen/New took ";
