@@ -187,7 +187,10 @@ impl Lease {
 
     /// Lets go of it as a death does: whoever comes next is told, and brings what this holder began to its end.
     pub fn leave_to_the_next(mut self) {
-        self.stays = self.file.metadata().map_or(u64::MAX, |file| file.len());
+        // Who died is told by the lines before this holder's: whoever tries time and again must not fill the disk.
+        if self.died.is_none() {
+            self.stays = self.file.metadata().map_or(u64::MAX, |file| file.len());
+        }
     }
 
     /// Who held the lease when they died, if nobody has recovered what they left. Looks without locking.
@@ -263,6 +266,30 @@ pub(crate) mod tests {
         Lease::take(folder.path(), &holder("s-1")).unwrap().leave_to_the_next();
         let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
         assert_eq!(lease.died, Some(holder("s-1")));
+    }
+
+    #[test]
+    fn whoever_leaves_it_time_and_again_lets_the_file_not_grow() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(file(&folder), serde_json::to_vec(&dead("s-1")).unwrap()).unwrap();
+        let own = |_: &Holder| holder("s-1");
+        let mut lengths = Vec::new();
+        for _ in 0..3 {
+            let lease = Lease::take_from_the_dead(folder.path(), own).unwrap().unwrap();
+            assert_eq!(lease.died, Some(dead("s-1")));
+            lease.leave_to_the_next();
+            lengths.push(fs::metadata(file(&folder)).unwrap().len());
+        }
+        assert_eq!(lengths, [lengths[0]; 3]);
+        assert_eq!(Lease::left_by_the_dead(folder.path()), Some(dead("s-1")));
+        // Nobody died, and this one can do no more.
+        fs::write(file(&folder), "").unwrap();
+        for _ in 0..3 {
+            Lease::take(folder.path(), &holder("s-2")).unwrap().leave_to_the_next();
+            lengths.push(fs::metadata(file(&folder)).unwrap().len());
+        }
+        assert_eq!(lengths[3..], [lengths[3]; 3]);
+        assert_eq!(written(&folder), holder("s-2"));
     }
 
     fn file(folder: &tempfile::TempDir) -> PathBuf {
