@@ -1,14 +1,17 @@
-//! `verify`: waits for the runner's word that customers meet the candidate. Nothing to undo; without the word the swap is.
+//! `verify`: waits for the runner's word that customers meet the candidate. Nothing to undo; without the word the swap is,
+//! unless what served before is gone.
 
 use super::Acted;
 use super::promote::alive;
 use crate::confirmation;
 use crate::executor::context::Context;
+use crate::executor::route::{Presence, presence};
 use crate::host::Host;
 use crate::model::event::EventKind;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
 use crate::model::record::Record;
+use crate::model::spec::VerifySpec;
 use crate::swap::revision::hex;
 
 /// Bytes of a nonce: nobody guesses it, and no two attempts share one.
@@ -36,20 +39,45 @@ pub(super) async fn act<H: Host>(
                 "the replica in slot {slot} (process {}) ended before it was promoted",
                 replica.main
             ))),
-            () = confirmation::until_given(cx.dir, &cx.swap, &nonce) => Ok(()),
-            () = cx.host.pause(verify.within) => Err(Failure::new(format!(
-                "nobody confirmed within {} that {} answers as {}",
-                humantime::format_duration(verify.within),
-                verify.url,
-                verify.expect_model
-            ))
-            .hint("the log of the step says what it met there; a step that has ended confirms nothing")
-            .hint("if customers only need longer to meet the new model, raise verify.within")),
+            () = confirmation::until_given(cx.dir, &cx.swap, &nonce) => Ok(true),
+            () = cx.host.pause(verify.within) => unconfirmed(cx, verify).await.map(|()| false),
         }
     };
     cx.tell(EventKind::AwaitsWord { nonce: nonce.clone() });
-    cx.unless_aborted(confirmed).await?;
+    if !cx.unless_aborted(confirmed).await? {
+        return Ok(Acted::plainly("nobody confirmed it, and there is no way back"));
+    }
     let seen = format!("{} answers as {}, seen from outside", verify.url, verify.expect_model);
     cx.passed("customers", seen.as_str());
     Ok(Acted::plainly(seen))
+}
+
+/// What becomes of a swap that nobody has confirmed: it goes back, where there is somebody to go back to.
+async fn unconfirmed<H: Host>(cx: &Context<'_, H>, verify: &VerifySpec) -> Result<(), Failure> {
+    let nobody = format!(
+        "nobody confirmed within {} that {} answers as {}",
+        humantime::format_duration(verify.within),
+        verify.url,
+        verify.expect_model
+    );
+    if !cx.goes_forward() || is_back(cx).await {
+        return Err(Failure::new(nobody)
+            .hint("the log of the step says what it met there; a step that has ended confirms nothing")
+            .hint("if customers only need longer to meet the new model, raise verify.within"));
+    }
+    let model = &cx.plan.candidate.revision.model;
+    let text = format!("{nobody}, and what served before is gone: {model} is kept unconfirmed");
+    cx.tell(EventKind::Warning { text });
+    Ok(())
+}
+
+/// Whether what served before is there after all: a person may have started it again.
+async fn is_back<H: Host>(cx: &Context<'_, H>) -> bool {
+    let Some(incumbent) = &cx.plan.incumbent else { return false };
+    match presence(cx.host, incumbent.port).await {
+        Presence::Ready => true,
+        // It has too much to do, and is there.
+        Presence::Unready => incumbent.keeper.is_process(),
+        Presence::Gone => false,
+    }
 }

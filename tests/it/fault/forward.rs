@@ -159,6 +159,53 @@ async fn a_swap_that_is_verified_is_finished_without_its_old_model_wherever_agen
     is_finished_whatever_dies(Kind::Verified).await;
 }
 
+/// Deaths of which nobody has had the word of anybody.
+async fn unconfirmed() -> Vec<Bereaved> {
+    let mut lone = Vec::new();
+    for death in 0..deaths(Kind::Verified).await.len() {
+        lone.extend(bereaved(Kind::Verified, death).await.filter(|lone| {
+            let steps = lone.attempt.plan.steps.iter();
+            let verify = steps.clone().position(|it| matches!(it.step, Step::Verify { .. }));
+            let is_done = |record: &RecordKind| matches!(record, RecordKind::Succeeded { step, .. } if Some(*step) == verify);
+            !lone.scene.records(&lone.attempt).iter().any(is_done)
+        }));
+    }
+    assert!(lone.len() >= 5, "only {} deaths left a swap that waits for a word", lone.len());
+    lone
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_model_that_nobody_confirms_is_kept_where_the_old_one_is_gone() {
+    let mut after = None;
+    for (number, lone) in unconfirmed().await.into_iter().enumerate() {
+        let Bereaved { scene, attempt, .. } = &lone;
+        let passed = |event: &EventKind| matches!(event, EventKind::GatePassed { gate, .. } if gate == "customers");
+        let met = || scene.events(attempt).iter().filter(|event| passed(event)).count();
+        // By the agent that died, perhaps.
+        let before = met();
+        let conclusion = scene.finish_unconfirmed(attempt).await;
+        assert_eq!(conclusion.outcome, Outcome::Promoted, "{number}: {conclusion:#?}");
+        let said = |event: &EventKind| matches!(event, EventKind::Warning { text } if text.contains("nobody confirmed within 30s") && text.contains("is kept unconfirmed"));
+        assert!(scene.events(attempt).iter().any(said), "{number}: nobody is told");
+        assert_eq!(met(), before, "{number}: customers met it");
+        after = Some(lone.assert_finished(after.as_ref(), &format!("{number}")).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_model_that_nobody_confirms_gives_traffic_back_to_an_old_one_that_is_there_again() {
+    for (number, lone) in unconfirmed().await.into_iter().enumerate() {
+        let Bereaved { scene, attempt, before, incumbent } = &lone;
+        let comes = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            scene.host.world.borrow_mut().replicas.insert(0, incumbent.clone());
+        };
+        let (conclusion, ()) = tokio::join!(scene.finish_unconfirmed(attempt), comes);
+        assert_eq!(conclusion.outcome, Outcome::RolledBack, "{number}: {conclusion:#?}");
+        assert_eq!(scene.facts(), *before, "{number}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rollback_is_finished_without_what_served_wherever_agents_die() {
     for kind in [Kind::Rollback, Kind::ColdRollback, Kind::ColdAdopted, Kind::BackToUnit] {
