@@ -23,7 +23,6 @@ use crate::model::record::{RecordKind, Retained};
 use crate::model::spec::OnTimeout;
 use crate::model::state::{Holder, Requester};
 use crate::model::step::Step;
-use crate::model::wire::Secrets;
 use crate::service_dir::ServiceDir;
 use crate::swap::transition::StepStatus;
 
@@ -50,7 +49,7 @@ pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure
         return Ok(());
     }
     follow::take_over(&dir.swap(swap))?;
-    let Some((left, mut journal)) = Left::open(dir, swap, &Secrets::default())? else {
+    let Some((left, mut journal)) = Left::open(dir, swap, None)? else {
         return Ok(());
     };
     let cx = left.context(dir)?;

@@ -16,7 +16,7 @@ use crate::model::outcome::Outcome;
 use crate::model::plan::Plan;
 use crate::model::record::RecordKind;
 use crate::model::replica::Keeper;
-use crate::model::wire::Secrets;
+use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery;
 
@@ -30,7 +30,8 @@ pub(super) enum Wanted {
 }
 
 /// Brings a swap to its end; `accepted` is called once that is about to begin. What it leaves warm is for
-/// [`aftermath::go_on`](super::aftermath::go_on).
+/// [`aftermath::go_on`](super::aftermath::go_on). It is done by its own specification; of what a command asks for now the
+/// secrets count, and for a repair how a replica is drained.
 ///
 /// # Errors
 /// If the swap's folder cannot be read or written, nginx cannot be seen that may send requests to the candidate, or Docker
@@ -38,11 +39,14 @@ pub(super) enum Wanted {
 pub(super) async fn bring_to_end(
     dir: &ServiceDir,
     swap: &SwapId,
-    (given, wanted): (&Secrets, Wanted),
+    (given, wanted): (Option<&Asked>, Wanted),
     accepted: impl FnOnce(),
 ) -> Result<(), Failure> {
     dir.forget_last_boot(&process::boot())?;
-    let Some((left, mut journal)) = Left::open(dir, swap, given)? else { return Ok(()) };
+    let Some((mut left, mut journal)) = Left::open(dir, swap, given)? else { return Ok(()) };
+    if let (Some(asked), Wanted::Repair) = (given, wanted) {
+        left.drain_as(&asked.spec);
+    }
     let mut cx = left.context(dir)?;
     // Whoever follows the swap looks at this process from now on.
     follow::take_over(&dir.swap(swap))?;
@@ -121,7 +125,10 @@ pub(super) fn left_open(dir: &ServiceDir) -> Option<SwapId> {
 ///
 /// # Errors
 /// As [`bring_to_end`].
-pub(super) async fn bring_all_to_end(dir: &ServiceDir, given: &Secrets) -> Result<(), Failure> {
+pub(super) async fn bring_all_to_end(
+    dir: &ServiceDir,
+    given: Option<&Asked>,
+) -> Result<(), Failure> {
     let mut before = None;
     while let Some(swap) = left_open(dir).filter(|swap| before.as_ref() != Some(swap)) {
         bring_to_end(dir, &swap, (given, Wanted::End), || {}).await?;

@@ -9,7 +9,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::spec::SwapSpec;
-use crate::model::wire::{Asked, Secrets};
+use crate::model::wire::Asked;
 use crate::service_dir::{SPEC, ServiceDir};
 
 /// What another agent has left.
@@ -21,12 +21,12 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Reads a swap's folder; `None` if it died before it did anything. Secrets that are not given are taken from where they
-    /// are kept here.
+    /// Reads a swap's folder; `None` if it died before it did anything. Secrets that nobody gives now are taken from where
+    /// they are kept here.
     pub(super) fn open(
         dir: &ServiceDir,
         swap: &SwapId,
-        given: &Secrets,
+        given: Option<&Asked>,
     ) -> Result<Option<(Self, Journal)>, Failure> {
         let folder = dir.swap(swap);
         if !Journal::has_begun(&folder) {
@@ -38,11 +38,18 @@ impl Left {
         let spec: SwapSpec =
             serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
         let mut secrets = SystemHost::kept_secrets(&spec);
-        let given = given.0.iter().filter(|(_, value)| !value.is_empty());
-        secrets.0.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+        let given = given.into_iter().flat_map(|asked| &asked.secrets.0);
+        let known = given.filter(|(_, value)| !value.is_empty());
+        secrets.0.extend(known.map(|(name, value)| (name.clone(), value.clone())));
         let asked = Asked { spec, secrets };
         let host = place::host(dir, &asked);
         Ok(Some((Self { swap: swap.clone(), host, asked, plan }, journal)))
+    }
+
+    /// From now on it is drained as another specification says: whoever repairs may have changed what it is stuck at.
+    pub(super) fn drain_as(&mut self, spec: &SwapSpec) {
+        self.asked.spec.drain = spec.drain.clone();
+        self.asked.spec.nginx.pinned_workers = spec.nginx.pinned_workers;
     }
 
     /// What its steps can see.

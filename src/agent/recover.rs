@@ -89,7 +89,7 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     let swap = to_repair(&dir);
     if let Some(died) = lease.died.clone().filter(|died| Some(&died.swap) != swap.as_ref()) {
         // Its swap has its outcome, and perhaps nobody was told.
-        bring_to_end(&dir, &died.swap, (&asked.secrets, Wanted::End), || {})
+        bring_to_end(&dir, &died.swap, (Some(asked), Wanted::End), || {})
             .await
             .map_err(Refusal::environment)?;
         let own = own(swap.as_ref().unwrap_or(&died.swap));
@@ -105,9 +105,7 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
     };
-    if let Err(failure) =
-        bring_to_end(&dir, &swap, (&asked.secrets, Wanted::Repair), accepted).await
-    {
+    if let Err(failure) = bring_to_end(&dir, &swap, (Some(asked), Wanted::Repair), accepted).await {
         // Half undone it is neither stuck nor at its end: the next command must learn that somebody was at it.
         lease.leave_to_the_next();
         return Err(Refusal::environment(failure));
@@ -179,7 +177,7 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         answers.send(&Frame::Accepted { swap: swap.clone() });
         answers.close();
     };
-    if let Err(failure) = bring_to_end(&dir, &swap, (&asked.secrets, Wanted::End), accepted).await {
+    if let Err(failure) = bring_to_end(&dir, &swap, (Some(asked), Wanted::End), accepted).await {
         lease.leave_to_the_next();
         return Err(Refusal::environment(failure));
     }

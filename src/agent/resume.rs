@@ -18,7 +18,6 @@ use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ProcessId, ServiceName, SwapId};
 use crate::model::spec::SwapSpec;
 use crate::model::state::{Holder, Requester};
-use crate::model::wire::Secrets;
 use crate::service_dir::{SPEC, ServiceDir};
 
 /// Between two tries at what did not work; a boot takes seconds.
@@ -111,8 +110,7 @@ async fn end_what_died(dir: &ServiceDir) -> Result<Todo, Failure> {
     };
     let died = lease.died.as_ref().map(|died| died.swap.clone());
     let Some(swap) = died.clone().or_else(|| left_open(dir)) else { return Ok(Todo::Something) };
-    if let Err(failure) = bring_to_end(dir, &swap, (&Secrets::default(), Wanted::End), || {}).await
-    {
+    if let Err(failure) = bring_to_end(dir, &swap, (None, Wanted::End), || {}).await {
         lease.leave_to_the_next();
         return Err(failure);
     }

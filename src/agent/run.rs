@@ -142,14 +142,14 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     };
     let first = lease.died.as_ref().map(|died| died.swap.clone());
     if let Some(died) = &first {
-        bring_to_end(&dir, died, (&work.asked.secrets, Wanted::End), || {})
+        bring_to_end(&dir, died, (Some(&work.asked), Wanted::End), || {})
             .await
             .map_err(Refusal::environment)?;
         lease
             .recovered(&holder(&work, Timestamp::now()))
             .map_err(|error| Refusal::environment(error.to_failure()))?;
     }
-    bring_all_to_end(&dir, &work.asked.secrets).await.map_err(Refusal::environment)?;
+    bring_all_to_end(&dir, Some(&work.asked)).await.map_err(Refusal::environment)?;
     if dir.swap(&work.swap).exists() {
         // Asked again by a runner that had lost the first answer: it has run already.
         answers.send(&Frame::Accepted { swap: work.swap.clone() });

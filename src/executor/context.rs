@@ -29,6 +29,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 pub(super) enum Cutover {
     /// Nothing: another process may have made it.
     Unknown,
+    /// None was ever begun, by its journal.
+    NotBegun,
     /// nginx has not loaded it.
     NotLoaded,
     /// nginx has loaded it; these workers were there before.
@@ -171,7 +173,12 @@ impl<'a, H: Host> Context<'a, H> {
         *self.cutover.borrow_mut() = cutover;
     }
 
-    /// Whether nginx is known never to have loaded the cutover.
+    /// Whether no cutover of the swap was ever begun, so that nginx was never told of its candidate.
+    pub(super) fn never_begun(&self) -> bool {
+        matches!(*self.cutover.borrow(), Cutover::NotBegun)
+    }
+
+    /// Whether nginx is known never to have loaded the cutover that was begun.
     pub(super) fn never_loaded(&self) -> bool {
         matches!(*self.cutover.borrow(), Cutover::NotLoaded)
     }
@@ -182,7 +189,7 @@ impl<'a, H: Host> Context<'a, H> {
             Cutover::Loaded(before) => {
                 workers.iter().filter(|worker| !before.contains(worker)).copied().collect()
             }
-            Cutover::Unknown | Cutover::NotLoaded => workers.to_vec(),
+            Cutover::Unknown | Cutover::NotBegun | Cutover::NotLoaded => workers.to_vec(),
         }
     }
 

@@ -236,6 +236,9 @@ async fn unwind<H: Host>(
         cx.tell_traffic_is_back();
     }
     for index in to_undo {
+    if recovery::never_cut_over(journal.status(), &cx.plan) {
+        cx.note(Cutover::NotBegun);
+    }
         let Some(planned) = cx.plan.steps.get(index) else { continue };
         let (undo, moved) = (undo_of(journal, index), was_moved(journal, index));
         cx.begin(index);

@@ -55,6 +55,11 @@ pub fn may_be_moved(status: &Status, plan: &Plan) -> bool {
     !is_at_its_end && !matches!(cutover(status, plan), StepStatus::Pending | StepStatus::Undone)
 }
 
+/// Whether no cutover of the swap was ever begun: nginx was never told of its candidate.
+pub fn never_cut_over(status: &Status, plan: &Plan) -> bool {
+    cutover(status, plan) == StepStatus::Pending
+}
+
 /// Where the cutover of a plan stands.
 fn cutover(status: &Status, plan: &Plan) -> StepStatus {
     let index = plan.steps.iter().position(|p| matches!(p.step, Step::CutOver { .. }));

@@ -237,6 +237,19 @@ async fn while_a_swap_is_stuck_nothing_new_begins() -> Result<()> {
     Ok(())
 }
 
+/// What is in flight may never end, and the swap's own specification says that it is kept.
+#[tokio::test]
+async fn a_repair_drains_by_the_configuration_of_now() -> Result<()> {
+    let (mut world, before, answer) = busy().await?;
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
+    run.refused(7, &["is not drained: 1 request in the engine", "`drain: { on_timeout: cut }`"]);
+    world.settings.drain = "{ timeout: 1s, on_timeout: cut }".to_owned();
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    assert_eq!(Facts::of(&world)?, before);
+    assert_eq!(answer.stop().await.ok_of(Kind::Stream), 0, "it was waited for");
+    Ok(())
+}
+
 /// A world with two swaps that are stuck, of which somebody has mended what the newer one met; their names, newest first.
 async fn two_stuck() -> Result<(World, Facts, [String; 2])> {
     let (world, before, answer) = busy().await?;

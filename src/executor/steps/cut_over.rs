@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::drain::{self, Idle, Watched};
+use super::drain::{self, Idle, Uncounted, Watched};
 use super::{Acted, Undone};
 use crate::executor::context::{Context, Cutover};
 use crate::executor::route::{
@@ -132,7 +132,13 @@ pub(super) async fn undo<H: Host>(
         let limit = cx.host.now() + cx.spec().drain.timeout;
         // Workers from before the cutover never knew the candidate; a stream may pin them for hours.
         let old_workers = &cx.since_cutover(&old_workers);
-        let watched = Watched { port: new, main, old_workers, since: cx.host.now() };
+        let watched = Watched {
+            port: new,
+            main,
+            old_workers,
+            since: cx.host.now(),
+            uncounted: Uncounted::Some,
+        };
         if let Idle::No(left) = drain::until_idle(cx, &watched, limit).await {
             // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
             let failure = left.failure(to);

@@ -162,6 +162,15 @@ pub(super) fn used_again(slot: &SlotName, port: Port) -> Failure {
     .hint("somebody changed the upstream by hand; the next swap starts from what is there")
 }
 
+/// What an engine has in flight that does not say how many requests it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uncounted {
+    /// Perhaps some: it had traffic.
+    Some,
+    /// None: nginx was never told of it.
+    None,
+}
+
 /// A replica that gets no new requests.
 #[derive(Debug)]
 pub(super) struct Watched<'a> {
@@ -173,13 +182,21 @@ pub(super) struct Watched<'a> {
     pub(super) old_workers: &'a [ProcessId],
     /// When its traffic was taken away.
     pub(super) since: Timestamp,
+    /// What it has in flight while its engine does not say.
+    pub(super) uncounted: Uncounted,
 }
 
 impl<'a> Watched<'a> {
     /// A retained one.
     pub(super) fn of(retained: &'a Retained) -> Self {
         let Retained { replica, since, old_workers, .. } = retained;
-        Self { port: replica.port, main: replica.main, old_workers, since: *since }
+        Self {
+            port: replica.port,
+            main: replica.main,
+            old_workers,
+            since: *since,
+            uncounted: Uncounted::Some,
+        }
     }
 }
 
@@ -197,6 +214,12 @@ pub(super) async fn until_idle<H: Host>(
         }
         let left = left(cx, watched).await;
         if left.nothing() {
+            return Idle::Yes;
+        }
+        if let (Err(failure), Uncounted::None) = (&left.requests, watched.uncounted)
+            && left.workers.is_empty()
+        {
+            cx.progress(format!("nginx never sent it a request, and it counts none: {failure}"));
             return Idle::Yes;
         }
         if cx.host.now() >= deadline {

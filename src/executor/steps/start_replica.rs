@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::drain::{self, Idle, Watched};
+use super::drain::{self, Idle, Uncounted, Watched};
 use super::{Acted, Undone, ended};
 use crate::config::command;
 use crate::executor::context::Context;
@@ -19,6 +19,9 @@ use crate::model::replica::{ImageHere, Keeper, Revision};
 use crate::model::spec::{OnTimeout, Runtime, Slot};
 use crate::model::wire::MARKER;
 use crate::swap::revision;
+
+/// What ends a swap that is stuck at a candidate with requests, which may never end.
+const DRAINED_AS_NOW: &str = "a repair drains by the configuration that it is run with: after `drain: { on_timeout: cut }` there it stops this replica with what it has in flight";
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
     let inherited = inherited(cx)?;
@@ -186,12 +189,15 @@ pub(super) async fn undo<H: Host>(
         refuse_what_serves(cx, slot).await?;
     }
     let limit = cx.host.now() + cx.spec().drain.timeout;
-    let watched = Watched { port, main: order.main, old_workers: &[], since: cx.host.now() };
+    // Its engine may be started without its count, or it is no engine: what it never got need not be counted.
+    let uncounted = if cx.never_begun() { Uncounted::None } else { Uncounted::Some };
+    let since = cx.host.now();
+    let watched = Watched { port, main: order.main, old_workers: &[], since, uncounted };
     let idle = if listens { drain::until_idle(cx, &watched, limit).await } else { Idle::Yes };
     let how = match idle {
         Idle::Yes => Ending::Graceful,
         Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ending::Cut,
-        Idle::No(left) => return Err(left.failure(slot)),
+        Idle::No(left) => return Err(left.failure(slot).hint(DRAINED_AS_NOW)),
     };
     Ok(Undone::Quietly(ended(&cx.host.stop(&order, how).await?)))
 }

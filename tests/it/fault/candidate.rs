@@ -12,8 +12,10 @@ use model_swap::model::step::Step;
 use model_swap::service_dir::ServiceDir;
 use tokio::time::Instant;
 
+use super::host::Fault;
 use super::scene::{A, Attempt, Kind, Scene};
 use super::world::Struck;
+use super::wrong::Wrong;
 
 /// Asserts that the swap failed for this reason, and left the world as it was.
 async fn assert_failed(scene: &Scene, attempt: &Attempt, reason: &str) {
@@ -34,6 +36,62 @@ async fn a_candidate_that_never_listens_is_stopped_at_once_when_its_time_is_over
     // In the world's own time, which nothing else moves.
     assert!(begin.elapsed() < Duration::from_secs(62), "waited {:?}", begin.elapsed());
     assert_eq!(scene.host.count("stop"), 1);
+}
+
+/// As an engine does that is started with `--disable-log-stats`, that hangs, or that is another server.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_counts_no_requests_and_never_got_one_is_stopped_at_once() {
+    for kind in [Kind::First, Kind::Plain, Kind::ColdAdopted] {
+        let (scene, attempt) = Scene::of(kind).await;
+        scene.host.world.borrow_mut().uncounted = Some(attempt.plan.candidate.port);
+        let begin = Instant::now();
+        assert_failed(&scene, &attempt, "/metrics").await;
+        assert!(begin.elapsed() < scene.spec.drain.timeout, "waited {:?}", begin.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_counts_no_requests_is_stopped_by_an_abort_and_by_whoever_recovers() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    let calls = scene.host.calls();
+    let at = |verb| calls.iter().position(|call| call.verb == verb).unwrap();
+    let hangs = async |wrong| {
+        let (scene, attempt) = Scene::of(Kind::First).await;
+        scene.host.world.borrow_mut().uncounted = Some(attempt.plan.candidate.port);
+        let before = scene.facts();
+        let fault = Fault { call: at("in_flight"), wrong };
+        let executed = scene.execute(&attempt, &[fault]).await;
+        (scene, attempt, before, executed)
+    };
+    let (scene, _, before, aborted) = hangs(Wrong::Aborts).await;
+    assert_eq!(aborted.unwrap().unwrap().outcome, Outcome::Aborted);
+    assert_eq!(scene.facts(), before);
+    let (scene, attempt, before, died) = hangs(Wrong::Dies).await;
+    assert!(died.is_none(), "it lived on");
+    let recovered = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(recovered.outcome, Outcome::Failed, "{recovered:#?}");
+    assert_eq!(scene.facts(), before);
+}
+
+/// Requests that it got there nobody has counted.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_counts_no_requests_is_not_stopped_once_its_cutover_was_begun() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    let loads = scene.host.calls().iter().position(|call| call.verb == "load").unwrap();
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let dies = Fault { call: loads, wrong: Wrong::DoesAndDies };
+    assert!(scene.execute(&attempt, &[dies]).await.is_none(), "it lived on");
+    scene.host.world.borrow_mut().uncounted = Some(attempt.plan.candidate.port);
+    for recovered in [scene.recover(&attempt, &[]).await.unwrap(), scene.repair(&attempt).await] {
+        let recovered = recovered.unwrap();
+        assert_eq!(recovered.outcome, Outcome::Stuck, "{recovered:#?}");
+        assert!(recovered.failure.unwrap().message.contains("is not drained"));
+        assert_eq!(scene.host.count("stop"), 0);
+    }
+    scene.host.world.borrow_mut().uncounted = None;
+    assert_eq!(scene.repair(&attempt).await.unwrap().outcome, Outcome::RolledBack);
 }
 
 #[tokio::test(start_paused = true)]

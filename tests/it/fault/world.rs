@@ -69,6 +69,8 @@ pub(crate) struct SimWorld {
     pub(crate) walled: Option<Port>,
     /// Whether no replica answers.
     pub(crate) hangs: bool,
+    /// Where a replica says nothing of how many requests it has.
+    pub(crate) uncounted: Option<Port>,
     /// What becomes of a replica once requests are proven to go there; nothing unless a test says so.
     pub(crate) struck: Option<Struck>,
     pub(crate) workers: Vec<SimWorker>,
@@ -120,6 +122,7 @@ impl SimWorld {
             hangs: false,
             struck: None,
             workers: Vec::new(),
+            uncounted: None,
             unrest: Duration::ZERO,
             load_time: Some(Duration::from_millis(20)),
             booted: BTreeSet::new(),
