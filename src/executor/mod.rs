@@ -1,5 +1,6 @@
 //! F3: the engine room. One small executor drives the steps: record, act, record; on failure, undo backwards.
 
+mod away;
 mod context;
 mod direction;
 mod observe;
@@ -235,10 +236,10 @@ async fn unwind<H: Host>(
     if !moves && is_where_it_was(cx).await {
         cx.tell_traffic_is_back();
     }
-    for index in to_undo {
     if recovery::never_cut_over(journal.status(), &cx.plan) {
         cx.note(Cutover::NotBegun);
     }
+    for index in to_undo {
         let Some(planned) = cx.plan.steps.get(index) else { continue };
         let (undo, moved) = (undo_of(journal, index), was_moved(journal, index));
         cx.begin(index);

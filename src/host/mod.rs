@@ -116,6 +116,12 @@ pub trait Host {
     /// Returns once the process is gone.
     async fn exited(&self, process: ProcessId);
 
+    /// Whether what supervises a replica can be asked: an Engine, or a manager of systemd's.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    async fn answers(&self, keeper: &Keeper) -> Result<(), Failure>;
+
     /// The order to stop whatever carries the marker under a keeper; `None` if nothing does.
     ///
     /// # Errors

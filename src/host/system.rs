@@ -211,6 +211,10 @@ impl Host for SystemHost {
         }
     }
 
+    async fn answers(&self, keeper: &Keeper) -> Result<(), Failure> {
+        runtime::answers(keeper).await
+    }
+
     async fn marked(&self, keeper: &Keeper, marker: &str) -> Result<Option<StopOrder>, Failure> {
         runtime::marked(keeper, marker, self.stop_grace()).await
     }

@@ -111,9 +111,24 @@ impl Shown {
 /// If systemd does not answer.
 pub async fn show(unit: &Unit) -> Result<Shown, SystemctlError> {
     let properties = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath";
-    let output = run(unit, "look at", &["show", properties], LIMIT).await?;
+    shown(unit, &run(unit, "look at", &["show", properties], LIMIT).await?)
+}
+
+/// Of a unit that is not there systemd says so. A manager of a user's is gone with its user; systemd itself only is away.
+fn shown(unit: &Unit, output: &Output) -> Result<Shown, SystemctlError> {
+    if unit.user.is_none() {
+        granted(unit, "look at", output)?;
+    }
     let pairs = output.stdout.lines().filter_map(|line| line.split_once('='));
     Ok(Shown(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+}
+
+/// Whether the manager of a unit answers: one that starts itself anew does not for a moment.
+///
+/// # Errors
+/// If it does not.
+pub async fn answers(unit: &Unit) -> Result<(), SystemctlError> {
+    show(unit).await.map(drop)
 }
 
 /// `systemctl is-enabled`: one word; none for a unit that is not there.
@@ -237,5 +252,27 @@ fn whose(unit: &Unit) -> Vec<String> {
         Some(own) if own == rustix::process::getuid().as_raw() => vec!["--user".to_owned()],
         // From root, the user's own manager is reached as that user.
         Some(other) => vec!["--user".to_owned(), format!("--machine={other}@.host")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_that_does_not_answer_is_not_taken_for_a_unit_that_is_not_there() {
+        let unit = |user| Unit { name: "model-swap-chat.b.service".to_owned(), user };
+        let output = |code, stdout: &str, stderr: &str| Output {
+            code: Some(code),
+            stdout: stdout.to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let gone = output(0, "LoadState=not-found\nActiveState=inactive\n", "");
+        assert!(!shown(&unit(None), &gone).unwrap().is_there());
+        let away = output(1, "", "Failed to get properties: Connection reset by peer\n");
+        let failure = shown(&unit(None), &away).unwrap_err().to_string();
+        assert!(failure.contains("Connection reset by peer"), "{failure}");
+        // A user's manager ends with its user's last session.
+        assert!(!shown(&unit(Some(1000)), &away).unwrap().is_there());
     }
 }

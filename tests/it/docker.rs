@@ -333,6 +333,26 @@ async fn what_an_agent_has_left_waits_for_the_engine() -> Result<()> {
     docked.world.until_serves("Qwen/Newer").await
 }
 
+/// An upgrade of its packages starts the Engine anew, and the agent that lives has a new model loading there.
+#[tokio::test]
+async fn a_swap_whose_engine_goes_away_while_it_loads_waits_for_it_and_has_failed() -> Result<()> {
+    let mut docked = Docked::start().await?;
+    docked.world.settings.flags = "--stub-load-time 600s".to_owned();
+    let load = docked.world.load().await?;
+    let mut step = Step::start(docked.world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready b").await?;
+    docked.engine.goes_away()?;
+    step.says("waiting for what supervises it: docker cannot reach its Engine").await?;
+    docked.engine.returns()?;
+    let run = step.finish().await?.ended(4, "failed");
+    assert!(run.stdout.contains("ended before it was ready"), "{run}");
+    assert!(docked.names()?.is_empty(), "{run}");
+    load.stop().await.assert_clean();
+    docked.world.settings.flags = String::new();
+    docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    docked.world.until_serves(NEW).await
+}
+
 /// A configuration whose containers have more options.
 fn with_options(docked: &Docked, options: &str) -> String {
     let more = format!("docker_options: [--label=team=llm, {options}]");

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use super::drain::{self, Idle, Uncounted, Watched};
 use super::{Acted, Undone, ended};
 use crate::config::command;
+use crate::executor::away::Away;
 use crate::executor::context::Context;
 use crate::executor::observe::secrets_hash;
 use crate::executor::route::{Presence, is_astray, presence, prove_route};
-use crate::host::process::{Contained, Identity, Inherited, Launch, Snapshot};
+use crate::host::process::{Contained, Identity, Inherited, Launch, Snapshot, StopOrder};
 use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
 use crate::model::event::EventKind;
@@ -176,9 +177,29 @@ pub(super) async fn undo<H: Host>(
     slot: &SlotName,
     (keeper, marker): (&Keeper, &str),
 ) -> Result<Undone, Failure> {
-    let Some(order) = cx.host.marked(keeper, marker).await? else {
-        return Ok(Undone::Quietly("no process of it is left".to_owned()));
-    };
+    let mut away = Away::new(cx, keeper);
+    loop {
+        let failure = match cx.host.marked(keeper, marker).await {
+            Ok(None) => return Ok(Undone::Quietly("no process of it is left".to_owned())),
+            Ok(Some(order)) => {
+                let how = drained(cx, slot, &order).await?;
+                match cx.host.stop(&order, how).await {
+                    Ok(stopped) => return Ok(Undone::Quietly(ended(&stopped))),
+                    Err(failure) => failure,
+                }
+            }
+            Err(failure) => failure,
+        };
+        away.tries_again(failure).await?;
+    }
+}
+
+/// How a candidate is stopped, once it has nothing in flight or may be cut.
+async fn drained<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    order: &StopOrder,
+) -> Result<Ending, Failure> {
     let port = cx.slot(slot).port;
     // It may have had traffic for a moment, if cut_over came so far. Whatever does not listen yet had none, and while
     // it loads it cannot say so.
@@ -194,12 +215,11 @@ pub(super) async fn undo<H: Host>(
     let since = cx.host.now();
     let watched = Watched { port, main: order.main, old_workers: &[], since, uncounted };
     let idle = if listens { drain::until_idle(cx, &watched, limit).await } else { Idle::Yes };
-    let how = match idle {
-        Idle::Yes => Ending::Graceful,
-        Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ending::Cut,
-        Idle::No(left) => return Err(left.failure(slot).hint(DRAINED_AS_NOW)),
-    };
-    Ok(Undone::Quietly(ended(&cx.host.stop(&order, how).await?)))
+    match idle {
+        Idle::Yes => Ok(Ending::Graceful),
+        Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ok(Ending::Cut),
+        Idle::No(left) => Err(left.failure(slot).hint(DRAINED_AS_NOW)),
+    }
 }
 
 /// A person may have pointed nginx at it by hand, in the file or in what is loaded. An nginx that cannot be seen keeps nobody

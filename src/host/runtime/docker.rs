@@ -85,6 +85,11 @@ impl Runtime for Docker<'_> {
         Err(failure)
     }
 
+    async fn answers(&self) -> Result<(), Failure> {
+        docker::versions().await?;
+        Ok(())
+    }
+
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
         let container = match docker::marked(marker).await? {
             Some(container) => Some(container),

@@ -30,6 +30,12 @@ pub(super) trait Runtime {
     /// If it cannot be started, naming the program; then nothing of it is left.
     async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure>;
 
+    /// Whether it can be asked.
+    ///
+    /// # Errors
+    /// If not.
+    async fn answers(&self) -> Result<(), Failure>;
+
     /// The order to stop whatever carries the marker, running or not; `None` if nothing does.
     ///
     /// # Errors
@@ -117,6 +123,11 @@ macro_rules! by_means_of {
 /// [`Runtime::start`], by the means of the launch's keeper.
 pub(super) async fn start(launch: &Launch, grace: Duration) -> Result<Started, Failure> {
     by_means_of!(&launch.keeper, runtime => runtime.start(launch, grace).await)
+}
+
+/// [`Runtime::answers`], of a keeper.
+pub(super) async fn answers(keeper: &Keeper) -> Result<(), Failure> {
+    by_means_of!(keeper, runtime => runtime.answers().await)
 }
 
 /// [`Runtime::marked`], by the means of a keeper.

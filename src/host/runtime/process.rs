@@ -18,6 +18,10 @@ impl Runtime for Process {
         Ok(Started { main, keeper: Keeper::Nobody, invocation: None, left_out: Vec::new() })
     }
 
+    async fn answers(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
         Ok(StopOrder::marked(marker, grace)?)
     }

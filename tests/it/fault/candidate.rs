@@ -94,6 +94,34 @@ async fn a_candidate_that_counts_no_requests_is_not_stopped_once_its_cutover_was
     assert_eq!(scene.repair(&attempt).await.unwrap().outcome, Outcome::RolledBack);
 }
 
+/// An upgrade starts it anew, and all that it keeps ends.
+#[tokio::test(start_paused = true)]
+async fn what_supervises_a_candidate_is_waited_for_before_that_is_stopped_and_not_for_ever() {
+    for (minutes, expected) in [(2, Outcome::Failed), (6, Outcome::Stuck)] {
+        let (scene, attempt) = Scene::of(Kind::First).await;
+        let before = scene.facts();
+        scene.host.world.borrow_mut().load_time = None;
+        let (cx, mut journal) = scene.begin(&attempt);
+        let away = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let mut world = scene.host.world.borrow_mut();
+            world.away_until = Instant::now() + Duration::from_secs(60 * minutes);
+            let candidate = world.replicas[1].id;
+            world.kill(candidate);
+        };
+        let (conclusion, ()) = tokio::join!(model_swap::executor::execute(&cx, &mut journal), away);
+        let conclusion = conclusion.unwrap();
+        assert_eq!(conclusion.outcome, expected, "{conclusion:#?}");
+        let told = |event: &EventKind| matches!(event, EventKind::Progress { text, .. } if text.contains("it does not answer"));
+        assert!(scene.events(&attempt).iter().any(told), "nobody is told why it waits");
+        if expected == Outcome::Stuck {
+            let repaired = scene.repair(&attempt).await.unwrap();
+            assert_eq!(repaired.outcome, Outcome::Failed, "{repaired:#?}");
+        }
+        assert_eq!(scene.facts(), before);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_candidate_that_dies_while_it_loads_is_noticed_at_once() {
     let (scene, attempt) = Scene::of(Kind::First).await;

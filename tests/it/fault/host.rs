@@ -325,13 +325,14 @@ impl Host for SimHost {
         self.gone(process).await;
     }
 
+    async fn answers(&self, _: &Keeper) -> Result<(), Failure> {
+        self.call("answers", |world| world.answers())
+    }
+
     async fn marked(&self, keeper: &Keeper, marker: &str) -> Result<Option<StopOrder>, Failure> {
         self.call("marked", |world| {
-            let foreign = matches!(keeper, Keeper::Unit(unit) if !unit.is_own());
-            let marked = |r: &&SimReplica| {
-                &r.keeper == keeper && (foreign || r.marker.as_deref() == Some(marker))
-            };
-            Ok(world.replicas.iter().find(marked).map(|replica| StopOrder {
+            world.answers()?;
+            Ok(world.marked(keeper, marker).map(|replica| StopOrder {
                 main: replica.id,
                 tree: vec![replica.id],
                 marker: replica.marker.clone(),

@@ -187,8 +187,11 @@ async fn every_failed_undo_is_stuck(kind: Kind) {
                 let what = format!("{kind:?}: {call:?}, then {undoing:?} {second:?}");
                 let (scene, attempt, before, conclusion) = run(kind, &[first, second]).await;
                 assert_eq!(scene.host.struck(), [call.clone(), undoing.clone()], "{what}");
+                // What supervises it may only have been away, and is asked once more.
+                let again = undoing.verb == "stop" && !attempt.plan.candidate.keeper.is_process();
                 if conclusion.outcome != Outcome::Stuck {
-                    assert!(!DECISIVE.contains(&undoing.verb), "{what}: was overlooked");
+                    let decides = DECISIVE.contains(&undoing.verb) && !again;
+                    assert!(!decides, "{what}: was overlooked");
                     continue;
                 }
                 stuck += 1;

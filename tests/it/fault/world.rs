@@ -82,6 +82,8 @@ pub(crate) struct SimWorld {
     pub(crate) booted: BTreeSet<Unit>,
     /// What of systemd there is.
     pub(crate) systemd: Systemd,
+    /// Until when what supervises replicas does not answer.
+    pub(crate) away_until: Instant,
     /// Connections of the workers that the next reloads leave behind for good.
     pub(crate) pinned: Option<Option<usize>>,
     last_pid: i32,
@@ -120,13 +122,14 @@ impl SimWorld {
             looks_old: false,
             walled: None,
             hangs: false,
+            uncounted: None,
             struck: None,
             workers: Vec::new(),
-            uncounted: None,
             unrest: Duration::ZERO,
             load_time: Some(Duration::from_millis(20)),
             booted: BTreeSet::new(),
             systemd: Systemd::Usable,
+            away_until: Instant::now(),
             pinned: None,
             last_pid: 100,
         };
@@ -186,6 +189,21 @@ impl SimWorld {
         let unit = Unit { name: name.to_owned(), user: None };
         self.booted.insert(unit.clone());
         self.on_mut(port).keeper = Keeper::Unit(unit);
+    }
+
+    /// Whether what supervises replicas answers.
+    pub(crate) fn answers(&self) -> Result<(), Failure> {
+        let is_away = Instant::now() < self.away_until;
+        if is_away { Err(Failure::new("it does not answer")) } else { Ok(()) }
+    }
+
+    /// The replica that carries a marker under a keeper.
+    pub(crate) fn marked(&self, keeper: &Keeper, marker: &str) -> Option<&SimReplica> {
+        let foreign = matches!(keeper, Keeper::Unit(unit) if !unit.is_own());
+        let marked = |replica: &&SimReplica| {
+            &replica.keeper == keeper && (foreign || replica.marker.as_deref() == Some(marker))
+        };
+        self.replicas.iter().find(marked)
     }
 
     /// Decides whether a boot starts what a keeper keeps.

@@ -33,6 +33,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Runs dockerd until nobody holds the other end of its standard input any more, and then removes all that it left: so
 /// the end of who started it, however it comes, is the end of the Engine.
 ///
+/// Where it ends while there is a file `away`, it is started anew once that is gone.
+///
 /// dockerd leaves the namespace of the machine's own network mounted.
 const KEEP: &str = r#"set -u
 folder=$1 bridge=$2 network=$3; shift 3
@@ -41,8 +43,11 @@ ended() { cd /; ip link delete "$bridge"
     grep -o " $folder/[^ ]*" /proc/self/mounts | tac | while read -r mounted; do umount "$mounted"; done
     rm -rf "$folder"; }
 ip link add "$bridge" type bridge && ip addr add "$network" dev "$bridge" && ip link set "$bridge" up || { ended; exit 1; }
-{ dockerd "$@" >"$folder/log" 2>&1 </dev/null; echo "$?" >"$folder/ended"; } &
+{ while dockerd "$@" >>"$folder/log" 2>&1 </dev/null; [ -e "$folder/away" ]; do
+    while [ -e "$folder/away" ]; do [ ! -e "$folder/over" ] || exit; sleep 0.1; done
+  done; : >"$folder/ended"; } &
 cat >/dev/null
+: >"$folder/over"
 [ ! -e "$folder/pid" ] || kill -TERM "$(cat "$folder/pid")"
 wait
 ended"#;
@@ -109,6 +114,31 @@ impl Engine {
             std::thread::sleep(LOOK_AGAIN);
         }
         Ok(())
+    }
+
+    /// Ends it, and with it its containers, as an upgrade of its packages does; it stays away until [`Engine::returns`].
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn goes_away(&self) -> Result<()> {
+        fs::write(self.folder.join("away"), "")?;
+        let pid = fs::read_to_string(self.folder.join("pid"))?;
+        said(privileged("kill").args(["-TERM", pid.trim()]))?;
+        let deadline = Instant::now() + PATIENCE;
+        while Path::new("/proc").join(pid.trim()).exists() {
+            ensure!(Instant::now() < deadline, "dockerd does not end");
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Starts it again after it went away; returns when it answers.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn returns(&self) -> Result<()> {
+        fs::remove_file(self.folder.join("away"))?;
+        self.until_it_answers()
     }
 
     /// Where it listens.

@@ -74,6 +74,10 @@ impl Runtime for Systemd<'_> {
         Ok(Started { main, keeper: Keeper::Unit(self.0.clone()), invocation, left_out })
     }
 
+    async fn answers(&self) -> Result<(), Failure> {
+        Ok(systemctl::answers(self.0).await?)
+    }
+
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
         let shown = systemctl::show(self.0).await?;
         let there = match self.0.is_own() {
