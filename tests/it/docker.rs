@@ -19,7 +19,7 @@ use crate::init::init;
 use crate::step::{Step, send, until};
 use crate::support::docked::{CLIENT, COMPOSED, Docked};
 use crate::support::scene::Scene;
-use crate::support::{NAME, NEW, OLD, World, alive};
+use crate::support::{NAME, NEW, OLD, Run, World, alive};
 
 /// The container of slot b.
 const OURS: &str = "model-swap-chat.b";
@@ -439,6 +439,48 @@ async fn a_warm_container_that_somebody_has_stopped_is_put_away_for_boots_as_wel
     let policy =
         docked.inspect(COMPOSED, "{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}")?;
     assert_eq!(policy, "false no");
+    Ok(())
+}
+
+/// As where users are a directory's: sudo names its caller, and no file here knows him.
+#[tokio::test]
+async fn whom_no_file_knows_may_swap_containers_and_weights_are_brought_as_they_run() -> Result<()>
+{
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let mut docked = Docked::made_with(&[("SUDO_USER", "ldap.user")], &[], &[]).await?;
+    docked.world.settings.fetch = "fetch: { command: id -u }".to_owned();
+    let doctor = Step::run(docked.world.action("doctor", NEW, &[])?).await?;
+    doctor.answered(&[
+        "to run as root",
+        "root, as whom `fetch` runs, may write to",
+        "ready to swap",
+    ]);
+    let state = docked.world.server.state_dir().join("chat/swaps");
+    let brought_as =
+        |run: &Run| fs::read_to_string(state.join(run.output("swap-id")).join("fetch.log"));
+    let run = docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    assert_eq!(brought_as(&run)?, "0\n");
+
+    let names = "#!/bin/sh\n[ \"$2\" = ldap.user ] && echo 'ldap.user:*:4242:4343::/tmp:/bin/sh'\n";
+    docked.world.server.put_program("getent", names)?;
+    let config = docked.world.config("Qwen/Newer");
+    let config = config.replace("replica:\n", "replica:\n  user: ldap.user\n");
+    let action = docked.world.action("swap", "Qwen/Newer", &[])?.with_config(&config)?;
+    let run = Step::run(action).await?.ended(0, "promoted");
+    assert_eq!(brought_as(&run)?, "4242\n");
+    assert_eq!(docked.inspect("model-swap-chat.a", "{{.Config.User}}")?, "4242:4343");
+
+    // A scratch folder is nobody else's.
+    let weights = docked.world.server.scratch().join("weights");
+    let config =
+        config.replace("command: id -u", &format!("command: id -u, folder: {}", weights.display()));
+    let doctor = Step::run(docked.world.action("doctor", NEW, &[])?.with_config(&config)?).await?;
+    doctor.refused(
+        3,
+        &["ldap.user, as whom `fetch` runs, may not write to", "let ldap.user write there"],
+    );
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use super::{replicas, size};
 use crate::host::disk;
 use crate::host::fetch::{bytes, room_for};
 use crate::host::nginx::UpstreamView;
-use crate::host::process::Inherited;
+use crate::host::process::{Inherited, may_write};
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::Failure;
@@ -20,6 +20,7 @@ const LITTLE_ROOM: u64 = 16 << 30;
 const MODEL: &str = "model on disk";
 const PROGRAM: &str = "fetch program";
 const ROOM: &str = "room for weights";
+const RIGHT: &str = "right to bring weights";
 
 /// Where the weights are, or will be: the new model runs as the user of the one that serves.
 pub(super) async fn look(
@@ -33,17 +34,18 @@ pub(super) async fn look(
     };
     // A container's user, home and folder are not this machine's.
     let process = serves.filter(|found| !matches!(found.keeper, Keeper::Docker(_)));
-    let inherited = host.inherited(process.map(|found| found.main));
-    let Ok(user) = &inherited else {
-        return vec![Finding::unseen(MODEL, "the home of the replica's user is not known")];
-    };
     // Where docker does not say, what looks at images says why.
     let here = host.image().await.unwrap_or_default();
     let here = here.as_ref();
+    let inherited = host.brings_as(process.map(|found| found.main), here);
+    let Ok(user) = &inherited else {
+        return vec![Finding::unseen(MODEL, "the home of the replica's user is not known")];
+    };
     let mut findings = vec![model(spec, weights::looked_for(spec, &user.home, here))];
     if let Some(fetch) = &spec.fetch {
         findings.push(replicas::program(PROGRAM, &fetch.command, spec, &inherited));
         findings.extend(room(spec, fetch, (user, here)));
+        findings.push(right(spec, (user, here)));
     }
     findings
 }
@@ -110,6 +112,24 @@ fn coming(folder: &Path, mend: &str) -> Finding {
             }
         }
         Err(error) => Finding::unseen(MODEL, format!("{there}: {error}")),
+    }
+}
+
+/// Whether `fetch` may write where it brings the weights to.
+fn right(spec: &SwapSpec, (user, here): (&Inherited, Option<&ImageHere>)) -> Finding {
+    let folder = weights::brought_to(spec, (&spec.replica.env, &user.home), here);
+    let place = folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));
+    let name = user.user.clone().unwrap_or_else(|| user.identity.uid.to_string());
+    let there = place.display();
+    let Err(why) = may_write(&user.identity, place) else {
+        return Finding::ok(RIGHT, format!("{name}, as whom `fetch` runs, may write to {there}"));
+    };
+    let seen = format!("{name}, as whom `fetch` runs, may not write to {there}: {why}");
+    let mend = format!("let {name} write there (chown, chmod or a mount without `ro`)");
+    match place == folder {
+        // It may all be there, and nothing to be written.
+        true => Finding::warn(RIGHT, seen, mend),
+        false => Finding::fail(RIGHT, Failure::new(seen).hint(mend)),
     }
 }
 

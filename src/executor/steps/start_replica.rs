@@ -14,7 +14,7 @@ use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
 use crate::model::event::EventKind;
 use crate::model::failure::Failure;
-use crate::model::ids::SlotName;
+use crate::model::ids::{ProcessId, SlotName};
 use crate::model::record::{Done, Undo};
 use crate::model::replica::{ImageHere, Keeper, Revision};
 use crate::model::spec::{OnTimeout, Runtime, Slot};
@@ -25,11 +25,10 @@ use crate::swap::revision;
 const DRAINED_AS_NOW: &str = "a repair drains by the configuration that it is run with: after `drain: { on_timeout: cut }` there it stops this replica with what it has in flight";
 
 pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Acted, Failure> {
-    let inherited = inherited(cx)?;
     let launch = match (&cx.again, cx.spec().replica.runtime) {
-        (Some(snapshot), _) => again(cx, slot, (snapshot, &inherited)),
-        (None, Runtime::Docker) => contained(cx, slot, inherited).await?,
-        (None, _) => specified(cx, slot, inherited),
+        (Some(snapshot), _) => again(cx, slot, snapshot)?,
+        (None, Runtime::Docker) => contained(cx, slot).await?,
+        (None, _) => specified(cx, slot, inherited(cx)?),
     };
     let Started { main, keeper, invocation, left_out } = cx.host.start(&launch).await?;
     if !left_out.is_empty() {
@@ -63,13 +62,20 @@ pub(super) fn prepare<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Undo {
 }
 
 /// What a candidate takes over.
-pub(super) fn inherited<H: Host>(cx: &Context<'_, H>) -> Result<Inherited, Failure> {
+fn inherited<H: Host>(cx: &Context<'_, H>) -> Result<Inherited, Failure> {
+    taken_over(cx, |incumbent| cx.host.inherited(incumbent))
+}
+
+/// The same, or something else of the incumbent's process.
+pub(super) fn taken_over<H: Host>(
+    cx: &Context<'_, H>,
+    take: impl FnOnce(Option<ProcessId>) -> Result<Inherited, Failure>,
+) -> Result<Inherited, Failure> {
     let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
     // A container's user, home and folder are not this machine's.
     let incumbent = incumbent.filter(|replica| !matches!(replica.keeper, Keeper::Docker(_)));
     let ended = incumbent.is_some_and(|replica| !cx.host.alive(replica.main));
-    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main));
-    inherited.map_err(|failure| match ended {
+    take(incumbent.map(|replica| replica.main)).map_err(|failure| match ended {
         true => failure.hint(
             "the old model has ended, whose user and folder the new one takes over: run the swap again, it then goes on \
              without it",
@@ -123,30 +129,29 @@ fn own_env<H: Host>(cx: &Context<'_, H>, marker: String) -> BTreeMap<String, Str
 }
 
 /// As the specification says, in a container: user, home, folder and `PATH` are the image's.
-async fn contained<H: Host>(
-    cx: &Context<'_, H>,
-    slot: &SlotName,
-    inherited: Inherited,
-) -> Result<Launch, Failure> {
-    let replica = &cx.spec().replica;
+async fn contained<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Launch, Failure> {
+    let (spec, replica) = (cx.spec(), &cx.spec().replica);
     let Some(ImageHere { image, .. }) = cx.host.image().await? else {
         let name = replica.image_reference().unwrap_or_default();
         return Err(Failure::new(format!("the image {name} is not here"))
             .hint(format!("somebody has removed it since the plan was made; docker pull {name}")));
     };
-    // By number: whom this server knows by a name, the image may not.
-    let Identity { uid, gid, .. } = inherited.identity;
-    let user = replica.user.iter().map(|_| format!("--user={uid}:{gid}"));
+    let mut options = Vec::new();
+    if replica.user.is_some() {
+        // By number: whom this server knows by a name, the image may not.
+        let Identity { uid, gid, .. } = cx.host.inherited(None)?.identity;
+        options.push(format!("--user={uid}:{gid}"));
+    }
+    options.extend(replica.docker_options.iter().cloned());
     let Slot { port, gpus } = cx.slot(slot).clone();
     Ok(Launch {
+        argv: command::render(&replica.command, spec.weights(), port, &gpus),
         env: own_env(cx, cx.marker(slot)),
-        container: Some(Contained {
-            image,
-            port,
-            gpus,
-            options: user.chain(replica.docker_options.iter().cloned()).collect(),
-        }),
-        ..specified(cx, slot, inherited)
+        cwd: "/".into(),
+        identity: Identity::own(),
+        log: cx.replica_log(),
+        keeper: cx.plan.candidate.keeper.clone(),
+        container: Some(Contained { image, port, gpus, options }),
     })
 }
 
@@ -154,22 +159,28 @@ async fn contained<H: Host>(
 fn again<H: Host>(
     cx: &Context<'_, H>,
     slot: &SlotName,
-    (snapshot, inherited): (&Snapshot, &Inherited),
-) -> Launch {
+    snapshot: &Snapshot,
+) -> Result<Launch, Failure> {
     let mut env = snapshot.env.clone();
+    let keeper = cx.plan.candidate.keeper.clone();
     // An engine may have written its title over the environment that it was started with.
-    env.entry("HOME".to_owned()).or_insert_with(|| inherited.home.display().to_string());
-    env.entry("PATH".to_owned()).or_insert_with(|| inherited.path.clone());
+    let is_whole = ["HOME", "PATH"].iter().all(|name| env.contains_key(*name));
+    // What Docker starts again it starts as it was made.
+    if !is_whole && !matches!(keeper, Keeper::Docker(_)) {
+        let inherited = inherited(cx)?;
+        env.entry("HOME".to_owned()).or_insert_with(|| inherited.home.display().to_string());
+        env.entry("PATH".to_owned()).or_insert(inherited.path);
+    }
     env.insert(MARKER.to_owned(), cx.marker(slot));
-    Launch {
+    Ok(Launch {
         argv: snapshot.argv.clone(),
         env,
         cwd: snapshot.cwd.clone(),
         identity: snapshot.identity.clone(),
         log: cx.replica_log(),
-        keeper: cx.plan.candidate.keeper.clone(),
+        keeper,
         container: None,
-    }
+    })
 }
 
 pub(super) async fn undo<H: Host>(

@@ -1,14 +1,20 @@
-//! User, home, working folder and `PATH`: taken from an incumbent, or from `/etc/passwd`.
+//! User, home, working folder and `PATH`: taken from an incumbent, or from what this server knows of its users.
 //!
-//! `/etc/passwd` and `/etc/group` are read here: a static binary has no name service switch to ask anyway, and the
-//! incumbent's own identity comes from `/proc`, where every user is known by number.
+//! `/etc/passwd` and `/etc/group` are read here, and whom they do not know getent(1) is asked for, as users of a directory
+//! (LDAP, SSSD, OS Login) are: a static binary has no name service switch of its own. The incumbent's own identity comes from
+//! `/proc`, where every user is known by number.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use procfs::process::Process;
+use rustix::fs::{Access, access};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use serde::{Deserialize, Serialize};
 
 use super::ProcessError;
@@ -18,12 +24,15 @@ use crate::model::ids::ProcessId;
 /// Debian's `PATH` of a login (login.defs), for a user whose own is not known.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games";
 
+/// Bound on the name service's answer, in seconds: its directory may be away, and one that is there answers at once.
+const NAMES_LIMIT: &str = "10";
+
 /// What a candidate takes over from the incumbent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inherited {
     /// As whom it runs.
     pub identity: Identity,
-    /// Name of the user, if `/etc/passwd` knows one.
+    /// Name of the user, if it is known.
     pub user: Option<String>,
     /// Home folder.
     pub home: PathBuf,
@@ -144,15 +153,47 @@ pub fn reaches(identity: &Identity, file: &Path) -> Result<(), PathBuf> {
     barrier.map_or(Ok(()), |place| Err(place.to_owned()))
 }
 
+/// Whether a user may make files in a folder, as the kernel decides: a mount may be read-only, and a list may allow more than
+/// the bits do.
+///
+/// # Errors
+/// Why not.
+pub fn may_write(identity: &Identity, folder: &Path) -> io::Result<()> {
+    let look = || access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    if identity.is_own() {
+        return Ok(look()?);
+    }
+    // Credentials are each thread's own, and this one ends with what it has taken on.
+    let looked = std::thread::scope(|scope| {
+        let become_and_look = || {
+            let groups: Vec<_> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            set_thread_groups(&groups)?;
+            set_thread_gid(Gid::from_raw(identity.gid))?;
+            set_thread_uid(Uid::from_raw(identity.uid))?;
+            look()
+        };
+        scope.spawn(become_and_look).join()
+    });
+    Ok(looked.map_err(|_| io::Error::other("the look was broken off"))??)
+}
+
 impl Inherited {
-    /// A user of `/etc/passwd`, in its home folder.
+    /// A user of this server, in its home folder.
     ///
     /// # Errors
     /// If there is no such user.
     pub fn of_user(name: &str) -> Result<Self, ProcessError> {
-        let account = accounts()?.into_iter().find(|account| account.name == name);
+        let known = accounts()?.into_iter().find(|account| account.name == name);
+        let is_known = known.is_some();
+        let account = known.or_else(|| account(said(&["getent", "passwd", name])?.trim()));
         let account = account.ok_or_else(|| ProcessError::UnknownUser(name.to_owned()))?;
-        let groups = groups_of(&read("/etc/group")?, name, account.gid);
+        let mut groups = groups_of(&read("/etc/group")?, name, account.gid);
+        if !is_known {
+            let more = said(&["id", "-G", name]).unwrap_or_default();
+            groups.extend(more.split_whitespace().filter_map(|gid| gid.parse::<u32>().ok()));
+            groups.sort_unstable();
+            groups.dedup();
+        }
         Ok(Self {
             identity: Identity { uid: account.uid, gid: account.gid, groups },
             user: Some(account.name),
@@ -162,14 +203,46 @@ impl Inherited {
         })
     }
 
+    /// A user by number, who need have no name: a container's may be known to its image alone.
+    ///
+    /// # Errors
+    /// If `/etc/passwd` or `/etc/group` can't be read.
+    pub fn of_uid(uid: u32) -> Result<Self, ProcessError> {
+        match accounts()?.into_iter().find(|account| account.uid == uid) {
+            Some(account) => Self::of_user(&account.name),
+            None => Ok(Self::nameless(uid, uid)),
+        }
+    }
+
+    fn nameless(uid: u32, gid: u32) -> Self {
+        Self {
+            identity: Identity { uid, gid, groups: vec![gid] },
+            user: None,
+            home: "/".into(),
+            cwd: "/".into(),
+            path: DEFAULT_PATH.to_owned(),
+        }
+    }
+
+    /// Whoever called sudo, of whom that tells name and numbers: nothing else may know him.
+    fn of_caller(name: &str, ids: Option<(u32, u32)>) -> Result<Self, ProcessError> {
+        match (Self::of_user(name), ids) {
+            (Err(ProcessError::UnknownUser(_)), Some((uid, gid))) => {
+                Ok(Self { user: Some(name.to_owned()), ..Self::nameless(uid, gid) })
+            }
+            (found, _) => found,
+        }
+    }
+
     /// Whoever connected: the agent's own user in its home folder with its own `PATH`; through sudo, the one who called it.
     ///
     /// # Errors
-    /// If `/proc` or `/etc/passwd` can't be read.
+    /// If `/proc` or `/etc/passwd` can't be read, or nobody knows who called sudo.
     pub fn of_self() -> Result<Self, ProcessError> {
         // sudo(8): a replica must not become root because nobody else was there to take the user from.
         if let Ok(caller) = std::env::var("SUDO_USER") {
-            return Self::of_user(&caller);
+            let number = |name| std::env::var(name).ok()?.parse().ok();
+            return Self::of_caller(&caller, number("SUDO_UID").zip(number("SUDO_GID")));
         }
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let row = super::table::row(pid).ok_or(ProcessError::Gone(ProcessId { pid, start: 0 }))?;
@@ -188,6 +261,13 @@ impl Identity {
             (false, false) => 0o001,
         };
         found.mode() & bit != 0
+    }
+
+    /// The agent's own.
+    pub fn own() -> Self {
+        use rustix::process::{getegid, geteuid, getgroups};
+        let groups = getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()).collect();
+        Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups }
     }
 
     /// Whether the agent itself runs as this user: nothing to change, and no right to.
@@ -218,6 +298,15 @@ fn account(line: &str) -> Option<Account> {
         gid: gid.parse().ok()?,
         home: home.into(),
     })
+}
+
+/// What a program says, if it succeeds in time.
+fn said(argv: &[&str]) -> Option<String> {
+    // timeout(1) is of coreutils, as id(1) is.
+    let mut command = Command::new("timeout");
+    command.arg(NAMES_LIMIT).args(argv).stdin(Stdio::null()).stderr(Stdio::null());
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    String::from_utf8(output.stdout).ok()
 }
 
 /// The primary group, and every group of `/etc/group` (group(5)) that lists the user.

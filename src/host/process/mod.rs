@@ -29,7 +29,9 @@ mod testing;
 
 pub use crate::swap::redact::redact;
 pub use find::{find, listeners};
-pub use inherit::{Identity, Inherited, argv, environment, inherited, reaches, user_name};
+pub use inherit::{
+    Identity, Inherited, argv, environment, inherited, may_write, reaches, user_name,
+};
 pub(in crate::host) use keeper::{cgroups, container_of, forwards};
 pub use launch::{Contained, Launch, Launcher, Started, launch_main, start};
 pub(in crate::host) use listen::listens_within;
@@ -81,8 +83,8 @@ pub enum ProcessError {
     /// The process wrote its title over its environment, as `setproctitle` does.
     #[error("process {0} has overwritten its environment with its title")]
     BlankEnvironment(ProcessId),
-    /// Not in `/etc/passwd`.
-    #[error("there is no user {0} in /etc/passwd")]
+    /// Nothing on this server knows the user.
+    #[error("there is no user {0}, by /etc/passwd or getent")]
     UnknownUser(String),
     /// `/etc/passwd`, `/etc/group` or the working folder could not be read.
     #[error("cannot read {}", .path.display())]
@@ -162,7 +164,7 @@ impl Hint for ProcessError {
                 "Name the variables that it needs under replica.env and replica.secret_env".to_owned()
             }
             Self::UnknownUser(_) => {
-                "Only /etc/passwd is read: name a local user in replica.user, or leave it out to keep the incumbent's"
+                "Name a user in replica.user whom `getent passwd` knows on the server, or leave it out to keep the incumbent's"
                     .to_owned()
             }
             Self::NoProgram { .. } => {

@@ -27,8 +27,9 @@ pub(crate) struct Docked {
 struct Containers(Rc<Lent>);
 
 impl Docked {
-    /// A world with an old model that `start` has started.
+    /// A world with an old model that `start` has started, and more variables of every ssh session.
     pub(crate) async fn with(
+        variables: &[(&str, &str)],
         start: impl FnOnce(&Engine, &GpuServer, (&str, Vec<String>)) -> Result<ByHand>,
     ) -> Result<Self> {
         let engine = Rc::new(Lent::any()?);
@@ -38,7 +39,9 @@ impl Docked {
             ("DOCKER_HOST", engine.host()),
             ("DOCKER_CONFIG", client.path().display().to_string()),
         ];
-        let session_env = session_env.map(|(name, value)| (name.to_owned(), value)).into();
+        let more = variables.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let session_env = session_env.into_iter().chain(more);
+        let session_env = session_env.map(|(name, value)| (name.to_owned(), value)).collect();
         let spec = ServerSpec { session_env, ..ServerSpec::default() };
         let mut world =
             World::started_by(spec, |server, argv| start(&engine, server, (&image, argv))).await?;
@@ -50,7 +53,7 @@ impl Docked {
 
     /// A world with an old model that somebody started by hand.
     pub(crate) async fn start() -> Result<Self> {
-        Self::with(|_, server, (_, argv)| server.start_by_hand(&argv, &[])).await
+        Self::with(&[], |_, server, (_, argv)| server.start_by_hand(&argv, &[])).await
     }
 
     /// A world with an old model in a container that Compose has made: it publishes on every address, and inside the
@@ -61,7 +64,16 @@ impl Docked {
 
     /// The same, made with other options than Compose's.
     pub(crate) async fn made(options: &[&str], flags: &[&str]) -> Result<Self> {
-        Self::with(|engine, server, (image, argv)| {
+        Self::made_with(&[], options, flags).await
+    }
+
+    /// The same, with more variables of every ssh session.
+    pub(crate) async fn made_with(
+        variables: &[(&str, &str)],
+        options: &[&str],
+        flags: &[&str],
+    ) -> Result<Self> {
+        Self::with(variables, |engine, server, (image, argv)| {
             let (mark, scratch) = server.mark();
             let port = server.slot_ports().0.to_string();
             let mut run = engine.docker(["run", "--detach"]);

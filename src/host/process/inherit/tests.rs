@@ -64,6 +64,41 @@ fn users_come_from_passwd() {
 }
 
 #[test]
+fn who_called_sudo_is_known_by_his_numbers_where_nothing_knows_his_name() {
+    let known = Inherited::of_caller("root", Some((4242, 4243))).unwrap();
+    assert_eq!((known.identity.uid, known.home.as_path()), (0, Path::new("/root")));
+    let unknown = Inherited::of_caller("no-such-user", Some((4242, 4243))).unwrap();
+    let identity = Identity { uid: 4242, gid: 4243, groups: vec![4243] };
+    assert_eq!((unknown.identity, unknown.user.as_deref()), (identity, Some("no-such-user")));
+    assert!(matches!(
+        Inherited::of_caller("no-such-user", None),
+        Err(ProcessError::UnknownUser(_))
+    ));
+}
+
+#[test]
+fn a_number_is_a_user_with_or_without_a_name() {
+    assert_eq!(Inherited::of_uid(0).unwrap().user.as_deref(), Some("root"));
+    let nameless = Inherited::of_uid(424_242).unwrap();
+    assert_eq!((nameless.identity.uid, nameless.user), (424_242, None));
+}
+
+#[test]
+fn who_may_write_the_kernel_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = Identity::own();
+    may_write(&own, folder.path()).unwrap();
+    assert!(may_write(&own, &folder.path().join("none")).is_err());
+    if own.uid == 0 {
+        // A temporary folder is nobody else's.
+        let nobody = Identity { uid: 65534, gid: 65534, groups: vec![65534] };
+        assert!(may_write(&nobody, folder.path()).is_err());
+        may_write(&nobody, Path::new("/tmp")).unwrap();
+        assert_eq!(Identity::own(), own, "the look is a thread's of its own");
+    }
+}
+
+#[test]
 fn groups_are_the_primary_one_and_those_that_list_the_user() {
     let groups = "root:x:0:\nvideo:x:44:llm,deploy\nrender:x:105:deploy\nllm:x:1001:\nbroken\n";
     assert_eq!(groups_of(groups, "llm", 1001), [44, 1001]);
