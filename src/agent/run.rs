@@ -192,7 +192,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             }
             arming::arm(&host, &dir).await.map_err(Refusal::environment)?;
             let mut begun =
-                open(&host, &dir, &work, (world, *plan)).map_err(Refusal::environment)?;
+                open(&host, &dir, &work, (world, *plan)).await.map_err(Refusal::environment)?;
             begun.0.again = again;
             work_on(begun, &work, lease, answers).await;
             Ok(())
@@ -278,7 +278,7 @@ async fn work_on(begun: Begun<'_>, work: &Work, lease: Lease, answers: &mut Answ
 
 type Begun<'a> = (Context<'a, SystemHost>, Journal);
 
-fn open<'a>(
+async fn open<'a>(
     host: &'a SystemHost,
     dir: &'a ServiceDir,
     work: &'a Work,
@@ -287,7 +287,7 @@ fn open<'a>(
     let folder = dir.make_swap(&work.swap)?;
     service_dir::write_json(&folder.join(SPEC), &work.asked.spec)?;
     follow::take_over(&folder)?;
-    keep_incumbent(&world, &plan, &folder)?;
+    keep_incumbent((host, &world), &plan, &folder).await?;
     let journal = Journal::create(&folder, &work.swap, (&plan, &work.requester), host.now())?;
     let events =
         EventLog::open(&folder, &work.swap).map_err(|error| Failure::from_error(&error))?;
@@ -301,12 +301,16 @@ fn open<'a>(
 }
 
 /// An adopted incumbent's argv, folder and environment: enough to start it again. Mode 0600, it holds secrets.
-fn keep_incumbent(world: &World, plan: &Plan, folder: &Path) -> Result<(), Failure> {
+async fn keep_incumbent(
+    (host, world): (&SystemHost, &World),
+    plan: &Plan,
+    folder: &Path,
+) -> Result<(), Failure> {
     let replica = plan.incumbent.as_ref().and_then(|side| world.replicas.get(&side.slot));
     let Some(adopted) = replica.filter(|replica| replica.revision.is_adopted()) else {
         return Ok(());
     };
-    let snapshot = Snapshot::of(adopted.main)?;
+    let snapshot = host.snapshot(adopted).await?;
     Ok(service_dir::write_json(&folder.join(service_dir::INCUMBENT), &snapshot)?)
 }
 

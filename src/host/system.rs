@@ -75,6 +75,17 @@ impl SystemHost {
         runtime::can_start(keeper).await
     }
 
+    /// What an adopted replica was started with, to start it again.
+    ///
+    /// # Errors
+    /// If it is gone, or another user's.
+    pub async fn snapshot(&self, replica: &Replica) -> Result<Snapshot, Failure> {
+        match &replica.keeper {
+            Keeper::Docker(name) => runtime::docker::snapshot(name).await,
+            _ => Ok(Snapshot::of(replica.main)?),
+        }
+    }
+
     /// The nginx in front.
     pub fn nginx(&self) -> &Nginx {
         &self.nginx

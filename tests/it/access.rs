@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use testbed::guest::{ENGINE, Guest, GuestSpec, SLOTS, upstream_file};
+use testbed::guest::{ENGINE, Guest, GuestSpec, Runtime, SLOTS, upstream_file};
 use testbed::service::{Site, until_serves};
 
 use crate::commands::Terminal;
@@ -195,6 +195,33 @@ fn a_user_who_owns_everything_needs_no_root() -> Result<()> {
         let state = guest.ssh("ls ~/.local/state/model-swap").await?;
         assert!(state.lines().any(|line| line == "chat"), "{state}");
         assert!(guest.file(ENGINE)?.exists());
+        Ok(())
+    })
+}
+
+/// Who may talk to the Engine may stop and start its containers, though their processes are root's.
+#[test]
+fn a_user_who_owns_nginx_and_may_use_docker_needs_no_root() -> Result<()> {
+    let incumbent = Some((OLD.to_owned(), String::new()));
+    let spec = GuestSpec { incumbent, runtime: Runtime::Docker, ..GuestSpec::bare() };
+    on_guest_of(spec, async |world| {
+        let guest = &world.guest;
+        fs::remove_file(guest.file("/usr/bin/sudo")?)?;
+        guest.run(&["chgrp", "deploy", "/run/docker.sock"]).await?;
+        guest.run(&["chmod", "g+rw", "/run/docker.sock"]).await?;
+        let (nginx, site) = users_nginx(guest).await?;
+        until_serves(nginx, OLD).await?;
+        world.settings.retain = "0s".to_owned();
+        let config = world.settings.config_on(&site, NEW)?;
+        let run = async |command: &str, inputs: &[(&str, &str)]| {
+            Step::run(world.action(command, NEW, inputs)?.with_config(&config)?).await
+        };
+        let load = load_on(nginx).await?;
+        run("swap", &[("wait", "retired")]).await?.ended(0, "promoted");
+        until_serves(nginx, NEW).await?;
+        run("rollback", &[("wait", "retired")]).await?.ended(0, "rolled-back");
+        until_serves(nginx, OLD).await?;
+        load.stop().await.assert_clean();
         Ok(())
     })
 }

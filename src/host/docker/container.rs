@@ -144,6 +144,9 @@ pub struct ContainerConfig {
     user: String,
     #[serde(default)]
     working_dir: String,
+    /// Its variables, those of its image too, as `NAME=value`. They hold secrets.
+    #[serde(default)]
+    env: Option<Vec<String>>,
     /// Labels.
     #[serde(default)]
     labels: Option<BTreeMap<String, String>>,
@@ -317,6 +320,17 @@ impl Container {
     /// Whether the Engine removes it as soon as it ends (`docker run --rm`).
     pub fn is_removed_by_docker(&self) -> bool {
         self.host_config.auto_remove
+    }
+
+    /// Its variables, those of its image too. They hold secrets.
+    pub fn env(&self) -> BTreeMap<String, String> {
+        let entries = self.config.env.iter().flatten().filter_map(|entry| entry.split_once('='));
+        entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    /// Its working folder, inside.
+    pub fn folder(&self) -> PathBuf {
+        Path::new("/").join(&self.config.working_dir)
     }
 
     /// Program and arguments.

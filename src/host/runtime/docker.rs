@@ -12,7 +12,9 @@ use super::{Boot, Runtime, Started};
 use crate::config::command;
 use crate::host::Ending;
 use crate::host::docker::{self, Container, LOG, REPLICA};
-use crate::host::process::{self, Contained, Launch, ProcessError, StopOrder, Stopped};
+use crate::host::process::{
+    self, Contained, Identity, Launch, ProcessError, Snapshot, StopOrder, Stopped,
+};
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, ProcessId};
 use crate::model::replica::{Found, Keeper, Replica};
@@ -215,6 +217,17 @@ async fn clear(container: &Container) -> Result<Option<Failure>, Failure> {
     }
     docker::remove(&container.id).await?;
     Ok(unkept)
+}
+
+/// What a container was made with, as its Engine knows it: of root's processes only root sees more, and who may start one
+/// again need not be root.
+pub(in crate::host) async fn snapshot(name: &str) -> Result<Snapshot, Failure> {
+    let Some(container) = docker::inspect(name).await? else {
+        return Err(Failure::new(format!("container {name} is gone")));
+    };
+    let (argv, env, cwd) = (container.argv(), container.env(), container.folder());
+    // As whom it runs inside Docker decides.
+    Ok(Snapshot { argv, env, cwd, identity: Identity::own() })
 }
 
 /// What is found on a port, with the container in front of which Docker listens, or that a process belongs to.
