@@ -114,12 +114,21 @@ pub(super) async fn closed(
         }
         Some(outcome) => {
             let host = SystemHost::new(&wanted.asked);
-            let world = observe_at_rest(&host, dir, &wanted.asked);
-            let world = world.await.map_err(Refusal::environment)?;
             let reason = format!("swap {swap} has ended already: {outcome}");
+            let world = observe_at_rest(&host, dir, &wanted.asked).await;
+            let world = world.map_err(|why| Refusal::environment(over(&reason, why)))?;
             Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
         }
         None => Err(unknown(dir, swap)),
+    }
+}
+
+/// That nothing can be aborted, where nobody can tell what serves.
+fn over(reason: &str, why: Failure) -> Failure {
+    Failure {
+        message: format!("{reason}, and what serves cannot be seen"),
+        causes: [vec![why.message], why.causes].concat(),
+        ..why
     }
 }
 
@@ -150,8 +159,9 @@ pub(super) async fn nothing_to_abort(
     wanted: &AbortRequest,
 ) -> Result<Frame, Failure> {
     let host = SystemHost::new(&wanted.asked);
-    let world = observe_at_rest(&host, dir, &wanted.asked).await?;
     let reason = format!("no swap of service {} is under way", dir.service());
+    let world =
+        observe_at_rest(&host, dir, &wanted.asked).await.map_err(|why| over(&reason, why))?;
     Ok(unchanged(&host, &world, dir, &wanted.asked, reason).await)
 }
 

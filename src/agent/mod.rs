@@ -40,7 +40,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::confirmation;
-use crate::executor::{self, World, confirm_route, observe};
+use crate::executor::{self, World, confirm_route, observe, report_unseen};
 use crate::host::logind::Fate;
 use crate::host::{Host, SystemHost, exec, survey};
 use crate::journal::Journal;
@@ -129,13 +129,7 @@ async fn about_service(
     };
     match command {
         Command::Plan(wanted) => plan(&dir, wanted, answers).await,
-        Command::Status(asked) => {
-            let host = SystemHost::new(asked);
-            let world = observe_at_rest(&host, &dir, asked).await.map_err(Refusal::environment)?;
-            let report = Box::new(world.report(&host, &dir, asked).await);
-            answers.send(&Frame::Status { report });
-            Ok(())
-        }
+        Command::Status(asked) => status(&dir, asked, answers).await,
         Command::History(asked) => {
             let host = SystemHost::new(asked);
             let world = observe_at_rest(&host, &dir, asked).await.map_err(Refusal::environment)?;
@@ -172,6 +166,23 @@ async fn about_service(
             Ok(())
         }
     }
+}
+
+/// Tells what serves, what is warm and who is at work; where nginx cannot be asked, the rest of it.
+async fn status(dir: &ServiceDir, asked: &Asked, answers: &mut Answers) -> Result<(), Refusal> {
+    let host = SystemHost::new(asked);
+    let why = match observe_at_rest(&host, dir, asked).await {
+        Ok(world) => {
+            let report = Box::new(world.report(&host, dir, asked).await);
+            answers.send(&Frame::Status { report });
+            return Ok(());
+        }
+        Err(why) => why,
+    };
+    if let Ok(report) = report_unseen(&host, dir, asked).await {
+        answers.send(&Frame::Unseen { report: Box::new(report) });
+    }
+    Err(Refusal::environment(why))
 }
 
 /// Looks again if a swap was recorded while it looked: half of what was seen would be from before it.

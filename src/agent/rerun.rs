@@ -137,7 +137,7 @@ mod tests {
         };
         let report = StatusReport {
             service: "chat".parse().unwrap(),
-            nginx_port: Port(8001),
+            nginx_port: Some(Port(8001)),
             astray: None,
             slots: vec![slot],
             holder: None,

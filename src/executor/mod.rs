@@ -10,7 +10,7 @@ mod steps;
 use context::Cutover;
 pub use context::{Context, started};
 pub use direction::{Direction, direction, replicas_left};
-pub use observe::{Unfinished, World, look, observe, unfinished_swaps};
+pub use observe::{Unfinished, World, look, observe, report_unseen, unfinished_swaps};
 use route::is_where_it_was;
 pub use route::{Presence, confirm_route, presence, prove_route, traffic_now};
 

@@ -10,7 +10,7 @@ use crate::host::nginx::UpstreamView;
 use crate::journal::Journal;
 use crate::lease::{Lease, waiting};
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::{SlotName, SwapId};
+use crate::model::ids::{Port, SlotName, SwapId};
 use crate::model::replica::Replica;
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::state::{SlotReport, StatusReport};
@@ -20,6 +20,9 @@ use crate::swap::planner::{self, Observed, Occupant};
 use crate::swap::recovery::{self, Recovery};
 use crate::swap::revision;
 use crate::swap::transition::StepStatus;
+
+/// In the place of nginx's port where nginx cannot be asked: no slot has it.
+const NOWHERE: Port = Port(0);
 
 /// What was found.
 #[derive(Debug)]
@@ -54,10 +57,22 @@ pub async fn look<H: Host>(
     host: &H,
     dir: &ServiceDir,
     asked: &Asked,
-    (hash, git_sha): (&str, Option<String>),
+    revision: (&str, Option<String>),
 ) -> Result<World, Failure> {
-    let spec = &asked.spec;
     let upstream = host.upstream().await?;
+    let (seen, replicas) = look_at_slots((host, dir), asked, revision, Some(&upstream)).await?;
+    Ok(World { seen, upstream, replicas })
+}
+
+/// What there is beside nginx, and the replica in each slot that has one.
+async fn look_at_slots<H: Host>(
+    (host, dir): (&H, &ServiceDir),
+    asked: &Asked,
+    (hash, git_sha): (&str, Option<String>),
+    upstream: Option<&UpstreamView>,
+) -> Result<(Observed, BTreeMap<SlotName, Replica>), Failure> {
+    let spec = &asked.spec;
+    let nginx_port = upstream.map_or(NOWHERE, |upstream| upstream.port);
     let mut slots = BTreeMap::new();
     for (name, slot) in &spec.slots {
         let mut occupant = Occupant { found: host.find(slot.port).await?, ..Occupant::default() };
@@ -71,7 +86,7 @@ pub async fn look<H: Host>(
         }
         slots.insert(name.clone(), occupant);
     }
-    let serving = spec.slots.iter().find(|(_, slot)| slot.port == upstream.port);
+    let serving = spec.slots.iter().find(|(_, slot)| slot.port == nginx_port);
     let incumbent =
         serving.and_then(|(name, _)| slots[name].found.as_ref()).map(|found| found.main);
     let (image, unseen) = match host.image().await {
@@ -81,9 +96,9 @@ pub async fn look<H: Host>(
     let seen = Observed {
         claimed: claimed((host, dir), spec).await,
         state: dir.load()?,
-        nginx_port: upstream.port,
-        beside_loopback: upstream.beside_loopback,
-        worker_shutdown_timeout: upstream.worker_shutdown_timeout,
+        nginx_port,
+        beside_loopback: upstream.and_then(|upstream| upstream.beside_loopback),
+        worker_shutdown_timeout: upstream.and_then(|upstream| upstream.worker_shutdown_timeout),
         wanted: revision::specified(spec, hash, image.as_ref().map(|here| &here.image), git_sha),
         must_pull: spec.replica.image.is_some() && image.is_none(),
         image,
@@ -94,7 +109,7 @@ pub async fn look<H: Host>(
     };
     let replica = |name: &SlotName| Some((name.clone(), planner::replica_in(name, spec, &seen)?));
     let replicas = spec.slots.keys().filter_map(replica).collect();
-    Ok(World { seen, upstream, replicas })
+    Ok((seen, replicas))
 }
 
 /// Why a slot cannot be claimed: of each whose port or GPU another service has.
@@ -128,56 +143,78 @@ pub(super) fn secrets_hash(dir: &ServiceDir, asked: &Asked) -> Result<String, Fa
 impl World {
     /// The world as `status` tells it.
     pub async fn report<H: Host>(&self, host: &H, dir: &ServiceDir, asked: &Asked) -> StatusReport {
-        let state = &self.seen.state;
         let astray = confirm_route(host, &asked.spec, self).await.err();
-        let mut slots = Vec::new();
-        for (name, slot) in &asked.spec.slots {
-            let replica = self.replicas.get(name);
-            let serves = slot.port == self.seen.nginx_port;
-            let retained = planner::is_retained(name, &self.seen);
-            let role = match (replica, serves) {
-                (None, _) => "free",
-                (Some(_), true) if astray.is_none() => "serving",
-                (Some(_), true) => "unknown",
-                (Some(_), false) if retained => "retained",
-                (Some(_), false) => "unknown",
-            };
-            slots.push(SlotReport {
-                slot: name.clone(),
-                port: slot.port,
-                role: role.to_owned(),
-                revision: replica.map(|replica| replica.revision.clone()),
-                ready: self.seen.slots.get(name).is_some_and(|occupant| occupant.ready),
-                in_flight: if replica.is_some() {
-                    host.in_flight(slot.port).await.ok()
-                } else {
-                    None
-                },
-            });
-        }
-        let holder = Lease::holder(&dir.root());
-        StatusReport {
-            service: asked.spec.service.clone(),
-            nginx_port: self.seen.nginx_port,
-            astray,
-            slots,
-            step: holder.as_ref().and_then(|holder| step_of(dir, holder.works_on())),
-            unfinished: if holder.is_none() {
-                let newest = unfinished_swaps(dir).into_iter().next();
-                newest.map(|unfinished| (unfinished.swap, unfinished.found))
-            } else {
-                None
-            },
-            holder,
-            waiting: waiting::all(dir),
-            serving_swap: state.serving_swap.clone(),
-            rollback_until: state
-                .retained
-                .as_ref()
-                .filter(|retained| Some(&retained.swap) == state.serving_swap.as_ref())
-                .map(|retained| retained.until),
-            history: state.history.clone(),
-        }
+        let traffic = (Some(self.seen.nginx_port), astray);
+        report((host, dir), asked, (&self.seen, &self.replicas), traffic).await
+    }
+}
+
+/// What `status` can tell where nginx cannot be asked.
+///
+/// # Errors
+/// If a port or the state cannot be read.
+pub async fn report_unseen<H: Host>(
+    host: &H,
+    dir: &ServiceDir,
+    asked: &Asked,
+) -> Result<StatusReport, Failure> {
+    let hash = secrets_hash(dir, asked)?;
+    let (seen, replicas) = look_at_slots((host, dir), asked, (&hash, None), None).await?;
+    Ok(report((host, dir), asked, (&seen, &replicas), (None, None)).await)
+}
+
+/// What is seen, beside who is at work and what is on record. Of nginx: the port that it names, and why requests are not seen to go
+/// there.
+async fn report<H: Host>(
+    (host, dir): (&H, &ServiceDir),
+    asked: &Asked,
+    (seen, replicas): (&Observed, &BTreeMap<SlotName, Replica>),
+    (nginx_port, astray): (Option<Port>, Option<Failure>),
+) -> StatusReport {
+    let state = &seen.state;
+    let mut slots = Vec::new();
+    for (name, slot) in &asked.spec.slots {
+        let replica = replicas.get(name);
+        let serves = Some(slot.port) == nginx_port;
+        let retained = planner::is_retained(name, seen);
+        let role = match (replica, serves) {
+            (None, _) => "free",
+            (Some(_), true) if astray.is_none() => "serving",
+            (Some(_), true) => "unknown",
+            (Some(_), false) if retained => "retained",
+            (Some(_), false) => "unknown",
+        };
+        slots.push(SlotReport {
+            slot: name.clone(),
+            port: slot.port,
+            role: role.to_owned(),
+            revision: replica.map(|replica| replica.revision.clone()),
+            ready: seen.slots.get(name).is_some_and(|occupant| occupant.ready),
+            in_flight: if replica.is_some() { host.in_flight(slot.port).await.ok() } else { None },
+        });
+    }
+    let holder = Lease::holder(&dir.root());
+    StatusReport {
+        service: asked.spec.service.clone(),
+        nginx_port,
+        astray,
+        slots,
+        step: holder.as_ref().and_then(|holder| step_of(dir, holder.works_on())),
+        unfinished: if holder.is_none() {
+            let newest = unfinished_swaps(dir).into_iter().next();
+            newest.map(|unfinished| (unfinished.swap, unfinished.found))
+        } else {
+            None
+        },
+        holder,
+        waiting: waiting::all(dir),
+        serving_swap: state.serving_swap.clone(),
+        rollback_until: state
+            .retained
+            .as_ref()
+            .filter(|retained| Some(&retained.swap) == state.serving_swap.as_ref())
+            .map(|retained| retained.until),
+        history: state.history.clone(),
     }
 }
 

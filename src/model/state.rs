@@ -182,8 +182,9 @@ impl Requester {
 pub struct StatusReport {
     /// The service.
     pub service: ServiceName,
-    /// The port that nginx's upstream names.
-    pub nginx_port: Port,
+    /// The port that nginx's upstream names; `None`: nginx cannot be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nginx_port: Option<Port>,
     /// Why requests are not seen to go there: nginx may not have loaded what its file says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub astray: Option<Failure>,
@@ -211,7 +212,7 @@ pub struct StatusReport {
 impl StatusReport {
     /// The slot that traffic goes to, by nginx's file.
     pub fn serving(&self) -> Option<&SlotReport> {
-        self.slots.iter().find(|slot| slot.port == self.nginx_port)
+        self.slots.iter().find(|slot| Some(slot.port) == self.nginx_port)
     }
 
     /// The digest of what serves.

@@ -372,6 +372,12 @@ pub enum Frame {
         /// The report.
         report: Box<StatusReport>,
     },
+    /// The answer to `status` where nginx cannot be asked. A refusal follows, which says why: it is all that a runner of an earlier
+    /// release hears.
+    Unseen {
+        /// What is known all the same.
+        report: Box<StatusReport>,
+    },
     /// The answer to `history`.
     History {
         /// The report.

@@ -14,10 +14,11 @@ const COLUMNS: [&str; 6] = ["slot", "port", "role", "ready", "in flight", "revis
 /// The report, newest swap of the history first.
 pub fn lines(report: &StatusReport) -> Vec<Line> {
     let StatusReport { service, nginx_port, .. } = report;
-    let mut text = vec![match &report.astray {
-        None => format!("{service}: nginx sends traffic to port {nginx_port}"),
-        Some(_) => format!(
-            "{service}: nginx's file names port {nginx_port}, and requests are not seen to go there"
+    let mut text = vec![match (nginx_port, &report.astray) {
+        (None, _) => format!("{service}: nobody can tell where nginx sends traffic"),
+        (Some(port), None) => format!("{service}: nginx sends traffic to port {port}"),
+        (Some(port), Some(_)) => format!(
+            "{service}: nginx's file names port {port}, and requests are not seen to go there"
         ),
     }];
     let why = |failure: &Failure| {
@@ -162,7 +163,7 @@ mod tests {
         let at = |text: &str| text.parse().unwrap();
         StatusReport {
             service: "chat".parse().unwrap(),
-            nginx_port: Port(8002),
+            nginx_port: Some(Port(8002)),
             astray: None,
             slots: vec![
                 SlotReport {
@@ -252,6 +253,15 @@ history, newest first:
   2026-11-22 09:15:00 UTC  s-1  rolled-back  Qwen/A (r-a)
 "
         );
+    }
+
+    #[test]
+    fn where_nginx_cannot_be_asked_no_port_is_named() {
+        let unseen = StatusReport { nginx_port: None, ..report() };
+        let shown = shown(lines(&unseen));
+        let (first, rest) = shown.split_once('\n').unwrap();
+        assert_eq!(first, "chat: nobody can tell where nginx sends traffic");
+        assert!(rest.contains("at work since") && rest.contains("s-2  promoted"), "{rest}");
     }
 
     #[test]

@@ -352,6 +352,8 @@ impl Followed {
                 voice.say(status::lines(&report));
                 self.status = Some(*report);
             }
+            // What would go by it needs to know what serves.
+            Frame::Unseen { report } => voice.say(status::lines(&report)),
             Frame::History { report } => voice.say(history::lines(&report)),
             Frame::Line { text } => self.lines.push(text),
             Frame::Uninstalled(report) => {

@@ -121,7 +121,7 @@ mod tests {
         };
         StatusReport {
             service: "chat".parse().unwrap(),
-            nginx_port: Port(8001),
+            nginx_port: Some(Port(8001)),
             astray: None,
             slots: vec![slot],
             holder: None,

@@ -11,6 +11,7 @@ use testbed::load::http::get;
 use testbed::load::{Load, LoadSpec};
 use testbed::server::{Ports, ServerSpec, default_upstream_file, free_port, listeners};
 
+use crate::runner;
 use crate::support::{NAME, NEW, OLD, Run, World};
 
 /// `nobody` of Debian; any user but root would do.
@@ -133,6 +134,34 @@ async fn an_nginx_that_was_stopped_is_refused() -> Result<()> {
     assert!(world.old_runs()?);
     assert!(listeners(world.server.ports().b)?.is_empty());
     assert_eq!(fs::read(world.server.nginx_config())?, file);
+    Ok(())
+}
+
+/// Whoever needs `status` most has an nginx that is down, or a virtual host of somebody else's that it rejects.
+#[tokio::test]
+async fn where_nginx_cannot_be_asked_status_tells_the_rest() -> Result<()> {
+    let world = runner::world().await?;
+    let config = world.server.nginx_config();
+    let file = fs::read(&config)?;
+    let (step, candidate) = runner::in_mid_swap(&world, world.action("swap", NEW, &[])?).await?;
+    let log = world.server.scratch().join("elsewhere/access.log");
+    edit(&world, &format!("server {{ listen 127.0.0.1:1; access_log {}; }}\n", log.display()))?;
+    let nobody = "chat: nobody can tell where nginx sends traffic";
+    let why = format!("open() \"{}\" failed (2:", log.display());
+    let run = world.run("status", NEW, &[("reconcile", "true")]).await?;
+    run.refused(3, &[nobody, &why, "at work since", "swap s-", "in await_ready b"]);
+    fs::write(&config, file)?;
+    candidate.thaw()?;
+    let swap = step.finish().await?.ended(0, "promoted").output("swap-id").to_owned();
+
+    world.server.stop_nginx()?;
+    let run = world.run("status", NEW, &[]).await?;
+    let serves = format!("serving is the result of {swap}");
+    let run = run.refused(3, &[nobody, "nginx.pid", &serves, "promoted     Qwen/New"]);
+    assert!(run.stdout.contains("retained") && !run.stdout.contains(" serving "), "{run}");
+    let run = world.run("abort", NEW, &[("swap-id", &swap)]).await?;
+    run.refused(3, &[&format!("swap {swap} has ended already: promoted"), "nginx.pid"]);
+    world.run("fail", NEW, &[("swap-id", &swap)]).await?.refused(3, &[nobody, "nginx.pid"]);
     Ok(())
 }
 
