@@ -33,7 +33,8 @@ pub(super) async fn refuse_while_stuck(dir: &ServiceDir, asked: &Asked) -> Resul
             let message = format!(
                 "swap {swap} is stuck, and nothing new begins before it is repaired: {found}{traffic}"
             );
-            Failure { causes: why(dir, swap), ..Failure::new(message) }.hint(MEND_FIRST)
+            let (causes, hints) = why(dir, swap);
+            Failure { causes, hints, ..Failure::new(message) }.hint(MEND_FIRST)
         }
         Err(failure) => {
             let message = format!(
@@ -46,12 +47,13 @@ pub(super) async fn refuse_while_stuck(dir: &ServiceDir, asked: &Asked) -> Resul
     Err(Refusal { failures: failures.collect(), fault: Fault::Stuck })
 }
 
-/// Why its last undo failed, as it was told then.
-fn why(dir: &ServiceDir, swap: &SwapId) -> Vec<String> {
+/// Why its last undo failed and what mends that, as it was told then.
+fn why(dir: &ServiceDir, swap: &SwapId) -> (Vec<String>, Vec<String>) {
     let records = Journal::read(&dir.swap(swap)).unwrap_or_default();
     let failed = records.into_iter().rev().find_map(|record| match record.kind {
         RecordKind::UndoFailed { failure, .. } => Some(failure),
         _ => None,
     });
-    failed.map(|failure| [vec![failure.message], failure.causes].concat()).unwrap_or_default()
+    let told = failed.map(|why| ([vec![why.message], why.causes].concat(), why.hints));
+    told.unwrap_or_default()
 }

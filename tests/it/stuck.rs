@@ -214,6 +214,7 @@ async fn while_a_swap_is_stuck_nothing_new_begins() -> Result<()> {
         &format!("swap {} is stuck, and nothing new begins before it is repaired: ", name(swap)),
         "start_replica b could not be undone; to undo: start_replica b, reserve_slot b; Qwen/Old serves from slot a",
         "in the engine",
+        "hint: a repair drains by the configuration that it is run with: after `drain: { on_timeout: cut }`",
         "hint: mend that first, then `model-swap repair` (in a workflow `command: repair`)",
     ];
     run.refused(7, &said);
