@@ -150,7 +150,7 @@ fn stories_between(world: &World, first: &str, second: &str) -> Result<Vec<Strin
 }
 
 /// What nginx in a container reads: its own file, and a folder of the server's.
-const EDGE: &str = "daemon off; worker_processes 2; pid /run/nginx.pid; error_log /run/error.log notice;
+pub(crate) const EDGE: &str = "daemon off; worker_processes 2; pid /run/nginx.pid; error_log /run/error.log notice;
 events {}
 http { access_log off; client_body_temp_path /run/body; proxy_temp_path /run/proxy; fastcgi_temp_path /run/fastcgi;
     uwsgi_temp_path /run/uwsgi; scgi_temp_path /run/scgi; include /etc/nginx/conf.d/*.conf; }

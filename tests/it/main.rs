@@ -6,6 +6,7 @@ mod adoption;
 mod afterwards;
 mod approved;
 mod arguments;
+mod bridge;
 mod cancel;
 mod candidate;
 mod clock;
