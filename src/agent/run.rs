@@ -188,7 +188,8 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
         }
         Decision::Act(plan) => {
             if let Command::Swap(SwapRequest { plan_digest: Some(approved), .. }) = &work.command {
-                outline::confirm(&work.asked.spec, &plan, approved).map_err(Refusal::input)?;
+                let now = (&*plan, &*world.seen.wanted_by_reference);
+                outline::confirm(&work.asked.spec, now, approved).map_err(Refusal::input)?;
             }
             arming::arm(&host, &dir).await.map_err(Refusal::environment)?;
             let mut begun =

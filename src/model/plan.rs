@@ -62,7 +62,7 @@ pub struct Plan {
     pub later: Vec<PlannedStep>,
     /// What a person should know: warnings that do not stop the swap.
     pub notes: Vec<String>,
-    /// `p-` and 12 hex digits over spec, strategy, steps and the incumbent's revision; never over pids or times.
+    /// `p-` and 12 hex digits over spec, strategy, both revisions and the steps that move traffic; never over pids or times.
     pub digest: String,
 }
 

@@ -54,14 +54,20 @@ pub fn outline(spec: &SwapSpec) -> Outline {
     }
 }
 
-/// Holds a plan to the digest that was approved.
+/// Holds a plan to the digest that was approved. One that was approved while its image was not here is held to the image's
+/// reference: `by_reference` is what its candidate's digest was then.
 ///
 /// # Errors
 /// If it is another plan; the failure names both.
-pub fn confirm(spec: &SwapSpec, plan: &Plan, approved: &PlanDigest) -> Result<(), Failure> {
+pub fn confirm(
+    spec: &SwapSpec,
+    (plan, by_reference): (&Plan, &str),
+    approved: &PlanDigest,
+) -> Result<(), Failure> {
     let now =
         if approved.is_of_outline() { revision::of_outline(spec) } else { plan.digest.clone() };
-    if now == approved.as_str() {
+    let before_its_image_came = || revision::of_plan_to(spec, plan, by_reference);
+    if now == approved.as_str() || before_its_image_came() == approved.as_str() {
         return Ok(());
     }
     let incumbent = plan
@@ -77,7 +83,7 @@ pub fn confirm(spec: &SwapSpec, plan: &Plan, approved: &PlanDigest) -> Result<()
     } else if approved.is_unchanged() {
         "when that plan was made, what is asked for served already: what serves, the configuration or a secret has changed"
     } else {
-        "what serves, the configuration, a secret or what is kept warm has changed since that plan"
+        "what serves, the configuration, a secret or the image has changed since that plan"
     };
     let causes = vec![
         changed.to_owned(),
@@ -91,7 +97,12 @@ pub fn confirm(spec: &SwapSpec, plan: &Plan, approved: &PlanDigest) -> Result<()
 mod tests {
     use super::*;
     use crate::model::plan::UNCHANGED;
-    use crate::swap::planner::tests::{spec, two_slot_plan};
+    use crate::model::replica::Image;
+    use crate::model::spec::Runtime;
+    use crate::model::step::Step;
+    use crate::model::wire::When;
+    use crate::swap::planner::plan_swap;
+    use crate::swap::planner::tests::{acts, adopted_in_a, spec, two_slot_plan};
 
     #[test]
     fn an_outline_names_every_step_of_a_swap_and_no_secret() {
@@ -114,13 +125,15 @@ mod tests {
             ("p-000000000000", "what serves, the configuration, a secret"),
             (UNCHANGED, "what is asked for served already"),
         ] {
-            let failure = confirm(&spec(), &plan, &approved.parse().unwrap()).unwrap_err();
+            let now = (&plan, &*plan.candidate.revision.digest);
+            let failure = confirm(&spec(), now, &approved.parse().unwrap()).unwrap_err();
             assert!(failure.message.contains(approved), "{failure:?}");
             assert!(failure.causes[0].contains(changed), "{failure:?}");
             assert!(failure.causes[2].contains("cut_over"), "{failure:?}");
         }
         let own = revision::of_outline(&spec()).parse().unwrap();
-        assert_eq!(confirm(&spec(), &plan, &own), Ok(()));
+        let now = (&plan, &*plan.candidate.revision.digest);
+        assert_eq!(confirm(&spec(), now, &own), Ok(()));
     }
 
     #[test]
@@ -129,5 +142,39 @@ mod tests {
         assert_eq!(revision::of_outline(&spec()), revision::of_outline(&other));
         other.retain *= 2;
         assert_ne!(revision::of_outline(&spec()), revision::of_outline(&other));
+    }
+
+    #[test]
+    fn an_approval_by_an_images_reference_holds_once_it_is_here_and_one_by_its_id_for_that_alone() {
+        let mut spec = spec();
+        spec.replica.runtime = Runtime::Docker;
+        spec.replica.image = Some("vllm/vllm-openai:v1".to_owned());
+        let planned = |id: Option<&str>| {
+            let image = id.map(|id| Image { id: id.to_owned(), pinned: None });
+            let mut seen = adopted_in_a();
+            seen.must_pull = image.is_none();
+            seen.wanted = revision::specified(&spec, "", image.as_ref(), None);
+            seen.wanted_by_reference = revision::specified(&spec, "", None, None).digest;
+            let plan = acts(plan_swap(&spec, &seen, When::Changed));
+            (plan, seen)
+        };
+        let all = [None, Some("sha256:aa"), Some("sha256:bb")].map(planned);
+        assert_eq!(all[0].0.steps[0].step, Step::Fetch);
+        let holds = |approved: usize, now: usize| {
+            let (plan, seen) = &all[now];
+            let approved = all[approved].0.digest.parse().unwrap();
+            confirm(&spec, (plan, &seen.wanted_by_reference), &approved).is_ok()
+        };
+        for (approved, now, expected) in [
+            (0, 0, true),
+            (0, 1, true),
+            (0, 2, true),
+            (1, 1, true),
+            (1, 2, false),
+            // It went, and who knows what the same reference brings.
+            (1, 0, false),
+        ] {
+            assert_eq!(holds(approved, now), expected, "{approved} {now}");
+        }
     }
 }

@@ -3,9 +3,10 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::model::plan::{Plan, Strategy};
+use crate::model::plan::{Plan, PlannedStep, Strategy};
 use crate::model::replica::{Image, Revision};
 use crate::model::spec::SwapSpec;
+use crate::model::step::Step;
 
 /// Hex digits that a digest shows: 48 bits tell a person's revisions apart.
 const SHOWN: usize = 12;
@@ -50,14 +51,22 @@ pub fn adopted(argv: &[String], model: Option<String>) -> Revision {
     }
 }
 
-/// The digest of a plan: of the specification, the strategy, the steps and the incumbent's revision.
+/// The digest of a plan: of the specification, the strategy, both revisions, and the steps from the candidate's readiness on.
 ///
-/// Never of pids, memory or times, so that the same plan can be recognised later.
+/// Never of pids, memory or times, so that the same plan can be recognised later. What gets the candidate into its slot is
+/// decided by what time alone changes: what is warm there, and whether its image has come.
 pub fn of_plan(spec: &SwapSpec, plan: &Plan) -> String {
-    let steps: Vec<_> = plan.all_steps().map(|planned| &planned.step).collect();
+    of_plan_to(spec, plan, &plan.candidate.revision.digest)
+}
+
+/// The digest of the same plan to a candidate of another revision.
+pub fn of_plan_to(spec: &SwapSpec, plan: &Plan, candidate: &str) -> String {
+    let prepares = |planned: &&PlannedStep| !matches!(planned.step, Step::AwaitReady { .. });
+    let moves = plan.steps.iter().skip_while(prepares);
+    let steps: Vec<_> = moves.chain(&plan.later).map(|planned| &planned.step).collect();
     let incumbent = plan.incumbent.as_ref().map(|side| &side.revision.digest);
     let strategy: Strategy = plan.strategy;
-    format!("p-{}", digest(&(spec, strategy, steps, incumbent, &plan.candidate.revision.digest)))
+    format!("p-{}", digest(&(spec, strategy, steps, incumbent, candidate)))
 }
 
 /// The digest of what can be known of a plan without the server: of the specification alone.

@@ -114,6 +114,18 @@ async fn an_image_is_pulled_before_anything_is_reserved_and_pinned_by_its_id() -
     Ok(())
 }
 
+#[tokio::test]
+async fn what_was_approved_before_its_image_was_here_holds_once_it_is() -> Result<()> {
+    let Stored { docked, registry, images: _images, .. } = Stored::start().await?;
+    let name = format!("{}:v1", registry.name());
+    let planned = docked.world.run("plan", NEW, &[]).await?.answered(&[&format!("pull {name}")]);
+    said(&mut docked.engine.docker(["pull", "--quiet", &name]))?;
+    let approved = [("plan-digest", planned.output("plan-digest"))];
+    let run = docked.world.run("swap", NEW, &approved).await?.ended(0, "promoted");
+    assert!(!run.stdout.contains("→ fetch"), "{run}");
+    Ok(())
+}
+
 /// What a client that has logged in has written down.
 fn log_in(folder: &Path, registry: &Registry) -> Result<()> {
     use base64::Engine;

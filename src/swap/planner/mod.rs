@@ -47,6 +47,8 @@ pub struct Observed {
     pub slots: BTreeMap<SlotName, Occupant>,
     /// What the spec asks for.
     pub wanted: Revision,
+    /// The digest of that while its image is not here: by the image's reference.
+    pub wanted_by_reference: String,
     /// The spec's image, if there is one and it is here.
     pub image: Option<ImageHere>,
     /// What of systemd there is for replicas.

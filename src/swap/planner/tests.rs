@@ -62,7 +62,7 @@ fn slot(name: &str) -> SlotName {
 }
 
 /// nginx points at a, where somebody once started a model by hand; b is free.
-fn adopted_in_a() -> Observed {
+pub(crate) fn adopted_in_a() -> Observed {
     Observed {
         state: ServiceState::default(),
         nginx_port: Port(8001),
@@ -70,6 +70,7 @@ fn adopted_in_a() -> Observed {
         worker_shutdown_timeout: None,
         slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
         wanted: revision::specified(&spec(), "", None, None),
+        wanted_by_reference: revision::specified(&spec(), "", None, None).digest,
         claimed: BTreeMap::new(),
         must_pull: false,
         image: None,
@@ -112,7 +113,7 @@ fn after_a_swap() -> Observed {
     seen
 }
 
-fn acts(decision: Result<Decision, Vec<Failure>>) -> Plan {
+pub(crate) fn acts(decision: Result<Decision, Vec<Failure>>) -> Plan {
     match decision.unwrap() {
         Decision::Act(plan) => *plan,
         Decision::Unchanged(reason) => panic!("unchanged: {reason}"),
@@ -441,4 +442,42 @@ fn the_digest_is_of_the_plan_and_not_of_pids() {
     let mut wants_other = adopted_in_a();
     wants_other.wanted = revision::specified(&other, "", None, None);
     assert_ne!(acts(plan_swap(&other, &wants_other, When::Changed)).digest, one.digest);
+}
+
+/// Swap s-1 brought another model than is wanted now, whose revision `a` may still have from before.
+fn wants_other_after_a_swap(a: &str) -> (SwapSpec, Observed) {
+    let mut other = spec();
+    other.model = "Qwen/Newer".to_owned();
+    let mut seen = after_a_swap();
+    seen.wanted = revision::specified(&other, "", None, None);
+    let retained = seen.state.retained.as_mut().unwrap();
+    match a {
+        "other" => {}
+        "wanted" => {
+            retained.replica.revision = seen.wanted.clone();
+            retained.replica.main = process(10);
+        }
+        _ => {
+            seen.state.retained = None;
+            seen.slots.insert(slot("a"), Occupant::default());
+        }
+    }
+    (other, seen)
+}
+
+#[test]
+fn the_digest_is_not_of_what_time_alone_takes_out_of_the_free_slot() {
+    let planned = |a: &str| {
+        let (spec, seen) = wants_other_after_a_swap(a);
+        acts(plan_swap(&spec, &seen, When::Changed))
+    };
+    let [other, wanted, free] = ["other", "wanted", "free"].map(planned);
+    assert_eq!(names(&other)[..2], ["drain a", "retire a"]);
+    assert_eq!((&*names(&wanted)[0], &*names(&free)[0]), ("await_ready a", "reserve_slot a"));
+    assert_eq!(other.digest, free.digest);
+    assert_eq!(wanted.digest, free.digest);
+    // What serves is no such thing.
+    let (spec, mut seen) = wants_other_after_a_swap("free");
+    seen.state.serving = None;
+    assert_ne!(acts(plan_swap(&spec, &seen, When::Changed)).digest, free.digest);
 }
