@@ -251,7 +251,7 @@ impl Inputs {
             known_hosts: reader.raw("known-hosts").map(str::to_owned),
             ssh_options: Vec::new(),
             environment: reader.text("environment"),
-            swap_id: reader.name("swap-id"),
+            swap_id: reader.swap("swap-id"),
             plan_digest: reader.name("plan-digest"),
             to: reader.text("to"),
             rollback: reader.yes("rollback"),

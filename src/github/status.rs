@@ -57,7 +57,9 @@ pub struct Status {
 
 /// The swap that a status's link marks; see [`Status::marked`].
 pub(super) fn marked(url: &str) -> Option<SwapId> {
-    url.rsplit_once('#')?.1.parse().ok()
+    let (_, mark) = url.rsplit_once('#')?;
+    mark.strip_prefix("s-")?;
+    mark.parse().ok()
 }
 
 impl State {
@@ -132,10 +134,11 @@ impl Status {
         Self { state: State::Inactive, description, log_url: None }
     }
 
-    /// What was promoted has failed since, and still serves.
+    /// What was promoted has failed since, and still serves. Its link names the swap to whatever this starts: where the deployment
+    /// is GitHub's own, nothing else does.
     pub fn failed(swap: &SwapId, log_url: Option<String>) -> Self {
         let description = format!("{swap} has failed since it was promoted");
-        Self { state: State::Failure, description, log_url }
+        Self { state: State::Failure, description, log_url }.marked(swap)
     }
 
     /// What serves, by the server's own account.

@@ -88,7 +88,9 @@ async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
             );
             let hint = "plan on `pull_request` with the same `environment` and a token of the same owner, as in \
                         examples/upgrade.yml";
-            Err(refused(text, hint))
+            let of_stranger = "for a pull request from a fork or of Dependabot no token may comment: run `plan` after the merge, \
+                               look at it, and swap by hand (examples/manual.yml), or with the plan's digest as `plan-digest`";
+            Err(Stopped::input(vec![Failure::new(text).hint(hint).hint(of_stranger)]))
         }
     }
 }

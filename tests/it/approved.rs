@@ -12,7 +12,7 @@ const NEWER: &str = "Qwen/Newer";
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 
 /// Plans for pull request 7, which then is merged.
-async fn plan(world: &World, github: &FakeGitHub, model: &str) -> Result<()> {
+pub(crate) async fn plan(world: &World, github: &FakeGitHub, model: &str) -> Result<()> {
     let action = world.action("plan", model, &[])?.on_github(github);
     let planned = Step::run(action.for_pull_request("pull_request", "acme/llm")?).await?;
     let written = github.comments().pop().map(|comment| comment.body).unwrap_or_default();
@@ -21,7 +21,7 @@ async fn plan(world: &World, github: &FakeGitHub, model: &str) -> Result<()> {
     Ok(())
 }
 
-fn swap(world: &World, github: &FakeGitHub, model: &str) -> Result<Action> {
+pub(crate) fn swap(world: &World, github: &FakeGitHub, model: &str) -> Result<Action> {
     Ok(world.action("swap", model, &[("plan-digest", "from-pr")])?.on_github(github))
 }
 
@@ -119,7 +119,7 @@ async fn only_our_own_comment_on_the_pull_request_of_this_commit_counts() -> Res
     Step::run(plan("production")?).await?.answered(&["(o-"]);
     let missing =
         "pull request 7 has no comment by github-actions[bot] with a plan of chat for chat";
-    refused(&[missing, "same `environment`"]).await?;
+    refused(&[missing, "same `environment`", "from a fork or of Dependabot"]).await?;
     // Nor is it changed: the plan for this environment gets a comment of its own.
     let before = github.comments();
     Step::run(plan("chat")?).await?.answered(&["(o-"]);

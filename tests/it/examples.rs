@@ -188,7 +188,7 @@ impl Repository {
                         "environment": deployment.environment,
                         "payload": deployment.payload,
                     },
-                    "deployment_status": { "state": status.state },
+                    "deployment_status": { "state": status.state, "log_url": status.log_url },
                     "repository": { "default_branch": "main" },
                 });
                 (status.id, event)
@@ -280,6 +280,24 @@ async fn a_failure_rolls_back_what_serves_by_it_and_no_other_event_moves_anythin
     repository.world.until_serves(NEW).await
 }
 
+/// Where a job names an environment without `deployment: false`, GitHub makes a deployment that names no swap.
+#[tokio::test]
+async fn a_failure_in_a_deployment_that_github_made_rolls_its_swap_back() -> Result<()> {
+    let mut repository = Repository::start().await?;
+    repository.github.begin_job("production", 77);
+    let promoted = repository.swap(NEW).await?.ended(0, "promoted");
+    let [own] = &*repository.github.deployments() else { bail!("{}", repository.github) };
+    assert_eq!((&*own.task, promoted.output("deployment-id")), ("deploy", &*own.id.to_string()));
+    assert_eq!(repository.hear().await?, [], "what has begun, and what serves");
+    // GitHub's own word on a job, as of one that could not keep its report, names no swap.
+    repository.github.set_state(own.id, "failure");
+    assert_eq!(repository.hear().await?, []);
+    repository.github.set_state(own.id, "success");
+    repository.fail(promoted.output("swap-id")).await?;
+    assert_eq!(repository.hear().await?, pairs(&[("failure", "rolled-back")]));
+    repository.world.until_serves(OLD).await
+}
+
 #[tokio::test]
 async fn what_names_no_swap_of_ours_starts_no_rollback() -> Result<()> {
     let repository = Repository::start().await?;
@@ -301,8 +319,8 @@ async fn what_names_no_swap_of_ours_starts_no_rollback() -> Result<()> {
         with("payload", json!("{\"swap_id\":\"s-1\"}")),
     ] {
         let shown = deployment.to_string();
-        let event =
-            json!({ "deployment": deployment, "deployment_status": { "state": "failure" } });
+        let status = json!({ "state": "failure", "log_url": "https://github.example.com/#step" });
+        let event = json!({ "deployment": deployment, "deployment_status": status });
         assert_eq!(repository.rolled_back(event).await?, None, "{shown}");
     }
     for inputs in [

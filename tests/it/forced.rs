@@ -4,10 +4,13 @@ use std::fs;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
+use testbed::github::FakeGitHub;
 use testbed::server::listeners;
 
+use crate::approved;
 use crate::commands::Terminal;
 use crate::init::init;
+use crate::step::Step;
 use crate::support::{NEW, OLD, World, binary};
 
 /// Locks the server's key down to the agent, and lists the service as root would.
@@ -68,6 +71,30 @@ async fn a_locked_down_key_swaps_what_is_listed_and_brings_it_back() -> Result<(
     world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
     assert_eq!(world.serves().await?, OLD);
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// The key of a plan may do no more than plan: who swaps has another.
+#[tokio::test]
+async fn what_a_key_that_may_only_plan_has_planned_is_carried_out_with_another() -> Result<()> {
+    let world = world("allow: [plan, status]\n").await?;
+    let github = FakeGitHub::start()?;
+    approved::plan(&world, &github, NEW).await?;
+    let swap = || approved::swap(&world, &github, NEW);
+    Step::run(swap()?).await?.refused(2, &["the command swap is not allowed"]);
+
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("key");
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&path);
+    assert!(keygen.status()?.success());
+    let keys = world.server.scratch().join("ssh/authorized_keys");
+    let public = fs::read_to_string(path.with_extension("pub"))?;
+    fs::write(&keys, fs::read_to_string(&keys)? + &public)?;
+    let other = swap()?.with_inputs(&[("ssh-key", &fs::read_to_string(path)?)]);
+    let run = Step::run(other).await?.ended(0, "promoted");
+    run.answered(&["pull request 7 has plan p-"]);
+    assert_eq!(world.serves().await?, NEW);
     Ok(())
 }
 

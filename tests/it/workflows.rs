@@ -201,12 +201,14 @@ fn a_rollback_that_an_event_starts_names_its_swap() -> Result<()> {
         "github.event.deployment_status.state == 'failure'",
         "github.event.deployment.task == 'deploy:model'",
         "github.event.deployment.payload.swap_id != ''",
+        "contains(github.event.deployment_status.log_url, '#s-')",
         "inputs.swap-id != ''",
     ] {
         assert!(condition.contains(part), "{part} is not asked for in {condition}");
     }
     let swap = our_steps(&workflow)[0]["with"]["swap-id"].as_str().context("swap-id")?;
-    assert_eq!(swap, "${{ inputs.swap-id || github.event.deployment.payload.swap_id }}");
+    let named = ["inputs.swap-id", "github.event.deployment.payload.swap_id"].join(" || ");
+    assert_eq!(swap, format!("${{{{ {named} || github.event.deployment_status.log_url }}}}"));
     Ok(())
 }
 

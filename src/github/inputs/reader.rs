@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::INPUTS;
 use super::problem::{InputProblem, closest, listed};
-use crate::model::ids::InvalidName;
+use crate::github::status::marked;
+use crate::model::ids::{InvalidName, SwapId};
 use crate::model::secret::Secret;
 
 /// `with: entrypoint` and `with: args` are the runner's own and reach the container like inputs.
@@ -90,6 +91,12 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    /// A swap by its id, or by the link of a deployment's status that names it.
+    pub(super) fn swap(&mut self, name: &str) -> Option<SwapId> {
+        let link = self.text(name).filter(|value| value.starts_with("http"));
+        link.and_then(|link| marked(&link)).or_else(|| self.name(name))
     }
 
     /// None if not given.

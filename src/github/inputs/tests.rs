@@ -112,6 +112,25 @@ fn all_problems_come_at_once() {
 }
 
 #[test]
+fn a_swap_is_named_by_its_id_or_by_the_link_of_a_status() {
+    let run = "https://github.example.com/acme/llm/actions/runs/77/attempts/1";
+    let read = |value: &str| {
+        let of = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let env = [("INPUT_COMMAND", "rollback"), ("INPUT_SWAP-ID", value)].map(of);
+        Inputs::from_env(&env.into()).map(|inputs| inputs.swap_id.map(|id| id.to_string()))
+    };
+    let named = Ok(Some("s-20261123-091500-4f1c".to_owned()));
+    assert_eq!(read("s-20261123-091500-4f1c"), named);
+    assert_eq!(read(&format!("{run}#s-20261123-091500-4f1c")), named);
+    // No rollback of whatever serves comes of a link that names nothing.
+    for other in
+        [run.to_owned(), format!("{run}#step"), format!("{run}#s-1 s-2"), "#s-1".to_owned()]
+    {
+        assert!(read(&other).is_err(), "{other}");
+    }
+}
+
+#[test]
 fn what_belongs_to_one_command_is_refused_beside_another() {
     let alone = |pairs: &[(&str, &str)]| problems(pairs)[0].0.clone();
     assert_eq!(
