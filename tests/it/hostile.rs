@@ -13,7 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use testbed::PATIENCE;
 use testbed::action::Run;
 use testbed::relay::Relay;
-use testbed::server::{Aim, ServerSpec, free_port, listeners};
+use testbed::second::Second;
+use testbed::server::{Aim, ServerSpec, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts, READY, frozen};
 use crate::step::{Step, send};
@@ -186,46 +187,21 @@ async fn a_server_whose_kernel_has_no_watches_left_swaps_and_aborts_all_the_same
     Ok(())
 }
 
-/// A second service behind the same nginx: its upstream, its listener, its slots.
-struct Second {
-    listen: u16,
-    a: u16,
-    b: u16,
-}
-
 #[tokio::test]
 async fn two_services_behind_one_nginx_are_swapped_at_once() -> Result<()> {
-    let second = Second { listen: free_port()?, a: free_port()?, b: free_port()? };
-    let Second { listen, a, b } = second;
-    let upstreams = move |ports| {
-        let one = testbed::server::default_upstream_file(ports);
-        let other = one
-            .replace("upstream llm", "upstream code")
-            .replace("http://llm", "http://code")
-            .replace(&format!("127.0.0.1:{};", ports.a), &format!("127.0.0.1:{a};"))
-            .replace(&format!("127.0.0.1:{};", ports.nginx), &format!("127.0.0.1:{listen};"));
-        one + &other
-    };
-    let spec = ServerSpec { upstream_file: Box::new(upstreams), ..ServerSpec::default() };
-    let world = World::on(spec, &[]).await?;
-    world.server.start_by_hand(&crate::support::engine("Qwen/OldCode", a)?, &[])?;
+    let second = Second::on_free_ports()?;
+    let upstream_file = Box::new(second.upstreams());
+    let world = World::on(ServerSpec { upstream_file, ..ServerSpec::default() }, &[]).await?;
+    world.server.start_by_hand(&crate::support::engine("Qwen/OldCode", second.a)?, &[])?;
     let load = world.load().await?;
-    let (one_a, one_b) = world.server.slot_ports();
-    let nginx = world.server.nginx_addr().port();
-    let config = world
-        .config("Qwen/NewCode")
-        .replace("service: chat", "service: code")
-        .replace("upstream: llm", "upstream: code")
-        .replace(&format!("port: {one_a},"), &format!("port: {a},"))
-        .replace(&format!("port: {one_b},"), &format!("port: {b},"))
-        .replace(&format!("127.0.0.1:{nginx}/"), &format!("127.0.0.1:{listen}/"));
+    let config = second.config(&world.config("Qwen/NewCode"), world.server.ports());
     let other = world.action("swap", "Qwen/NewCode", &[])?.with_config(&config)?;
     let (one, other) =
         tokio::try_join!(Step::run(world.action("swap", NEW, &[])?), Step::run(other))?;
     let (one, other) = (one.ended(0, "promoted"), other.ended(0, "promoted"));
     assert_eq!(world.serves().await?, NEW, "{one}\n{other}");
     let text = fs::read_to_string(world.server.nginx_config())?;
-    for port in [one_b, b] {
+    for port in [world.server.slot_ports().1, second.b] {
         assert_eq!(text.matches(&format!("server 127.0.0.1:{port};")).count(), 1, "{text}");
     }
     load.stop().await.assert_clean();

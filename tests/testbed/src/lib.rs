@@ -9,6 +9,7 @@ pub mod guest;
 pub mod interrupt;
 pub mod load;
 pub mod relay;
+pub mod second;
 pub mod server;
 pub mod service;
 pub mod soak;

@@ -186,7 +186,7 @@ impl Scene<'_> {
     fn beside(&self) -> Result<Action> {
         let settings = Settings { retain: "0s".to_owned(), ..Settings::default() };
         let (config, _) = self.way_in(&self.neighbour.next(), &settings)?;
-        let config = self.neighbour.config(&config, self.server.ports());
+        let config = self.neighbour.at.config(&config, self.server.ports());
         let action = self.action("swap", OLD, &settings)?.with_config(&config)?;
         Ok(action.with_inputs(&[("wait", "retired")]))
     }
@@ -324,7 +324,7 @@ pub async fn live(program: &Path, seed: u64) -> Result<Life> {
     let neighbour = Neighbour::new()?;
     let spec = ServerSpec {
         faults: true,
-        upstream_file: neighbour.upstreams(),
+        upstream_file: Box::new(neighbour.at.upstreams()),
         // Else a master that takes over from another would not know whose it is.
         main_lines: format!("env {MARK};"),
         ..ServerSpec::default()

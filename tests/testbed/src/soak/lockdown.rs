@@ -15,7 +15,7 @@ pub(super) fn lock_down(program: &Path, server: &GpuServer, neighbour: &Neighbou
     let folder = server.scratch().join("services.d");
     fs::create_dir(&folder)?;
     let chat = Settings::default().config(server, "{model}")?;
-    let code = neighbour.config(&chat, server.ports());
+    let code = neighbour.at.config(&chat, server.ports());
     for (name, config) in [("chat.yaml", chat), ("code.yaml", code)] {
         fs::write(folder.join(name), listing(&config)?)?;
     }

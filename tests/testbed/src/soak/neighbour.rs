@@ -1,4 +1,4 @@
-//! A second service behind the same nginx, whose upstream stands in the same file, and which swaps at the same time.
+//! A second service behind the same nginx, which swaps at the same time.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 
 use crate::action::Run;
 use crate::load::{Load, LoadSpec};
-use crate::server::{GpuServer, Ports, default_upstream_file, free_port};
+use crate::second::Second;
+use crate::server::GpuServer;
 use crate::service::{self, NAME, engine};
 
 use super::LONGEST;
@@ -16,11 +17,8 @@ pub(super) const MODELS: &str = "Qwen/Code";
 
 /// The second service. Nothing listens behind its upstream before it has moved in.
 pub(super) struct Neighbour {
-    /// Where nginx listens for it.
-    listen: u16,
-    /// Its slots.
-    a: u16,
-    b: u16,
+    /// Where it is.
+    pub(super) at: Second,
     /// So many times it has swapped.
     swaps: usize,
     is_there: bool,
@@ -29,39 +27,13 @@ pub(super) struct Neighbour {
 
 impl Neighbour {
     pub(super) fn new() -> Result<Self> {
-        let [listen, a, b] = [free_port()?, free_port()?, free_port()?];
-        Ok(Self { listen, a, b, swaps: 0, is_there: false, load: None })
-    }
-
-    /// The text of nginx's file for both services.
-    pub(super) fn upstreams(&self) -> Box<dyn Fn(Ports) -> String + Send> {
-        let (listen, a) = (self.listen, self.a);
-        Box::new(move |ports| {
-            let one = default_upstream_file(ports);
-            let other = one
-                .replace("upstream llm", "upstream code")
-                .replace("http://llm", "http://code")
-                .replace(&format!("127.0.0.1:{};", ports.a), &format!("127.0.0.1:{a};"))
-                .replace(&format!("127.0.0.1:{};", ports.nginx), &format!("127.0.0.1:{listen};"));
-            one + &other
-        })
-    }
-
-    /// The configuration of the first service made its own.
-    pub(super) fn config(&self, first: &str, ports: Ports) -> String {
-        let Self { listen, a, b, .. } = self;
-        first
-            .replace(&format!("service: {NAME}\n"), "service: code\n")
-            .replace("upstream: llm\n", "upstream: code\n")
-            .replace(&format!("port: {},", ports.a), &format!("port: {a},"))
-            .replace(&format!("port: {},", ports.b), &format!("port: {b},"))
-            .replace(&format!("127.0.0.1:{}/", ports.nginx), &format!("127.0.0.1:{listen}/"))
+        Ok(Self { at: Second::on_free_ports()?, swaps: 0, is_there: false, load: None })
     }
 
     /// Serves from now on, with clients of its own until it rests.
     pub(super) async fn works(&mut self, server: &GpuServer) -> Result<()> {
         if !self.is_there {
-            server.start_by_hand(&engine(&model(self.swaps), self.a)?, &[])?;
+            server.start_by_hand(&engine(&model(self.swaps), self.at.a)?, &[])?;
             self.is_there = true;
         }
         service::until_serves(self.nginx(), &model(self.swaps)).await?;
@@ -95,7 +67,7 @@ impl Neighbour {
     }
 
     fn nginx(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.listen).into()
+        ([127, 0, 0, 1], self.at.nginx).into()
     }
 }
 
