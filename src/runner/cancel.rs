@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::follow::{Ears, Ended, Followed, Line};
 use super::report::Reporter;
@@ -26,6 +26,13 @@ const BACK_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long the outcome is waited for once traffic is back: a candidate without requests is stopped within moments.
 const OUTCOME_LIMIT: Duration = Duration::from_millis(1000);
+
+/// For as long as this the order is given again where no connection was made, or it broke: what gets through later leaves traffic no
+/// time to come back.
+const AGAIN_LIMIT: Duration = Duration::from_secs(4);
+
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What is given up, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,13 +156,14 @@ pub(super) async fn give_up(
     }
     let failure = match ended {
         Some(Err(Ended::Refused(stopped) | Ended::Stopped(stopped))) => return Err(stopped),
-        Some(Err(Ended::Remote(error))) => Failure {
+        Some(Err(Ended::Remote(error))) if !error.is_lost() => Failure {
             causes: vec![error.to_failure().to_string()],
             ..Failure::new(format!(
                 "the server could not be asked to abort: the {what} goes on on the server"
             ))
         },
-        Some(Ok(())) | None => {
+        // It may have heard.
+        Some(Ok(()) | Err(Ended::Remote(_))) | None => {
             Failure::new(format!("the server did not say in time whether the {what} is aborted"))
         }
     };
@@ -186,11 +194,23 @@ async fn until_back(
     order: &Order,
     (followed, voice, reporter): (&mut Followed, &mut Voice, &mut Reporter),
 ) -> Result<(), Ended> {
-    let request = order.request(followed);
-    let mut answer = ask_at_once(session, line, &request).await.map_err(Ended::Remote)?;
-    let heard = until_known(&mut answer, (followed, voice, reporter)).await;
-    answer.close().await;
-    heard
+    let deadline = Instant::now() + AGAIN_LIMIT;
+    loop {
+        let request = order.request(followed);
+        let heard = match ask_at_once(session, line, &request).await {
+            Ok(mut answer) => {
+                let heard = until_known(&mut answer, (followed, voice, reporter)).await;
+                answer.close().await;
+                heard
+            }
+            Err(error) => Err(Ended::Remote(error)),
+        };
+        let is_over = followed.traffic.back.is_some() || Instant::now() > deadline;
+        if is_over || !matches!(heard, Err(Ended::Remote(_))) {
+            return heard;
+        }
+        sleep(AGAIN).await;
+    }
 }
 
 /// Takes in what is answered, until the outcome is known or traffic has been back for [`OUTCOME_LIMIT`].

@@ -11,7 +11,7 @@ use crate::kills::{self, CUT_OVER, Facts};
 use crate::runner::outcome;
 use crate::step::{Step, send};
 use crate::support::relayed::{relay, through};
-use crate::support::{Action, NEW, OLD, Run, World};
+use crate::support::{Action, NEW, OLD, Run, World, until};
 
 /// GitHub's patience with a container that it has told to end (runner, `ProcessInvoker.cs`): until SIGTERM, and then until
 /// it kills.
@@ -48,7 +48,7 @@ async fn assert_true(world: &World, run: Run, before: &Facts) -> Result<()> {
     assert!(run.summary.contains("aborted"), "{run}");
     assert_eq!(outcome(world).await?, "aborted");
     world.run("status", NEW, &[]).await?.answered(&["aborted      Qwen/New"]);
-    crate::support::until("nobody is at work", || kills::agent(world).is_none()).await?;
+    until("nobody is at work", || kills::agent(world).is_none()).await?;
     assert_eq!(Facts::of(world)?, *before, "{run}");
     Ok(())
 }
@@ -146,6 +146,28 @@ async fn a_job_that_is_cancelled_is_heard_by_an_sshd_that_lets_one_session_pass(
     let (world, before, load) = without_customers(World::on(spec, &[]).await?).await?;
     let step = at_the_new_model(&world, world.action("swap", NEW, &[])?).await?;
     let run = cancelled(step, async { Ok(()) }).await?;
+    assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_its_link_is_down_asks_again_when_that_is_back() -> Result<()>
+{
+    let (world, before, load) = without_customers(kills::world().await?).await?;
+    let relay = relay(&world).await?;
+    let mut step = at_the_new_model(&world, through(&relay, &world)?).await?;
+    relay.shut();
+    relay.cut();
+    // The first pause that is long enough for nobody else to come by.
+    step.says("the server goes on by itself; trying again in 5s").await?;
+    let earlier = relay.turned_away();
+    let comes_back = async {
+        until("the order is turned away", || relay.turned_away() > earlier).await?;
+        relay.open();
+        Ok(())
+    };
+    let run = cancelled(step, comes_back).await?;
     assert_true(&world, run, &before).await?;
     load.stop().await.assert_clean();
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,8 +23,15 @@ pub struct Relay {
     address: SocketAddr,
     cut: Arc<Notify>,
     hole: Arc<Mutex<Hole>>,
-    shut: Arc<AtomicBool>,
+    door: Arc<Door>,
     accepting: JoinHandle<()>,
+}
+
+/// Where new connections come in.
+#[derive(Debug, Default)]
+struct Door {
+    shut: AtomicBool,
+    turned_away: AtomicUsize,
 }
 
 /// Whether what connections carry vanishes; those that are made after a hole opened have another one.
@@ -40,10 +47,10 @@ impl Relay {
         let address = listener.local_addr()?;
         let cut = Arc::new(Notify::new());
         let hole = Arc::new(Mutex::new(Hole::default()));
-        let shut = Arc::new(AtomicBool::new(false));
-        let faults = (cut.clone(), hole.clone(), shut.clone());
+        let door = Arc::new(Door::default());
+        let faults = (cut.clone(), hole.clone(), door.clone());
         let accepting = tokio::spawn(accept(listener, (target, round_trip), faults));
-        Ok(Self { address, cut, hole, shut, accepting })
+        Ok(Self { address, cut, hole, door, accepting })
     }
 
     /// Where clients connect.
@@ -65,12 +72,17 @@ impl Relay {
 
     /// Closes new connections at once, as an sshd does that has too many, until it is opened again.
     pub fn shut(&self) {
-        self.shut.store(true, Ordering::Relaxed);
+        self.door.shut.store(true, Ordering::Relaxed);
     }
 
     /// Takes new connections again.
     pub fn open(&self) {
-        self.shut.store(false, Ordering::Relaxed);
+        self.door.shut.store(false, Ordering::Relaxed);
+    }
+
+    /// How many connections were closed at once so far.
+    pub fn turned_away(&self) -> usize {
+        self.door.turned_away.load(Ordering::Relaxed)
     }
 }
 
@@ -84,15 +96,15 @@ impl Drop for Relay {
 async fn accept(
     listener: TcpListener,
     (target, round_trip): (SocketAddr, Duration),
-    (cut, hole, shut): (Arc<Notify>, Arc<Mutex<Hole>>, Arc<AtomicBool>),
+    (cut, hole, door): (Arc<Notify>, Arc<Mutex<Hole>>, Arc<Door>),
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                if let Ok((client, _)) = accepted
-                    && !shut.load(Ordering::Relaxed)
-                {
+                if door.shut.load(Ordering::Relaxed) {
+                    door.turned_away.fetch_add(1, Ordering::Relaxed);
+                } else if let Ok((client, _)) = accepted {
                     let hole = hole.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     connections.spawn(relay(client, target, round_trip, hole));
                 }
