@@ -288,18 +288,27 @@ fn a_power_loss_while_retiring_ends_with_the_old_model_retired() -> Result<()> {
 }
 
 /// One machine for all stages: its Engine comes back with it, and starts what it is to start.
-#[test]
-fn containers_come_back_with_the_machine_at_every_stage() -> Result<()> {
+fn at_every_stage(outage: Outage) -> Result<()> {
     on_slow(Runtime::Docker, async |world| {
-        use Outage::{PowerLoss, Reboot};
         let settings = world.settings.clone();
-        in_mid_load(world, PowerLoss).await.context("in mid-load")?;
+        in_mid_load(world, outage).await.context("in mid-load")?;
         world.settings = settings.clone();
-        between_cutover_and_promote(world, PowerLoss).await.context("after the cutover")?;
+        between_cutover_and_promote(world, outage).await.context("after the cutover")?;
         world.settings = settings.clone();
-        within_retain(world, Reboot).await.context("within retain")?;
+        within_retain(world, outage).await.context("within retain")?;
         world.settings = settings;
-        while_draining(world, PowerLoss).await.context("while draining")?;
-        with_the_new_model(world, PowerLoss).await.context("with the new model")
+        while_draining(world, outage).await.context("while draining")?;
+        with_the_new_model(world, outage).await.context("with the new model")
     })
+}
+
+/// The Engine ends before the agent, or after it.
+#[test]
+fn containers_come_back_from_a_reboot_at_every_stage() -> Result<()> {
+    at_every_stage(Outage::Reboot)
+}
+
+#[test]
+fn containers_come_back_from_a_power_loss_at_every_stage() -> Result<()> {
+    at_every_stage(Outage::PowerLoss)
 }

@@ -2,7 +2,7 @@
 //! under load, with the oracle at zero.
 
 use anyhow::Result;
-use testbed::load::{Kind, Load, LoadSpec};
+use testbed::load::{Fault, Kind, Load, LoadSpec};
 use testbed::service::NAME;
 
 use crate::drain::{Cut, Unfinished, fingerprint};
@@ -45,6 +45,7 @@ on_every_runtime! {
     one_that_dies_while_it_loads_shows_its_last_words,
     // Its streams last for seconds.
     the_old_model_ends_after_its_last_stream_and_its_last_upload("--stub-token-delay 20ms"),
+    an_old_model_that_may_be_cut_ends_with_what_is_in_flight("--stub-token-delay 20ms"),
     a_swap_whose_model_loads_is_aborted_at_once,
     a_cancelled_job_gives_its_swap_up,
     the_same_again_moves_nothing,
@@ -198,6 +199,28 @@ async fn the_old_model_ends_after_its_last_stream_and_its_last_upload<S: Scene>(
     }
     load.stop().await.assert_clean();
     Ok(())
+}
+
+/// Its keeper kills it, and does not start it again; a rollback does.
+async fn an_old_model_that_may_be_cut_ends_with_what_is_in_flight<S: Scene>(
+    scene: &mut S,
+) -> Result<()> {
+    scene.settings().retain = "0s".to_owned();
+    scene.settings().drain = "{ timeout: 2s, on_timeout: cut }".to_owned();
+    // It lasts for half an hour.
+    let long =
+        LoadSpec { streams: 1, stream_tokens: 90_000, ..LoadSpec::none(scene.nginx(), NAME) };
+    let stream = Load::start(long);
+    stream.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    let run = scene.does("swap", NEW, &RETIRED).await?.ended(0, "promoted");
+    for text in ["cutting what is left: 1 request in the engine", "had to be killed"] {
+        assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
+    }
+    assert_eq!(scene.old().await?, S::PUT_AWAY, "{run}");
+    stream.wait_until(|tally| tally.lost_of(Kind::Stream, Fault::Truncated) == 1).await?;
+    drop(stream);
+    scene.does("rollback", NEW, &RETIRED).await?.ended(0, "rolled-back");
+    scene.until_meets(OLD).await
 }
 
 /// A step whose swap waits for a model that loads.

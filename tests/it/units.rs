@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 
 use testbed::PATIENCE;
 use testbed::guest::{GuestSpec, SLOTS, USER};
-use testbed::load::{Kind, Load, LoadSpec};
 use testbed::service::{NAME, Settings, until_serves};
 
 use crate::doctor::mark;
@@ -138,28 +137,6 @@ fn a_unit_that_somebody_starts_anew_while_it_loads_is_given_up() -> Result<()> {
         assert_eq!(world.left().await?, Vec::<String>::new(), "{run}");
         assert!(world.guest.run(&["pgrep", "--full", "serve Qwen/New"]).await.is_err(), "{run}");
         world.until_serves(OLD).await
-    })
-}
-
-/// `on_timeout: cut` kills what a unit keeps, and the unit does not start it again.
-#[test]
-fn a_unit_that_is_not_drained_is_cut() -> Result<()> {
-    let mut spec = GuestSpec::serving(OLD);
-    spec.incumbent = Some((OLD.to_owned(), "--stub-token-delay 100ms".to_owned()));
-    on_guest_of(spec, async |world| {
-        world.until_serves(OLD).await?;
-        world.settings.retain = "0s".to_owned();
-        world.settings.drain = "{ timeout: 1s, on_timeout: cut }".to_owned();
-        let mut long = LoadSpec::none(world.guest.nginx_addr(), NAME);
-        (long.streams, long.stream_tokens) = (1, 100_000);
-        let long = Load::start(long);
-        long.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
-        let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
-        assert!(run.stdout.contains("cutting what is left: 1 request in the engine"), "{run}");
-        assert!(run.stdout.contains("had to be killed"), "{run}");
-        assert_eq!(world.unit("vllm.service").await?, "inactive disabled always", "{run}");
-        drop(long);
-        world.until_serves(NEW).await
     })
 }
 
