@@ -287,6 +287,65 @@ fn a_power_loss_while_retiring_ends_with_the_old_model_retired() -> Result<()> {
     })
 }
 
+/// What is stuck is left to a person, without an agent that waits; half undone it is unfinished again.
+#[test]
+fn a_power_loss_in_a_repair_ends_in_the_old_model() -> Result<()> {
+    on_guest(async |world| {
+        let nowhere = format!("http://{}:9/v1/models", world.guest.address());
+        world.settings.verify = format!("{{ url: {nowhere:?} }}");
+        world.settings.flags = "--stub-hang-on-term".to_owned();
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ verify b").await?;
+        let file = world.guest.file(UPSTREAM_FILE)?;
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::write(&file, text.replace("127.0.0.1:8002;", "127.0.0.1:8001 weight=7;"))?;
+        world.run("abort", NEW, &[]).await?.ended(7, "stuck");
+        step.finish().await?.ended(7, "stuck");
+        world.until_through().await?;
+
+        std::fs::write(&file, &text)?;
+        let mut repair = Step::start(world.action("repair", NEW, &[])?)?;
+        // It does not end when it is asked to.
+        repair.says("↩ undo start_replica b").await?;
+        assert!(world.is_armed()?, "{}", repair.said());
+        Outage::PowerLoss.strike(world).await?;
+        repair.kill()?;
+        world.until_through().await?;
+        serves_cleanly(world, OLD).await?;
+        assert_eq!(world.ours().await?, []);
+        world.run("status", NEW, &[]).await?.answered(&["aborted      Qwen/New"]);
+        Ok(())
+    })
+}
+
+/// Who aborts a swap that has no agent any more may die as well.
+#[test]
+fn an_abort_of_what_no_agent_works_on_is_gone_on_with_by_another() -> Result<()> {
+    on_guest(async |world| {
+        world.settings.flags = "--stub-load-time 600s --stub-hang-on-term".to_owned();
+        world.settings.ready = "900s".to_owned();
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ await_ready b").await?;
+        // A person takes the unit away.
+        let unit = "model-swap-agent@chat.service";
+        world.guest.run(&["systemctl", "disable", "--now", unit]).await?;
+        std::fs::remove_file(world.guest.file("/etc/systemd/system")?.join(unit))?;
+        world.guest.run(&["systemctl", "daemon-reload"]).await?;
+        world.kill_agent().await?;
+        step.finish().await?.refused(3, &["is gone"]);
+        assert!(!world.is_armed()?);
+
+        let mut abort = Step::start(world.action("abort", NEW, &[])?)?;
+        abort.says("↩ undo start_replica b").await?;
+        assert!(world.is_armed()?, "{}", abort.said());
+        world.guest.run(&["pkill", "-KILL", "-f", "model-swap agent run"]).await?;
+        abort.finish().await?.ended(0, "aborted");
+        world.until_through().await?;
+        assert_eq!(world.ours().await?, []);
+        world.until_serves(OLD).await
+    })
+}
+
 /// One machine for all stages: its Engine comes back with it, and starts what it is to start.
 fn at_every_stage(outage: Outage) -> Result<()> {
     on_slow(Runtime::Docker, async |world| {
