@@ -21,7 +21,7 @@ mod image;
 
 pub use container::Container;
 pub use error::DockerError;
-pub use examine::{LITTLE_ROOM, hands_out_gpus, offered, room, versions};
+pub use examine::{LITTLE_ROOM, hands_out_gpus, little_room, offered, room, versions};
 
 use super::exec::{self, ExecError};
 use super::process::{self, LogEnd};

@@ -203,11 +203,7 @@ impl Host for SystemHost {
     async fn pull(&self, told: impl Fn(String)) -> Result<(), Failure> {
         match self.spec.replica.image_reference() {
             Some(reference) => {
-                if let Some(room) = docker::room().await.filter(|it| it.free < docker::LITTLE_ROOM)
-                {
-                    let (free, there) = (fetch::bytes(room.free), room.there.display());
-                    told(format!("only {free} are free in {there}, where Docker keeps images"));
-                }
+                docker::room().await.as_ref().and_then(docker::little_room).map(&told);
                 Ok(docker::pull(reference, told).await?)
             }
             None => Ok(()),

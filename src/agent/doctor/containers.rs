@@ -1,6 +1,7 @@
 //! Docker, where replicas are containers: client and Engine, the image, GPUs, and what somebody else has made.
 
 use super::size;
+use crate::host::disk::Folder;
 use crate::host::docker::{self, Container, DockerError};
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
@@ -39,7 +40,7 @@ async fn image(host: &SystemHost, name: &str) -> Finding {
         Err(failure) => return Finding::fail(IMAGE, failure),
     }
     match docker::offered(name).await {
-        Ok(()) => coming(name).await,
+        Ok(()) => coming(name, docker::room().await),
         // "no such manifest" is what the client says of a registry, too, that shuts it out or that it does not reach.
         Err(error) => Finding::warn(
             IMAGE,
@@ -50,10 +51,10 @@ async fn image(host: &SystemHost, name: &str) -> Finding {
 }
 
 /// What the next swap pulls, and the room for it.
-async fn coming(name: &str) -> Finding {
+fn coming(name: &str, room: Option<Folder>) -> Finding {
     let seen = format!("{name} is in its registry, and the next swap pulls it");
     // An Engine elsewhere has its folder there.
-    let Some(folder) = docker::room().await else { return Finding::ok(IMAGE, seen) };
+    let Some(folder) = room else { return Finding::ok(IMAGE, seen) };
     let seen = format!("{seen}; {} are free in {}", size(folder.free), folder.there.display());
     match folder.free {
         ..docker::LITTLE_ROOM => Finding::warn(
@@ -108,4 +109,30 @@ fn composed(container: &Container) -> String {
         .project()
         .map(|project| format!(", of Compose's project {project}"))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::checkup::Mark;
+
+    #[test]
+    fn an_image_that_comes_needs_room() {
+        let folder = |free| Folder {
+            there: "/var/lib/docker".into(),
+            uid: 0,
+            mode: 0o710,
+            writable: true,
+            free,
+        };
+        for (room, mark, said) in [
+            (None, Mark::Ok, "the next swap pulls it"),
+            (Some(folder(docker::LITTLE_ROOM)), Mark::Ok, "are free in /var/lib/docker"),
+            (Some(folder(docker::LITTLE_ROOM - 1)), Mark::Warn, "are free in /var/lib/docker"),
+        ] {
+            let found = coming("acme/llm:1", room);
+            assert_eq!(found.mark, mark, "{found:?}");
+            assert!(found.seen.contains(said), "{found:?}");
+        }
+    }
 }

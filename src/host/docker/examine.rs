@@ -7,6 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::{DockerError, LIMIT, ask};
 use crate::host::disk::{self, Folder};
+use crate::host::fetch::bytes;
 use crate::host::process::{self, Inherited};
 
 /// What the Engine runs before a container that was given GPUs; without it `docker run --gpus` fails (moby,
@@ -49,6 +50,13 @@ pub async fn room() -> Option<Folder> {
     if root.is_dir() { disk::folder(root).ok() } else { None }
 }
 
+/// What is said of little room before an image is pulled; `None` where there is enough.
+pub fn little_room(folder: &Folder) -> Option<String> {
+    let (free, there) = (bytes(folder.free), folder.there.display());
+    (folder.free < LITTLE_ROOM)
+        .then(|| format!("only {free} are free in {there}, where Docker keeps images"))
+}
+
 /// Asks an image's registry for it, with the client's own login, and brings nothing.
 ///
 /// # Errors
@@ -56,4 +64,23 @@ pub async fn room() -> Option<Folder> {
 pub async fn offered(reference: &str) -> Result<(), DockerError> {
     let doing = format!("find {reference} in its registry");
     ask(&["manifest", "inspect", reference], &doing, LIMIT).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_room_is_said_before_a_pull() {
+        let folder = |free| Folder {
+            there: "/var/lib/docker".into(),
+            uid: 0,
+            mode: 0o710,
+            writable: true,
+            free,
+        };
+        assert_eq!(little_room(&folder(LITTLE_ROOM)), None);
+        let said = little_room(&folder(12_300_000_000)).unwrap();
+        assert_eq!(said, "only 12.3 GB are free in /var/lib/docker, where Docker keeps images");
+    }
 }
