@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use testbed::docker::said;
 use testbed::load::{Load, LoadSpec};
-use testbed::server::{Ports, default_upstream_file, free_port};
+use testbed::server::{Ports, ServerSpec, default_upstream_file, free_port};
 use testbed::service::{Site, until_serves};
 
 use crate::docker::EDGE;
@@ -28,7 +28,7 @@ struct Bridged {
 
 impl Bridged {
     async fn start() -> Result<Self> {
-        let docked = Docked::with(&[], |_, server, (_, argv)| {
+        let docked = Docked::with(ServerSpec::default(), |_, server, (_, argv)| {
             let argv: Vec<_> =
                 argv.iter().map(|word| word.replace("127.0.0.1", "0.0.0.0")).collect();
             server.start_by_hand(&argv, &[])

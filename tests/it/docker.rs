@@ -1,7 +1,6 @@
 //! What only replicas in containers have, with a real Docker Engine: the engine in them is the stub.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use anyhow::{Context, Result};
 use testbed::built;
 use testbed::docker::said;
 use testbed::load::{Load, LoadSpec};
-use testbed::server::{Ports, default_upstream_file, free_port};
+use testbed::server::{Ports, ServerSpec, default_upstream_file, free_port};
 use testbed::service::{Site, until_serves};
 
 use crate::commands::Terminal;
@@ -32,19 +31,6 @@ const LENGTHY: &str = "#!/bin/sh\ncase \"$*\" in *--tail*) ;; logs*) exec sleep 
 
 /// The last of many lines.
 const LAST_LINE: &str = "request 399999 of a hundred bytes, which are about as many as vLLM says of one: POST /v1/completions 200 OK";
-
-/// Writes many lines to the file in which an Engine keeps the output of a container that runs.
-fn write_at_length(file: &str) -> Result<()> {
-    let mut lines = String::new();
-    for number in 0..400_000 {
-        let line = LAST_LINE.replace("399999", &number.to_string());
-        lines += &format!(
-            "{{\"log\":\"{line}\\n\",\"stream\":\"stdout\",\"time\":\"2026-11-23T09:00:00Z\"}}\n"
-        );
-    }
-    let mut log = fs::OpenOptions::new().append(true).open(file).context("as root")?;
-    Ok(log.write_all(lines.as_bytes())?)
-}
 
 /// The log of a swap's replica, as it was kept.
 fn kept_log(world: &World, swap: &str) -> Result<String> {
@@ -77,7 +63,8 @@ async fn a_container_follows_a_process_and_its_values_and_ports_are_nobody_elses
     assert!(!docked.world.told().contains(CANARY));
 
     // The end of its output is kept when it is removed, as if it had served for weeks.
-    write_at_length(&docked.inspect(OURS, "{{.LogPath}}")?)?;
+    let lines = (0..400_000).map(|number| LAST_LINE.replace("399999", &number.to_string()));
+    docked.has_written(OURS, lines)?;
     docked.world.server.put_program("docker", LENGTHY)?;
     docked.world.run("swap", "Qwen/Newer", &retired).await?.ended(0, "promoted");
     assert_eq!(docked.names()?, ["model-swap-chat.a"]);
@@ -449,7 +436,9 @@ async fn whom_no_file_knows_may_swap_containers_and_weights_are_brought_as_they_
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let mut docked = Docked::made_with(&[("SUDO_USER", "ldap.user")], &[], &[]).await?;
+    let session_env = vec![("SUDO_USER".to_owned(), "ldap.user".to_owned())];
+    let spec = ServerSpec { session_env, ..ServerSpec::default() };
+    let mut docked = Docked::made_on(spec, &[], &[]).await?;
     docked.world.settings.fetch = "fetch: { command: id -u }".to_owned();
     let doctor = Step::run(docked.world.action("doctor", NEW, &[])?).await?;
     doctor.answered(&[

@@ -16,7 +16,7 @@ use crate::support::{NAME, NEW, OLD, World};
 
 /// The records of a first swap, in their order: the plan, and each step begun and done; then the outcome, and each of
 /// the two steps after it; then the end.
-const PROMOTED: usize = 11;
+pub(crate) const PROMOTED: usize = 11;
 const CONCLUDED: usize = PROMOTED + 1;
 pub(crate) const CLOSED: usize = CONCLUDED + 5;
 
@@ -148,15 +148,15 @@ async fn assert_settled(world: &World, what: &str) -> Result<()> {
 }
 
 /// A swap that dies before it is promoted comes to nothing, again and again on the same server.
-async fn comes_to_nothing(world: World, aims: Vec<Aim>) -> Result<()> {
+pub(crate) async fn comes_to_nothing(world: &World, aims: &[Aim]) -> Result<()> {
     let load = world.load().await?;
     // The folder of claims is made by whoever comes first.
     world.run("plan", NEW, &[]).await?.answered(&[]);
-    let before = Facts::of(&world)?;
-    for aim in aims {
+    let before = Facts::of(world)?;
+    for &aim in aims {
         let what = format!("{aim:?}");
-        killed(&world, aim).await?;
-        let run = repair(&world).await?;
+        killed(world, aim).await?;
+        let run = repair(world).await?;
         let outcome = match aim {
             // Not one whole record: it did nothing.
             Aim::Within(1) => "unchanged",
@@ -170,11 +170,11 @@ async fn comes_to_nothing(world: World, aims: Vec<Aim>) -> Result<()> {
             "{run}"
         );
         assert_eq!(world.serves().await?, OLD, "{what}\n{run}");
-        assert_eq!(Facts::of(&world)?, before, "{what}\n{run}");
+        assert_eq!(Facts::of(world)?, before, "{what}\n{run}");
         if outcome != "unchanged" {
-            closed(&world).await?;
+            closed(world).await?;
         }
-        assert_settled(&world, &what).await?;
+        assert_settled(world, &what).await?;
     }
     load.stop().await.assert_clean();
     Ok(())
@@ -185,9 +185,9 @@ async fn an_agent_that_is_killed_before_promote_leaves_the_world_as_it_was() -> 
     let mut aims: Vec<_> = (1..PROMOTED).map(Aim::After).collect();
     // The record that says that a step is done, lost: it is done all the same.
     aims.extend([1, 3, 5, 7, 9, PROMOTED].map(Aim::Within));
-    let rest = aims.split_off(aims.len() / 2);
+    let (some, rest) = aims.split_at(aims.len() / 2);
     let (one, other) = tokio::try_join!(world(), world())?;
-    tokio::try_join!(comes_to_nothing(one, aims), comes_to_nothing(other, rest))?;
+    tokio::try_join!(comes_to_nothing(&one, some), comes_to_nothing(&other, rest))?;
     Ok(())
 }
 
@@ -210,26 +210,24 @@ async fn an_agent_that_is_killed_while_it_unwinds_leaves_the_world_as_it_was() -
     let aims: Vec<_> = (UNVERIFIED + 1..=UNWOUND).map(Aim::After).collect();
     let (some, rest) = aims.split_at(aims.len() / 2);
     let (one, other) = tokio::try_join!(unmet(), unmet())?;
-    let (some, rest) = (some.to_vec(), rest.to_vec());
-    tokio::try_join!(comes_to_nothing(one, some), comes_to_nothing(other, rest))?;
+    tokio::try_join!(comes_to_nothing(&one, some), comes_to_nothing(&other, rest))?;
     Ok(())
 }
 
 /// A swap that dies when it is promoted has promoted.
-async fn is_the_world_after(aim: Aim) -> Result<()> {
-    let world = world().await?;
+pub(crate) async fn is_the_world_after(world: &World, aim: Aim) -> Result<()> {
     let load = world.load().await?;
     let what = format!("{aim:?}");
-    killed(&world, aim).await?;
+    killed(world, aim).await?;
     let has_outcome = !matches!(aim, Aim::After(PROMOTED) | Aim::Within(CONCLUDED));
-    repair(&world).await?.ended(0, if has_outcome { "unchanged" } else { "promoted" });
+    repair(world).await?.ended(0, if has_outcome { "unchanged" } else { "promoted" });
     assert_eq!(world.serves().await?, NEW, "{what}");
     // Its agent may have written the outcome down and died before it could tell.
     assert_eq!(world.told().matches(r#""event":"concluded""#).count(), 1, "{what}");
     // What its agent could not retire any more, the one does that has found it.
-    closed(&world).await.with_context(|| what.clone())?;
+    closed(world).await.with_context(|| what.clone())?;
     assert!(!world.old_runs()?, "{what}");
-    assert_settled(&world, &what).await?;
+    assert_settled(world, &what).await?;
     world.run("swap", "Qwen/Third", &[("wait", "retired")]).await?.ended(0, "promoted");
     assert_eq!(world.serves().await?, "Qwen/Third", "{what}");
     load.stop().await.assert_clean();
@@ -241,7 +239,7 @@ async fn an_agent_that_is_killed_after_promote_has_promoted() -> Result<()> {
     let aims: Vec<_> = (PROMOTED..=CLOSED).map(Aim::After).collect();
     let some = async |aims: &[Aim]| -> Result<()> {
         for aim in aims {
-            is_the_world_after(*aim).await.with_context(|| format!("{aim:?}"))?;
+            is_the_world_after(&world().await?, *aim).await.with_context(|| format!("{aim:?}"))?;
         }
         Ok(())
     };

@@ -29,6 +29,7 @@ mod hostile;
 mod inert;
 mod init;
 mod kills;
+mod kills_with_docker;
 mod left;
 mod lost;
 mod nginx;

@@ -1,5 +1,7 @@
 //! A world whose replicas are containers of a real Docker Engine.
 
+use std::fs;
+use std::io::Write;
 use std::rc::Rc;
 
 use anyhow::Result;
@@ -27,9 +29,9 @@ pub(crate) struct Docked {
 struct Containers(Rc<Lent>);
 
 impl Docked {
-    /// A world with an old model that `start` has started, and more variables of every ssh session.
+    /// A world with an old model that `start` has started, on a server of any kind.
     pub(crate) async fn with(
-        variables: &[(&str, &str)],
+        spec: ServerSpec,
         start: impl FnOnce(&Engine, &GpuServer, (&str, Vec<String>)) -> Result<ByHand>,
     ) -> Result<Self> {
         let engine = Rc::new(Lent::any()?);
@@ -39,10 +41,9 @@ impl Docked {
             ("DOCKER_HOST", engine.host()),
             ("DOCKER_CONFIG", client.path().display().to_string()),
         ];
-        let more = variables.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let session_env = session_env.into_iter().chain(more);
-        let session_env = session_env.map(|(name, value)| (name.to_owned(), value)).collect();
-        let spec = ServerSpec { session_env, ..ServerSpec::default() };
+        let session_env = session_env.map(|(name, value)| (name.to_owned(), value));
+        let session_env = session_env.into_iter().chain(spec.session_env).collect();
+        let spec = ServerSpec { session_env, ..spec };
         let mut world =
             World::started_by(spec, |server, argv| start(&engine, server, (&image, argv))).await?;
         // Another program is called docker elsewhere on some machines.
@@ -53,27 +54,33 @@ impl Docked {
 
     /// A world with an old model that somebody started by hand.
     pub(crate) async fn start() -> Result<Self> {
-        Self::with(&[], |_, server, (_, argv)| server.start_by_hand(&argv, &[])).await
+        Self::with(ServerSpec::default(), |_, server, (_, argv)| server.start_by_hand(&argv, &[]))
+            .await
     }
 
     /// A world with an old model in a container that Compose has made: it publishes on every address, and inside the
     /// port is another.
     pub(crate) async fn composed(flags: &[&str]) -> Result<Self> {
-        Self::made(&["--restart", "always"], flags).await
+        Self::composed_on(ServerSpec::default(), flags).await
+    }
+
+    /// The same, on a server of another kind.
+    pub(crate) async fn composed_on(spec: ServerSpec, flags: &[&str]) -> Result<Self> {
+        Self::made_on(spec, &["--restart", "always"], flags).await
     }
 
     /// The same, made with other options than Compose's.
     pub(crate) async fn made(options: &[&str], flags: &[&str]) -> Result<Self> {
-        Self::made_with(&[], options, flags).await
+        Self::made_on(ServerSpec::default(), options, flags).await
     }
 
-    /// The same, with more variables of every ssh session.
-    pub(crate) async fn made_with(
-        variables: &[(&str, &str)],
+    /// The same, on a server of another kind.
+    pub(crate) async fn made_on(
+        spec: ServerSpec,
         options: &[&str],
         flags: &[&str],
     ) -> Result<Self> {
-        Self::with(variables, |engine, server, (image, argv)| {
+        Self::with(spec, |engine, server, (image, argv)| {
             let (mark, scratch) = server.mark();
             let port = server.slot_ports().0.to_string();
             let mut run = engine.docker(["run", "--detach"]);
@@ -99,6 +106,20 @@ impl Docked {
     pub(crate) fn inspect(&self, container: &str, template: &str) -> Result<String> {
         let mut inspect = self.engine.docker(["inspect", "--format", template, container]);
         Ok(said(&mut inspect)?.trim().to_owned())
+    }
+
+    /// Puts lines into the file in which the Engine keeps what a container writes.
+    pub(crate) fn has_written(
+        &self,
+        container: &str,
+        lines: impl Iterator<Item = String>,
+    ) -> Result<()> {
+        let (begin, end) =
+            (r#"{"log":""#, r#"\n","stream":"stdout","time":"2026-11-23T09:00:00Z"}"#);
+        let text: String = lines.map(|line| format!("{begin}{line}{end}\n")).collect();
+        let file = self.inspect(container, "{{.LogPath}}")?;
+        let mut log = fs::OpenOptions::new().append(true).open(file)?;
+        Ok(log.write_all(text.as_bytes())?)
     }
 
     /// Names of the containers, running or not, newest first.
