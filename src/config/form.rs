@@ -202,7 +202,7 @@ pub(super) const URL: Form<String> = Form {
                 "nginx is asked without TLS: give a plain http listener on the loopback".to_owned()
             );
         }
-        let parsed = reqwest::Url::parse(url).map_err(|_| String::new())?;
+        let parsed = reqwest::Url::parse(url).map_err(|_| in_ascii(url))?;
         let plain = parsed.scheme() == "http"
             && parsed.username().is_empty()
             && parsed.password().is_none();
@@ -215,7 +215,7 @@ pub(super) const PUBLIC_URL: Form<String> = Form {
     expected: "an http:// or https:// URL as customers call it, like https://llm.example.com/v1/models",
     parse: |value| {
         let url = text(value)?;
-        let parsed = reqwest::Url::parse(url).map_err(|_| String::new())?;
+        let parsed = reqwest::Url::parse(url).map_err(|_| in_ascii(url))?;
         if !parsed.username().is_empty() || parsed.password().is_some() {
             return Err("name the variable that holds the key as verify.api_key_env".to_owned());
         }
@@ -223,6 +223,12 @@ pub(super) const PUBLIC_URL: Form<String> = Form {
         if known { Ok(url.to_owned()) } else { Err(String::new()) }
     },
 };
+
+/// What mends a URL that cannot be read for an international name.
+fn in_ascii(url: &str) -> String {
+    let hint = "write the host name in ASCII, as the DNS has it: xn--bcher-kva.example";
+    if url.is_ascii() { String::new() } else { hint.to_owned() }
+}
 
 /// The value of a `Host` header.
 pub(super) const HOST_HEADER: Form<String> = Form {

@@ -333,6 +333,12 @@ f:10:43: fetch.size: got 70, expected a size in MB, GB or TB, like 70GB | write 
         ),
         (with("verify: { expect_model: chat }"), &format!("f:10:1: verify.url: missing, {URL}")),
         (
+            with("verify: { url: 'https://bücher.example/v1/models' }"),
+            &format!(
+                "f:10:11: verify.url: got \"https://bücher.example/v1/models\", {URL} | write the host name in ASCII, as the DNS has it: xn--bcher-kva.example"
+            ),
+        ),
+        (
             with("verify: { url: 'https://ann:key@llm.example.com/', within: 0s }"),
             &format!(
                 "\
