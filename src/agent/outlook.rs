@@ -1,6 +1,7 @@
 //! What a plan will likely meet, for whoever decides about it: weights that are not there yet, room on the GPUs of the new model,
 //! and how long it took the last time. Facts of the moment: no part of the plan, and of no digest.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,18 +60,33 @@ fn looked_for(host: &SystemHost, spec: &SwapSpec, world: &World) -> Option<PathB
     }
 }
 
-/// What the engine has to download itself, if so. A path is nothing that it could.
+/// What has to be downloaded, and when, if so. A path without `fetch` is nothing that an engine could.
 fn download(spec: &SwapSpec, folder: &Path) -> Option<String> {
-    let is_its = spec.fetch.is_none() && !spec.model.starts_with('/');
-    let is_missing = is_its && folder.try_exists().is_ok_and(|there| !there);
-    is_missing.then(|| {
-        format!(
-            "{} is not there yet: the engine downloads it within ready.timeout ({}); {}",
-            folder.display(),
+    let missing = missing(spec, folder).ok().flatten()?;
+    match &spec.fetch {
+        Some(_) => Some(format!("{missing}: fetch brings it before anything is reserved")),
+        None if spec.model.starts_with('/') => None,
+        None => Some(format!(
+            "{missing}: the engine downloads it within ready.timeout ({}); {}",
             humantime::format_duration(spec.ready.timeout),
             weights::ADD_FETCH
-        )
-    })
+        )),
+    }
+}
+
+/// What of the weights is not where a replica looks for them, a fragment; `None` where they are, whole or not.
+pub(super) fn missing(spec: &SwapSpec, folder: &Path) -> io::Result<Option<String>> {
+    let there = folder.display();
+    if !folder.try_exists()? {
+        return Ok(Some(format!("{there} is not there yet")));
+    }
+    let Some(revision) = weights::cached_revision(spec) else { return Ok(None) };
+    for trace in weights::traces(folder, revision) {
+        if trace.try_exists()? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(format!("{there} does not have revision {revision} yet")))
 }
 
 /// Free memory of a GPU, and who holds the rest.
@@ -161,6 +177,25 @@ mod tests {
         assert!(said.contains("models--Qwen--New is not there yet"), "{said}");
         assert!(said.contains("fetch: { command: hf download"), "{said}");
         assert_eq!(download(&spec, folder.path()), None);
+        // Another revision of it is there.
+        spec.model_revision = Some("5ede1c97".to_owned());
+        assert_eq!(download(&spec, folder.path()), None, "the engine is not told which");
+        spec.replica.command.extend(["--revision", "{revision}"].map(str::to_owned));
+        let said = download(&spec, folder.path()).unwrap();
+        assert!(said.contains("does not have revision 5ede1c97 yet: the engine"), "{said}");
+        for kind in ["refs", "snapshots"] {
+            let trace = folder.path().join(kind).join("5ede1c97");
+            std::fs::create_dir_all(&trace).unwrap();
+            assert_eq!(download(&spec, folder.path()), None, "{kind}");
+            std::fs::remove_dir(&trace).unwrap();
+        }
+        spec.fetch = serde_json::from_value(serde_json::json!({
+            "command": ["hf"], "timeout": { "secs": 1, "nanos": 0 }, "folder": null, "size": null
+        }))
+        .unwrap();
+        let said = download(&spec, folder.path()).unwrap();
+        assert!(said.ends_with("yet: fetch brings it before anything is reserved"), "{said}");
+        spec.fetch = None;
         "/models/qwen".clone_into(&mut spec.model);
         assert_eq!(download(&spec, &missing), None);
     }

@@ -57,6 +57,18 @@ pub fn looked_for(spec: &SwapSpec, home: &Path, here: Option<&ImageHere>) -> Pla
     }
 }
 
+/// The pinned revision that a replica loads from a cache of Hugging Face's library; `None`: none, or its command is not told of it.
+pub fn cached_revision(spec: &SwapSpec) -> Option<&str> {
+    let is_told = spec.replica.command.iter().any(|word| word.contains("{revision}"));
+    spec.model_revision.as_deref().filter(|_| is_told && !spec.model.starts_with('/'))
+}
+
+/// What a model's folder in that cache has once any of a revision is there: what a name means, and the files of a commit. Whether
+/// they are all there it does not say (huggingface_hub, `file_download.py`).
+pub fn traces(folder: &Path, revision: &str) -> [PathBuf; 2] {
+    ["refs", "snapshots"].map(|kind| folder.join(kind).join(revision))
+}
+
 /// Where what brings the weights puts them, with these variables and this home: the folder that the specification names, else
 /// where the replica looks for them. A program on the server knows a name by its own cache.
 pub fn brought_to(

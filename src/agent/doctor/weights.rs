@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{replicas, size};
+use crate::agent::outlook;
 use crate::host::disk;
 use crate::host::fetch::{bytes, room_for};
 use crate::host::nginx::UpstreamView;
@@ -70,17 +71,17 @@ fn model(spec: &SwapSpec, place: Place) -> Finding {
         }
     };
     let there = folder.display();
-    match folder.try_exists() {
-        Ok(true) => return Finding::ok(MODEL, format!("{there} is there")),
-        Ok(false) => {}
+    let missing = match outlook::missing(spec, &folder) {
+        Ok(None) => return Finding::ok(MODEL, format!("{there} is there")),
+        Ok(Some(missing)) => missing,
         Err(error) => return Finding::unseen(MODEL, format!("{there}: {error}")),
-    }
+    };
     match &spec.fetch {
         // How much they need the user has said.
         Some(FetchSpec { size: Some(_), .. }) => {
-            Finding::ok(MODEL, format!("{there} is not there yet: `fetch` brings it"))
+            Finding::ok(MODEL, format!("{missing}: `fetch` brings it"))
         }
-        Some(_) => coming(&folder, "make room for the weights, or name their size in fetch.size"),
+        Some(_) => coming((&folder, &missing), "make room for the weights, or name their size in fetch.size"),
         None if spec.model.starts_with('/') => Finding::fail(
             MODEL,
             Failure::new(format!("there is no {there}"))
@@ -89,29 +90,28 @@ fn model(spec: &SwapSpec, place: Place) -> Finding {
         None if read_only => Finding::fail(
             MODEL,
             Failure::new(format!(
-                "{there} is not there, and its container may not bring it: it is mounted read-only"
+                "{missing}, and its container may not bring it: it is mounted read-only"
             ))
             .hint("bring the weights there before a swap, as with `fetch`, or mount their folder without `ro`"),
         ),
         None => coming(
-            &folder,
+            (&folder, &missing),
             "make room for the weights, or set HF_HOME in replica.env to a larger disk",
         ),
     }
 }
 
 /// What the engine or `fetch` will bring, nobody knows how much.
-fn coming(folder: &Path, mend: &str) -> Finding {
-    let there = folder.display();
+fn coming((folder, missing): (&Path, &str), mend: &str) -> Finding {
     match disk::folder(folder) {
         Ok(found) => {
-            let seen = format!("{there} is not there yet, and {} are free", size(found.free));
+            let seen = format!("{missing}, and {} are free", size(found.free));
             match found.free {
                 ..LITTLE_ROOM => Finding::warn(MODEL, seen, mend),
                 _ => Finding::ok(MODEL, seen),
             }
         }
-        Err(error) => Finding::unseen(MODEL, format!("{there}: {error}")),
+        Err(error) => Finding::unseen(MODEL, format!("{}: {error}", folder.display())),
     }
 }
 
