@@ -18,6 +18,7 @@ use crate::model::replica::Revision;
 mod search;
 
 use search::Automatic;
+pub use search::Found;
 
 /// What a deployment of ours is for; tells them from other deployments to the same environment.
 pub const TASK: &str = "deploy:model";
@@ -309,8 +310,8 @@ impl Deployments {
         status: &Status,
     ) -> Result<(), ApiError> {
         match self.find(environment, swap).await? {
-            Some((id, state)) if state == ACTIVE && Some(id) != by => {
-                self.add_status(id, status).await
+            Some(found) if found.state == ACTIVE && Some(found.id) != by => {
+                self.add_status(found.id, status).await
             }
             _ => Ok(()),
         }

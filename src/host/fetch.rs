@@ -45,8 +45,18 @@ const STATUS: [&str; 12] = [
 pub enum Room {
     /// For what is missing of the size.
     ForTheRest,
-    /// Only where none of it is here: it has been here before, and the size that was said of it may be too large.
-    ForAllOrNone,
+    /// The same, but only where less than half of the size is here: it has been here before, and what was said of it may be too much.
+    UnlessMostIsHere,
+}
+
+impl Room {
+    /// Whether room is looked for where so many bytes of the size are here.
+    fn is_asked(self, here: u64, size: u64) -> bool {
+        match self {
+            Self::ForTheRest => true,
+            Self::UnlessMostIsHere => here < size / 2,
+        }
+    }
 }
 
 /// Weights that are to be brought.
@@ -72,8 +82,7 @@ pub struct Fetch {
 /// If there is no room, if it cannot be run, or if it fails: then with the last lines that it wrote.
 pub async fn fetch(order: &Fetch, told: impl Fn(String)) -> Result<String, Failure> {
     let before = on_disk(&order.folder);
-    let is_asked = order.room == Room::ForTheRest || before == 0;
-    if let Some(size) = order.size.filter(|_| is_asked) {
+    if let Some(size) = order.size.filter(|size| order.room.is_asked(before, *size)) {
         room_for(&order.folder, size)?;
     }
     let mut child = process::start(&order.launch, &Launcher::default()).await?.child;
@@ -203,6 +212,16 @@ mod tests {
     #[test]
     fn sizes_are_in_units_that_people_use() {
         assert_eq!([0, 1_500_000, 65_432_000_000].map(bytes), ["0 kB", "2 MB", "65.4 GB"]);
+    }
+
+    #[test]
+    fn what_was_here_once_has_to_have_room_unless_most_of_it_is_here() {
+        const SIZE: u64 = 140_000_000_000;
+        // A lock, a note of a download: no weights.
+        for (here, is_asked) in [(0, true), (4096, true), (SIZE / 2, false), (SIZE, false)] {
+            assert_eq!(Room::UnlessMostIsHere.is_asked(here, SIZE), is_asked, "{here}");
+            assert!(Room::ForTheRest.is_asked(here, SIZE), "{here}");
+        }
     }
 
     #[test]

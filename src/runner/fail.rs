@@ -9,7 +9,7 @@ use super::stop::Stop;
 use super::{Setting, Stopped, Told, Voice, ask, put_out, summarise, trust, warning};
 use crate::config::Config;
 use crate::github::api::ApiError;
-use crate::github::deployment::{DeploymentId, Deployments};
+use crate::github::deployment::{DeploymentId, Deployments, Found};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
 use crate::github::status::Status;
@@ -91,15 +91,19 @@ enum Standing {
 }
 
 impl Standing {
-    /// Whether a deployment of the swap in this state, in GitHub's words, says all that there is to say. A swap that serves may
-    /// have any other: GitHub did not hear of its end, or somebody else's deployment to the environment has closed it.
-    fn agrees(&self, state: &str) -> bool {
-        state == "failure" || (state == "inactive" && !matches!(self, Self::Serves))
+    /// Whether the deployment of the swap says all that there is to say. A swap that serves may have one in any other state: GitHub
+    /// did not hear of its end, or somebody else's deployment to the environment has closed it. And a job may have failed after
+    /// its swap had succeeded: GitHub says so of a deployment that it has made, and that takes nothing out of service.
+    fn agrees(&self, found: &Found) -> bool {
+        match &*found.state {
+            "failure" => found.is_of_swap,
+            state => state == "inactive" && !matches!(self, Self::Serves),
+        }
     }
 
-    /// Whether it may be what needs a person that such a deployment tells of, and not a swap that serves.
-    fn doubts(&self, state: &str) -> bool {
-        state == "error" && !matches!(self, Self::Serves)
+    /// Whether it may be what needs a person that the deployment tells of, and not a swap that serves.
+    fn doubts(&self, found: &Found) -> bool {
+        found.state == "error" && !matches!(self, Self::Serves)
     }
 }
 
@@ -146,21 +150,22 @@ async fn judge(
     let spec = api::spec(setting, "deployments: write").map_err(missing)?;
     let deployments = Deployments::new(spec).map_err(told)?;
     let found = deployments.find(&environment, swap).await.map_err(told)?;
-    if let Some((id, state)) = found.as_ref().filter(|(_, state)| standing.agrees(state)) {
+    if let Some(Found { id, state, .. }) = found.as_ref().filter(|found| standing.agrees(found)) {
         let said = format!("deployment {id} of swap {swap} is {state} already, and stays so");
         return Ok(Verdict { deployment: Some(*id), said });
     }
     let started = start_workflow(setting, (swap, &environment)).await?;
     let started = started.map(|started| format!("; {started}"));
     let and = started.as_deref().unwrap_or_default();
-    let Some((id, state)) = found else {
+    let Some(found) = found else {
         let text = format!("there is no deployment of swap {swap} to {environment}{and}");
         let hint = "give the input environment as the step that swapped had it; where GitHub was not told of the swap, \
                     `rollback: true` with ssh-key rolls back what has no deployment";
         return Err(Stopped::input(vec![Failure::new(text).hint(hint)]));
     };
-    if standing.doubts(&state) {
-        let said = format!("deployment {id} of swap {swap} is {state}, and stays so{and}");
+    let id = found.id;
+    if standing.doubts(&found) {
+        let said = format!("deployment {id} of swap {swap} is error, and stays so{and}");
         if started.is_some() {
             return Ok(Verdict { deployment: Some(id), said });
         }
@@ -214,4 +219,24 @@ fn settled(setting: &Setting, (swap, verdict): (&SwapId, Verdict), voice: &mut V
     };
     put_out(setting, &outputs, voice);
     Told { markdown, ..Told::of(Exit::Done) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_the_last_word_only_where_it_is_of_the_swap() {
+        let found = |state: &str, is_of_swap| {
+            let (id, state) = (DeploymentId(1), state.to_owned());
+            Found { id, state, is_of_swap }
+        };
+        for standing in [Standing::Unknown, Standing::Serves] {
+            assert!(standing.agrees(&found("failure", true)));
+            assert!(!standing.agrees(&found("failure", false)), "the job's");
+            assert!(!standing.agrees(&found("success", true)));
+        }
+        assert!(Standing::Unknown.agrees(&found("inactive", false)));
+        assert!(!Standing::Serves.agrees(&found("inactive", true)));
+    }
 }

@@ -289,10 +289,9 @@ async fn a_failure_in_a_deployment_that_github_made_rolls_its_swap_back() -> Res
     let [own] = &*repository.github.deployments() else { bail!("{}", repository.github) };
     assert_eq!((&*own.task, promoted.output("deployment-id")), ("deploy", &*own.id.to_string()));
     assert_eq!(repository.hear().await?, [], "what has begun, and what serves");
-    // GitHub's own word on a job, as of one that could not keep its report, names no swap.
+    // GitHub's own word on a job, as of one that could not keep its report, names no swap, and is not ours on its result.
     repository.github.set_state(own.id, "failure");
     assert_eq!(repository.hear().await?, []);
-    repository.github.set_state(own.id, "success");
     repository.fail(promoted.output("swap-id")).await?;
     assert_eq!(repository.hear().await?, pairs(&[("failure", "rolled-back")]));
     repository.world.until_serves(OLD).await

@@ -57,7 +57,7 @@ async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String,
         folder: weights::brought_to(asked, (&env, Path::new("/")), here),
         size: spec.size,
         room: match cx.plan.strategy {
-            Strategy::ColdRollback => Room::ForAllOrNone,
+            Strategy::ColdRollback => Room::UnlessMostIsHere,
             Strategy::BlueGreen | Strategy::WarmRollback => Room::ForTheRest,
         },
         secrets: asked.replica.secret_env.clone(),

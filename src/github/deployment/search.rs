@@ -17,6 +17,18 @@ const AUTOMATIC: usize = 30;
 /// A deployment that GitHub has made for a job, and the links of its statuses, newest first.
 pub(super) type Automatic<'a> = (DeploymentId, &'a [&'a str]);
 
+/// The deployment of a swap, as it stands on GitHub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// GitHub's id of it.
+    pub id: DeploymentId,
+    /// The state of its newest status, in GitHub's words; `pending` without one, as GitHub shows it.
+    pub state: String,
+    /// Whether that status tells of the swap. One of a deployment that GitHub has made may tell how the job ended, of which the swap
+    /// was a part.
+    pub is_of_swap: bool,
+}
+
 impl Deployments {
     /// The first thing to be found in the deployments to an environment that GitHub has made for jobs, newest first. The links
     /// of their statuses are all that tells the job, or a swap that went on with one.
@@ -105,34 +117,39 @@ impl Deployments {
     /// # Errors
     /// If GitHub refuses or does not answer.
     pub async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
+        Ok(self.newest(id).await?.0)
+    }
+
+    /// The same, with the link of that status.
+    async fn newest(&self, id: DeploymentId) -> Result<(String, Option<String>), ApiError> {
         let tried = format!("read the state of deployment {id} in {}", self.api.repository);
         let route = format!("/deployments/{id}/statuses");
         let there: Vec<Posted> = self.api.get(&tried, &route, &[("per_page", "1")]).await?;
+        let newest = there.into_iter().next();
         let newest =
-            there.into_iter().next().and_then(|posted| posted.state.as_str().map(str::to_owned));
-        Ok(newest.unwrap_or_else(|| "pending".to_owned()))
+            newest.and_then(|posted| Some((posted.state.as_str()?.to_owned(), posted.log_url)));
+        Ok(newest.unwrap_or_else(|| ("pending".to_owned(), None)))
     }
 
-    /// The deployment of a swap, if there is one, and its state in GitHub's words.
+    /// The deployment of a swap, if there is one.
     ///
     /// # Errors
     /// If GitHub refuses or does not answer.
-    pub async fn find(
-        &self,
-        environment: &str,
-        swap: &SwapId,
-    ) -> Result<Option<(DeploymentId, String)>, ApiError> {
+    pub async fn find(&self, environment: &str, swap: &SwapId) -> Result<Option<Found>, ApiError> {
         let tried = format!("find the deployment of {swap} in {}", self.api.repository);
-        let is_marked = |(id, urls): Automatic<'_>| {
-            urls.iter().any(|url| marked(url).as_ref() == Some(swap)).then_some(id)
-        };
+        let is_its = |url: &str| marked(url).as_ref() == Some(swap);
+        let is_marked =
+            |(id, urls): Automatic<'_>| urls.iter().any(|url| is_its(url)).then_some(id);
         // Each has a bound of its own: an environment that others use as well takes many requests.
-        let id = match self.api.operation(&tried, self.of_swap(environment, swap)).await? {
+        let ours = self.api.operation(&tried, self.of_swap(environment, swap)).await?;
+        let found = match ours {
             None => self.api.operation(&tried, self.automatic(environment, is_marked)).await?,
             found => found,
         };
-        let Some(id) = id else { return Ok(None) };
-        Ok(Some((id, self.api.operation(&tried, self.state(id)).await?)))
+        let Some(id) = found else { return Ok(None) };
+        let (state, url) = self.api.operation(&tried, self.newest(id)).await?;
+        let is_of_swap = ours.is_some() || url.is_some_and(|url| is_its(&url));
+        Ok(Some(Found { id, state, is_of_swap }))
     }
 }
 

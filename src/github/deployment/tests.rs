@@ -252,6 +252,30 @@ async fn deployments_of_others_that_are_too_many_to_look_through_do_not_stand_in
     assert!(matches!(opened, Opened::Ours(_)), "{opened:?}");
 }
 
+#[tokio::test]
+async fn githubs_own_word_on_a_job_is_told_from_ours_on_its_swap() {
+    let (fake, deployments) = github();
+    fake.begin_job("chat é", 77);
+    let (id, swap) = (DeploymentId(1), new().swap);
+    let is_of_swap = async |expected: &str| {
+        let found = deployments.find("chat é", &swap).await.unwrap().unwrap();
+        assert_eq!((found.id, &*found.state), (id, expected));
+        found.is_of_swap
+    };
+    deployments.add_status(id, &status().marked(&swap)).await.unwrap();
+    assert!(is_of_swap("success").await);
+    fake.set_state(id.0, "failure");
+    assert!(!is_of_swap("failure").await, "the job has failed after its swap");
+    deployments.add_status(id, &Status::failed(&swap, status().log_url)).await.unwrap();
+    assert!(is_of_swap("failure").await);
+
+    // One of our own is of nothing else.
+    let (fake, deployments) = github();
+    fake.deploy("chat é", &json!({ "swap_id": "s-1" }));
+    fake.set_state(1, "failure");
+    assert!(deployments.find("chat é", &swap).await.unwrap().unwrap().is_of_swap);
+}
+
 #[test]
 fn what_an_earlier_attempt_has_told_is_not_told_again() {
     let found = |state: &str| Opened::Found(DeploymentId(1), state.to_owned());
