@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::follow::{Ears, Ended, Followed, Line};
 use super::report::Reporter;
-use super::urgent::{Answer, ask_at_once};
+use super::urgent::{AGAIN, AGAIN_LIMIT, Answer, ask_at_once, telling};
 use super::{Stopped, Voice};
 use crate::model::event::{Conclusion, Event, EventKind};
 use crate::model::failure::{Failure, Hint};
@@ -26,13 +26,6 @@ const BACK_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long the outcome is waited for once traffic is back: a candidate without requests is stopped within moments.
 const OUTCOME_LIMIT: Duration = Duration::from_millis(1000);
-
-/// For as long as this the order is given again where no connection was made, or it broke: what gets through later leaves traffic no
-/// time to come back.
-const AGAIN_LIMIT: Duration = Duration::from_secs(4);
-
-/// Between two tries.
-const AGAIN: Duration = Duration::from_millis(500);
 
 /// What is given up, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,10 +187,11 @@ async fn until_back(
     order: &Order,
     (followed, voice, reporter): (&mut Followed, &mut Voice, &mut Reporter),
 ) -> Result<(), Ended> {
-    let deadline = Instant::now() + AGAIN_LIMIT;
+    let until = Instant::now() + AGAIN_LIMIT;
+    let mut earlier = None;
     loop {
         let request = order.request(followed);
-        let heard = match ask_at_once(session, line, &request).await {
+        let heard = match ask_at_once(session, line, &request, until).await {
             Ok(mut answer) => {
                 let heard = until_known(&mut answer, (followed, voice, reporter)).await;
                 answer.close().await;
@@ -205,10 +199,12 @@ async fn until_back(
             }
             Err(error) => Err(Ended::Remote(error)),
         };
-        let is_over = followed.traffic.back.is_some() || Instant::now() > deadline;
-        if is_over || !matches!(heard, Err(Ended::Remote(_))) {
-            return heard;
+        let Err(Ended::Remote(error)) = heard else { return heard };
+        let error = telling(earlier, error);
+        if followed.traffic.back.is_some() || Instant::now() >= until {
+            return Err(Ended::Remote(error));
         }
+        earlier = Some(error);
         sleep(AGAIN).await;
     }
 }

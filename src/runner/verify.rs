@@ -9,9 +9,10 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::follow::{Ended, Followed, Line};
-use super::urgent::ask_at_once;
+use super::urgent::{AGAIN_LIMIT, ask_at_once};
 use super::{Setting, Stopped};
 use crate::config::{self, Config};
 use crate::model::failure::Failure;
@@ -169,7 +170,9 @@ pub(super) async fn confirm(
     let asked = Asked { secrets: Secrets::default(), ..asked.clone() };
     let command = Command::Confirm(ConfirmRequest { asked, swap, nonce });
     let word = Request { v: request.v, command };
-    let mut answer = ask_at_once(Some(session), line, &word).await.map_err(Ended::Remote)?;
+    let until = Instant::now() + AGAIN_LIMIT;
+    let answer = ask_at_once(Some(session), line, &word, until).await;
+    let mut answer = answer.map_err(Ended::Remote)?;
     while let Some(frame) = answer.next().await.map_err(Ended::Remote)? {
         if let Frame::Refused(Refusal { failures, .. }) = frame {
             refused.extend(failures);

@@ -172,3 +172,49 @@ async fn a_job_that_is_cancelled_while_its_link_is_down_asks_again_when_that_is_
     load.stop().await.assert_clean();
     Ok(())
 }
+
+/// The link at hand never tells that it is dead, and the sshd has too many connections when the first other one is made.
+#[tokio::test]
+async fn a_job_that_is_cancelled_on_a_dead_link_asks_again_where_it_is_turned_away() -> Result<()> {
+    let (world, before, load) = without_customers(kills::world().await?).await?;
+    let relay = relay(&world).await?;
+    let step = at_the_new_model(&world, through(&relay, &world)?).await?;
+    relay.swallow();
+    relay.shut();
+    let earlier = relay.turned_away();
+    let comes_back = async {
+        until("the order is turned away", || relay.turned_away() > earlier).await?;
+        relay.open();
+        Ok(())
+    };
+    let run = cancelled(step, comes_back).await?;
+    assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_whose_order_was_heard_before_its_link_went_down_does_not_say_that_it_was_not()
+-> Result<()> {
+    let world = kills::world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    world.server.strike(Some(Aim::Freeze(CUT_OVER)))?;
+    let relay = relay(&world).await?;
+    let step = Step::start(through(&relay, &world)?)?;
+    let (agent, _) = kills::frozen(&world).await?;
+    world.server.strike(None)?;
+    let goes_down = async {
+        kills::ordered(&world).await?;
+        relay.shut();
+        relay.cut();
+        Ok(())
+    };
+    let run = cancelled(step, goes_down).await?;
+    run.refused(3, &["the server did not say in time whether the swap is aborted"]);
+    send("-CONT", agent)?;
+    until("nobody is at work", || kills::agent(&world).is_none()).await?;
+    assert_eq!((world.serves().await?.as_str(), outcome(&world).await?.as_str()), (OLD, "aborted"));
+    assert_eq!(Facts::of(&world)?, before);
+    Ok(())
+}
