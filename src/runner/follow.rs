@@ -66,7 +66,9 @@ pub(super) struct Followed {
     /// The look from outside that the swap waits for.
     pub(super) visit: Option<Visit>,
     /// The nonce of a look that has not begun.
-    awaited: Option<String>,
+    pub(super) awaited: Option<String>,
+    /// Whether the swap waited for a look that was given up since.
+    was_awaited: bool,
     /// Whether the swap that is followed is to be aborted.
     aborting: bool,
 }
@@ -286,10 +288,16 @@ impl Followed {
         }
     }
 
-    /// Gives up the look that the swap waits for. `false`: it waits for none.
+    /// Gives up the look that the swap waits for. `false`: it waits for none, and none was given up.
     pub(super) fn looks_no_longer(&mut self) -> bool {
-        let awaited = self.awaited.take().is_some();
-        self.visit.take().is_some() || awaited
+        self.was_awaited |= self.awaited.is_some() || self.visit.is_some();
+        (self.awaited, self.visit) = (None, None);
+        self.was_awaited
+    }
+
+    /// Nobody waits for the word any more.
+    fn needs_no_word(&mut self) {
+        (self.awaited, self.visit, self.was_awaited) = (None, None, false);
     }
 
     /// How the command ended. A swap that could not be aborted any more was left alone.
@@ -391,8 +399,8 @@ impl Followed {
         match &event.kind {
             EventKind::Concluded(conclusion) => {
                 self.conclusion = Some(conclusion.clone());
-                // Nobody waits for it any more; of a swap that ended before, nobody ever will.
-                (self.awaited, self.visit) = (None, None);
+                // Of a swap that ended before, nobody ever will.
+                self.needs_no_word();
                 if self.outcome() == Some(Outcome::Unchanged) {
                     let text = "unchanged: the swap could not be aborted any more";
                     voice.say([render::Line::Text(text.to_owned())]);
@@ -400,8 +408,7 @@ impl Followed {
             }
             EventKind::Closed(closing) => self.closing = Some(closing.clone()),
             EventKind::AwaitsWord { nonce } => self.awaited = Some(nonce.clone()),
-            // Nobody waits for the word any more.
-            EventKind::StepFailed { .. } => (self.awaited, self.visit) = (None, None),
+            EventKind::StepFailed { .. } => self.needs_no_word(),
             _ => {}
         }
     }

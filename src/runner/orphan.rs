@@ -29,3 +29,39 @@ pub(super) fn brought_to_end(
     };
     Some(Request { v: origin.v, command })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::github::inputs::CommandName;
+    use crate::model::ids::SwapId;
+    use crate::model::wire::{Asked, Secrets, WIRE_VERSION, Wait, When};
+    use crate::swap::planner::tests::spec;
+
+    #[test]
+    fn a_swap_that_waited_for_our_word_is_brought_to_its_end_however_often_that_is_lost() {
+        let swap: SwapId = "s-1".parse().unwrap();
+        let requester = Requester::default();
+        let wanted = SwapRequest {
+            asked: Asked { spec: spec(), secrets: Secrets::default() },
+            swap: swap.clone(),
+            when: When::Changed,
+            plan_digest: None,
+            lock_wait: Duration::ZERO,
+            wait: Wait::Promoted,
+            requester: requester.clone(),
+        };
+        let origin = Request { v: WIRE_VERSION, command: Command::Swap(wanted) };
+        let mut followed = Followed::of(CommandName::Swap);
+        followed.swap = Some(swap);
+        let asks = |followed: &mut Followed| {
+            brought_to_end(followed, origin.clone(), &requester).is_some()
+        };
+        assert!(!asks(&mut followed), "the next command brings it to its end");
+        followed.awaited = Some("nonce".to_owned());
+        assert!(asks(&mut followed));
+        assert!(asks(&mut followed), "nobody may have heard what was asked for");
+    }
+}
