@@ -13,12 +13,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::process;
 use crate::model::failure::Hint;
+use crate::model::moment::moment;
 use crate::model::state::Holder;
 
 pub mod waiting;
 
 /// The lease's file in the service's folder.
 const FILE: &str = "lease.json";
+
+/// [`Holder::command`] of what `abort` gives up; a repair that has begun goes on, and what retires has its outcome.
+const GIVEN_UP: [&str; 2] = ["swap", "rollback"];
 
 /// [`Holder::command`] while a replica whose time has come is stopped: its swap has its outcome.
 pub const RETIRE: &str = "retire";
@@ -64,10 +68,14 @@ impl Hint for LeaseError {
         match self {
             Self::Held { holder } => {
                 let url = holder.as_ref().and_then(|holder| holder.requester.url.clone());
-                vec![url.map_or_else(
+                let waits = url.map_or_else(
                     || "wait until it ends; `model-swap status` shows it".to_owned(),
                     |url| format!("wait until it ends, or look at {url}"),
-                )]
+                );
+                let ends = holder.as_ref().filter(|it| GIVEN_UP.contains(&it.command.as_str()));
+                let ends =
+                    ends.map(|it| format!("`model-swap abort --swap-id {}` gives it up", it.swap));
+                std::iter::once(waits).chain(ends).collect()
             }
             Self::Io { .. } => Vec::new(),
         }
@@ -89,7 +97,7 @@ fn held(holder: Option<&Holder>) -> String {
         "{who}{from} works on this service: {} {} since {}{}",
         holder.command,
         holder.swap,
-        holder.since,
+        moment(holder.since),
         first.unwrap_or_default()
     )
 }
@@ -249,9 +257,15 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = Lease::take(folder.path(), &holder("s-1")).unwrap();
         assert_eq!(Lease::holder(folder.path()), Some(holder("s-1")));
-        let refused = Lease::take(folder.path(), &holder("s-2")).unwrap_err().to_string();
-        let expected = "ann works on this service: swap s-1 since 1970-01-01T00:00:00Z";
-        assert_eq!(refused, expected);
+        let refused = Lease::take(folder.path(), &holder("s-2")).unwrap_err();
+        let shown = "wait until it ends; `model-swap status` shows it";
+        let ends = "`model-swap abort --swap-id s-1` gives it up";
+        assert_eq!(refused.hints(), [shown, ends]);
+        let repair = Holder { command: "repair".to_owned(), ..holder("s-1") };
+        let held_by_it = LeaseError::Held { holder: Some(Box::new(repair)) };
+        assert_eq!(held_by_it.hints(), [shown], "it goes on");
+        let expected = "ann works on this service: swap s-1 since 1970-01-01 00:00:00 UTC";
+        assert_eq!(refused.to_string(), expected);
         let held = held(Some(&recovering("s-1", dead("s-0"))));
         let dead_first = "; it first brings swap s-0 to its end, whose agent is gone";
         assert_eq!(held, format!("{expected}{dead_first}"));

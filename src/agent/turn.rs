@@ -21,6 +21,9 @@ const RETIRE_WAIT: Duration = Duration::from_secs(120);
 /// Between two tries for the lease; flock tells nobody when it comes free.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 
+/// How a command comes to its turn by itself.
+const WAITS: &str = "a command waits for its turn with `lock-wait: 15m` in its step, or `--lock-wait 15m` on a terminal";
+
 /// Why a command has no turn.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoTurn {
@@ -38,7 +41,10 @@ pub(super) enum NoTurn {
 impl Hint for NoTurn {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Lease(error) => error.hints(),
+            Self::Lease(error) => {
+                let waits = matches!(error, LeaseError::Held { .. }).then(|| WAITS.to_owned());
+                error.hints().into_iter().chain(waits).collect()
+            }
             Self::State(error) => error.hints(),
             Self::Aborted => Vec::new(),
         }
@@ -152,6 +158,14 @@ mod tests {
             meanwhile(&dir, held),
         );
         (taken, waiting::all(&dir))
+    }
+
+    #[test]
+    fn who_has_no_turn_is_told_how_to_wait_for_it() {
+        let held = LeaseError::Held { holder: Some(Box::new(holder("s-1"))) };
+        let [.., last] = &NoTurn::from(held).hints()[..] else { panic!("no hint") };
+        assert!(last.contains("`lock-wait: 15m`") && last.contains("`--lock-wait 15m`"), "{last}");
+        assert_eq!(NoTurn::Aborted.hints(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]

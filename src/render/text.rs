@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 
+pub(super) use crate::model::moment::moment;
+
 /// The longest line that is shown, in characters; a request that an engine logs can be far longer.
 pub(super) const LINE_LIMIT: usize = 1000;
 
@@ -40,11 +42,6 @@ pub(super) fn duration(ms: u64) -> String {
 /// The time from one moment to another, in milliseconds; none if a clock was set back between them.
 pub(super) fn millis_between(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0)
-}
-
-/// A moment by the second, in UTC.
-pub(super) fn moment(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// Unicode's bidirectional controls, separators and invisible characters: they make a text look like another one.
