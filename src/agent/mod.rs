@@ -42,10 +42,11 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use crate::confirmation;
 use crate::executor::{self, World, confirm_route, observe, report_unseen};
 use crate::host::logind::Fate;
-use crate::host::{Host, SystemHost, exec, survey};
+use crate::host::{Host, SystemHost, exec, process, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
+use crate::model::state::StatusReport;
 use crate::model::wire::{
     Asked, Command, ConfirmRequest, Fault, Frame, Hello, Refusal, Request, RollbackRequest,
     SurveyRequest, SwapRequest, WIRE_VERSION, spoken,
@@ -360,6 +361,18 @@ async fn unchanged<H: Host>(
     asked: &Asked,
     reason: String,
 ) -> Frame {
-    let status = Box::new(world.report(host, dir, asked).await);
+    let status = Box::new(report_of_others(host, world, dir, asked).await);
     Frame::Unchanged { reason, status }
+}
+
+/// What serves and who is at work, beside whoever answers so: he has nothing to do.
+async fn report_of_others<H: Host>(
+    host: &H,
+    world: &World,
+    dir: &ServiceDir,
+    asked: &Asked,
+) -> StatusReport {
+    let mut report = world.report(host, dir, asked).await;
+    report.holder = report.holder.filter(|holder| holder.process != process::own());
+    report
 }

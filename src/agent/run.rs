@@ -13,7 +13,7 @@ use super::rerun::{self, ROLLBACK, SWAP};
 use super::turn::{self, NoTurn};
 use super::{
     Access, aftermath, arming, barred, brought_back, confirm_route, follow, listed, parse, place,
-    prune, recover, rollback, sampling, stuck, uninstall,
+    prune, recover, report_of_others, rollback, sampling, stuck, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -179,7 +179,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     }
     match decision {
         Decision::Unchanged(reason) => {
-            let status = Box::new(world.report(&host, &dir, &work.asked).await);
+            let status = Box::new(report_of_others(&host, &world, &dir, &work.asked).await);
             answers.send(&match rerun::has_ended(&dir, &status, &own) {
                 Some(swap) => Frame::Accepted { swap },
                 None => Frame::Unchanged { reason, status },
