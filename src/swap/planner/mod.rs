@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
+use crate::model::moment::moment;
 use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 use crate::model::record::Retained;
 use crate::model::replica::{
@@ -191,6 +192,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     let later = later(spec, from, incumbent.as_ref().or_else(|| away(from, seen)));
     let mut notes = notes(spec, seen, from);
     notes.extend(unpinned(spec, to));
+    notes.extend(stops_warm(spec, seen).filter(|_| warm.is_none()));
     let keeper = warm.map_or_else(|| new_keeper(spec, seen, to), |warm| warm.keeper);
     let candidate = side(spec, to, (seen.wanted.clone(), keeper));
     let mut plan = Plan {
@@ -228,6 +230,16 @@ fn make_room(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Vec<PlannedSt
     // It listens no more, but its children may be there still, and hold the GPU.
     let dead = seen.state.retained.as_ref().filter(|retained| &retained.replica.slot == slot);
     dead.map(|dead| retire(&dead.replica)).into_iter().collect()
+}
+
+/// That what is kept warm makes room, and so the fast way back ends before its time, if so.
+fn stops_warm(spec: &SwapSpec, seen: &Observed) -> Option<String> {
+    let Retained { replica, until, .. } = warm_replica(spec, seen)?;
+    Some(format!(
+        "this stops what is kept warm ({}, until {}): a rollback to it will have to start it again",
+        replica.revision.model,
+        moment(*until)
+    ))
 }
 
 /// Plans to retire what a swap has left warm, with nothing else in its place.

@@ -161,6 +161,8 @@ fn a_swap_within_retain_retires_what_holds_the_slot_first() {
     let plan = acts(plan_swap(&next, &seen, When::Changed));
     assert_eq!(names(&plan)[..3], ["drain a", "retire a", "reserve_slot a"]);
     assert_eq!(plan.steps.len(), 7);
+    let kept = "this stops what is kept warm (Qwen/Old, until 1970-01-01 00:00:00 UTC): ";
+    assert!(plan.notes.len() == 1 && plan.notes[0].starts_with(kept), "{:?}", plan.notes);
 }
 
 #[test]
@@ -181,6 +183,7 @@ fn unchanged_needs_the_revision_and_readiness_and_nginx() {
         names(&plan),
         ["await_ready b", "cut_over a -> b", "promote b", "drain a", "retire a"]
     );
+    assert_eq!(plan.notes, [""; 0], "what is warm is used");
     // Its place is its own, whoever claims it as well.
     flipped_by_hand.claimed.insert(slot("b"), Failure::new("GPU 1 is reserved by service code"));
     acts(plan_swap(&spec(), &flipped_by_hand, When::Changed));
