@@ -195,7 +195,8 @@ fn secrets_are_there(asked: &Asked, revision: &Revision) -> Result<(), Vec<Failu
     if failures.is_empty() { Ok(()) } else { Err(failures) }
 }
 
-fn history(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> History {
+/// The past, as seen from now.
+pub(super) fn history(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> History {
     let seen = &world.seen;
     let serving = planner::serving_slot(spec, seen.nginx_port)
         .ok()

@@ -230,11 +230,14 @@ pub(super) async fn decide(dir: &ServiceDir, wanted: &SwapRequest) -> Result<Dec
         false => wanted.when,
     };
     let mut decision = planner::plan_swap(&asked.spec, &world.seen, when).map_err(barred)?;
-    if let Decision::Act(plan) = &mut decision
-        && let Some(incumbent) = &plan.incumbent
-        && let Some(unit) = brought_back::look(&incumbent.keeper).await
-    {
-        plan.notes.push(format!("{}; {}", unit.seen(), unit.mend()));
+    if let Decision::Act(plan) = &mut decision {
+        let history = rollback::history(dir, &asked.spec, &world);
+        plan.notes.extend(history.against(&plan.candidate.revision.digest));
+        if let Some(incumbent) = &plan.incumbent
+            && let Some(unit) = brought_back::look(&incumbent.keeper).await
+        {
+            plan.notes.push(format!("{}; {}", unit.seen(), unit.mend()));
+        }
     }
     Ok(Decided { asked, world, decision, again: None })
 }

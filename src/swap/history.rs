@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
+use crate::model::moment::moment;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
 use crate::model::replica::Revision;
@@ -212,7 +213,7 @@ impl History {
             return WayBack::Serves;
         }
         if let Some(by) = self.rolled_back_by(digest) {
-            return WayBack::RolledBack(by.clone());
+            return WayBack::RolledBack(by.swap.clone());
         }
         if self.warm.as_deref() == Some(digest) {
             return WayBack::Warm;
@@ -226,7 +227,7 @@ impl History {
     }
 
     /// The swap that took a revision out of service because it was bad, unless it was brought into service since.
-    fn rolled_back_by(&self, digest: &str) -> Option<&SwapId> {
+    fn rolled_back_by(&self, digest: &str) -> Option<&Past> {
         self.told.iter().rev().find_map(|told| {
             let brought = told.past.revision.digest == digest;
             let rolled_back = told.past.outcome == Outcome::RolledBack;
@@ -235,12 +236,18 @@ impl History {
                 _ if brought && told.past.outcome == Outcome::Promoted => Some(None),
                 Some(strategy) if strategy.is_rollback() && rolled_back && brought => Some(None),
                 Some(strategy) if strategy.is_rollback() && rolled_back && took_away => {
-                    Some(Some(&told.past.swap))
+                    Some(Some(&told.past))
                 }
-                Some(Strategy::BlueGreen) if rolled_back && brought => Some(Some(&told.past.swap)),
+                Some(Strategy::BlueGreen) if rolled_back && brought => Some(Some(&told.past)),
                 _ => None,
             }
         })?
+    }
+
+    /// What the past has against a swap to a revision, by its digest, if anything.
+    pub fn against(&self, digest: &str) -> Option<String> {
+        let by = self.rolled_back_by(digest)?;
+        Some(format!("this revision was rolled back by {} at {}", by.swap, moment(by.at)))
     }
 
     /// The past as `history` tells it, newest last.

@@ -42,6 +42,9 @@ async fn a_named_swap_is_undone_from_anywhere_and_only_once() -> Result<()> {
     assert_eq!(world.server.nginx_workers()?, settled);
     let unnamed = world.run("rollback", NEW, &[]).await?.ended(0, "unchanged");
     assert!(unnamed.stdout.contains("what serves was brought back by"), "{unnamed}");
+    let plan = world.run("plan", NEW, &[]).await?;
+    let note = format!("this revision was rolled back by {} at ", back.output("swap-id"));
+    assert!(plan.stdout.contains(&note), "{plan}");
     assert_eq!(world.server.nginx_workers()?, settled);
     load.stop().await.assert_clean();
     Ok(())

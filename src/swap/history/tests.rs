@@ -94,10 +94,14 @@ fn a_repeated_rollback_moves_nothing_and_brings_nothing_bad_back() {
     assert!(unchanged(course(&after, to("adopted-0"), None)).contains("already serves"));
     let bad = unchanged(course(&after, to("r-1"), None));
     assert!(bad.contains("was rolled back by s-2"), "{bad}");
+    let note = "this revision was rolled back by s-2 at 1970-01-01 00:00:00 UTC";
+    assert_eq!(after.against("r-1").unwrap(), note);
+    assert_eq!(after.against("adopted-0"), None);
 
     // Whoever swaps to it has it serve, and it is good again.
     let again = [told, vec![promoted("s-3", "adopted-0", "r-1"), promoted("s-4", "r-1", "r-4")]];
     let again = history(again.concat(), "r-4");
+    assert_eq!(again.against("r-1"), None);
     assert_eq!(course(&again, Wanted::default(), Some("s-4")), Ok(cold("r-1", "s-3")));
 }
 
