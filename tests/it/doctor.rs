@@ -146,6 +146,44 @@ async fn everything_that_is_wrong_is_said_at_once_with_how_to_mend_it() -> Resul
     Ok(())
 }
 
+/// A model that serves customers is not told to be stopped for an error of writing.
+#[tokio::test]
+async fn while_what_serves_is_not_known_nothing_is_said_of_who_may_serve() -> Result<()> {
+    let world = World::start().await?;
+    let (a, b) = world.server.slot_ports();
+    let config = world.config(NEW);
+    let (upstream, program) = ("  upstream: llm\n", "  command: no-such-engine --port {port}");
+    assert!(config.contains(upstream), "{config}");
+    let fetch = "fetch:\n  command: no-such-fetch {model}\nreplica:\n";
+    let own = config.lines().find(|line| line.starts_with("  command: ")).unwrap_or_default();
+    let config = config.replace(own, program).replacen("replica:\n", fetch, 1);
+    let mistyped = config.replace(upstream, "  upstream: lmm\n");
+    let run = Step::run(world.action("doctor", NEW, &[])?.with_config(&mistyped)?).await?;
+    let run = run.refused(3, &["did you mean `llm`?", "not looked at: it is not known what serves"]);
+    for (what, expected) in [
+        ("upstream", "fail"),
+        ("slot a", "?"),
+        ("slot b", "ok"),
+        ("engine program", "?"),
+        ("fetch program", "?"),
+    ] {
+        assert_eq!(mark(&run, what), expected, "{what}\n{run}");
+    }
+    assert!(!run.stdout.contains("stop it"), "{run}");
+
+    // Of two slots the port that serves is neither's, and somebody listens on one.
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    let taken = stranger.local_addr()?.port();
+    let wrong = config.replace(&format!("port: {a}"), &format!("port: {taken}"));
+    let run = Step::run(world.action("doctor", NEW, &[])?.with_config(&wrong)?).await?;
+    let run = run.refused(3, &[&format!("slot b, port {b}")]);
+    for (what, expected) in [("upstream", "fail"), ("slot a", "?"), ("engine program", "?")] {
+        assert_eq!(mark(&run, what), expected, "{what}\n{run}");
+    }
+    assert!(!run.stdout.contains("stop it"), "{run}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_reached_leaves_its_part_open() -> Result<()> {
     let world = World::start().await?;

@@ -27,6 +27,9 @@ const GPUS: &str = "GPUs";
 
 const MIB: u64 = 1 << 20;
 
+/// Why nothing is said of what depends on the model that serves: its process, or its user and variables.
+pub(super) const UNKNOWN: &str = "not looked at: it is not known what serves";
+
 /// Who listens on a slot's port, and how they answer.
 struct Occupant {
     found: Found,
@@ -45,6 +48,9 @@ pub(super) async fn look(
         false => Some(gpu::look().await),
     };
     let told = gpus.as_ref().and_then(|gpus| gpus.as_ref().ok());
+    let serving = upstream
+        .and_then(|view| spec.slots.iter().find(|(_, slot)| slot.port == view.port))
+        .map(|(name, _)| name);
     let mut findings = Vec::new();
     let mut occupants: BTreeMap<&SlotName, Occupant> = BTreeMap::new();
     for (name, slot) in &spec.slots {
@@ -53,7 +59,7 @@ pub(super) async fn look(
                 if let Some(found) = found {
                     occupants.insert(name, Occupant { found, answer: host.ask(slot.port).await });
                 }
-                let role = Role::of(name, slot, upstream, dir, occupants.get(name));
+                let role = Role::of(name, serving, dir, occupants.get(name));
                 let claim = dir.check_claim(slot, told.unwrap_or(&Gpus::default()));
                 findings.push(match claim {
                     Ok(()) => slot_finding((name, slot), &role, occupants.get(name)),
@@ -64,18 +70,18 @@ pub(super) async fn look(
         }
     }
     findings.push(route(host, spec, upstream, &occupants).await);
-    let serving = upstream
-        .and_then(|view| spec.slots.iter().find(|(_, slot)| slot.port == view.port))
-        .and_then(|(name, _)| occupants.get(name));
-    match spec.replica.image {
+    let occupant = serving.and_then(|name| occupants.get(name));
+    match (&spec.replica.image, serving) {
         // Its program only the image knows.
-        Some(_) => findings.extend(containers::look(host, spec).await),
-        None => {
-            let inherited = host.inherited(serving.map(|occupant| occupant.found.main));
+        (Some(_), _) => findings.extend(containers::look(host, spec).await),
+        (None, Some(_)) => {
+            let inherited = host.inherited(occupant.map(|occupant| occupant.found.main));
             findings.push(program(PROGRAM, &spec.replica.command, spec, &inherited));
         }
+        // It is looked for with the PATH of what serves.
+        (None, None) => findings.push(Finding::unseen(PROGRAM, UNKNOWN)),
     }
-    if let Some(occupant) = serving {
+    if let Some(occupant) = occupant {
         findings.extend(containers::incumbent(&occupant.found.keeper).await);
         let unit = brought_back::look(&occupant.found.keeper).await;
         findings.extend(unit.map(|unit| Finding::warn(UNIT, unit.seen(), unit.mend())));
@@ -93,23 +99,28 @@ enum Role {
     Kept,
     /// The next replica starts here.
     Free,
+    /// No slot is known to serve, so it may be this one.
+    Unknown,
 }
 
 impl Role {
     fn of(
         name: &SlotName,
-        slot: &Slot,
-        upstream: Option<&UpstreamView>,
+        serving: Option<&SlotName>,
         dir: &ServiceDir,
         occupant: Option<&Occupant>,
     ) -> Self {
-        if upstream.is_some_and(|view| view.port == slot.port) {
+        if serving == Some(name) {
             return Self::Serving;
         }
         let state = dir.load().unwrap_or_default();
         let is_ours =
             |occupant: &Occupant| planner::recorded(name, &occupant.found, &state).is_some();
-        if occupant.is_some_and(is_ours) { Self::Kept } else { Self::Free }
+        match (occupant.is_some_and(is_ours), serving) {
+            (true, _) => Self::Kept,
+            (false, Some(_)) => Self::Free,
+            (false, None) => Self::Unknown,
+        }
     }
 }
 
@@ -130,7 +141,7 @@ fn slot_finding(
                 "nginx sends requests there, and nobody listens: the service is down",
                 "a swap brings a model into service in the other slot",
             ),
-            Role::Kept | Role::Free => Finding::ok(what, "free"),
+            Role::Kept | Role::Free | Role::Unknown => Finding::ok(what, "free"),
         };
     };
     let who = format!("process {} ({})", found.main, found.argv.join(" "));
@@ -151,6 +162,7 @@ fn slot_finding(
             Failure::new(format!("taken by {who}, which is no replica of this service"))
                 .hint(format!("stop it, or give slot {name} another port")),
         ),
+        (Role::Unknown, _) => Finding::unseen(what, format!("taken by {who}; {UNKNOWN}")),
     }
 }
 

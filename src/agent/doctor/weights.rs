@@ -43,7 +43,13 @@ pub(super) async fn look(
         return vec![Finding::unseen(MODEL, "the home of the replica's user is not known")];
     };
     let mut findings = vec![model(spec, weights::looked_for(spec, &user.home, here))];
+    // It runs as the user of what serves, with that one's PATH.
+    let known = upstream.is_some() || spec.replica.image.is_some();
     if let Some(fetch) = &spec.fetch {
+        if !known {
+            findings.push(Finding::unseen(PROGRAM, replicas::UNKNOWN));
+            return findings;
+        }
         findings.push(replicas::program(PROGRAM, &fetch.command, spec, &inherited));
         findings.extend(room(spec, fetch, (user, here)));
         findings.push(right(spec, (user, here)));
