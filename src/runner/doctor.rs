@@ -56,9 +56,8 @@ fn exit(parts: &[Part]) -> Exit {
 
 async fn parts(setting: &Setting, config: &Config) -> Result<[Part; 2], Stopped> {
     let mut here = secrets(setting, config);
-    if trust::is_keyless(setting, &config.target) {
-        here.push(Finding::of_failure("ssh-key", Fault::Input, trust::no_key()));
-    }
+    let missing = trust::missing(setting, &config.target);
+    here.extend(missing.map(|it| Finding::of_failure("inputs", Fault::Input, it)));
     let way = way::look(&config.target, credentials(setting)).await;
     here.extend(way.findings);
     let there = match way.session {

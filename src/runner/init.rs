@@ -78,8 +78,8 @@ fn known(setting: &Setting) -> Result<Known, Stopped> {
     })?;
     let target = Target { host, port: ssh_port.unwrap_or(SSH_PORT), jump };
     refuse_container(setting, &target)?;
-    if trust::is_keyless(setting, &target) {
-        return Err(Stopped::input(vec![trust::no_key()]));
+    if let Some(missing) = trust::missing(setting, &target) {
+        return Err(Stopped::input(vec![missing]));
     }
     let (service, model) = (inputs.service.clone(), inputs.model.clone());
     Ok(Known { target, service, model, upstream, state_dir })

@@ -183,24 +183,22 @@ impl Told {
 
 /// Has the server do it, or answer it.
 async fn ask(setting: &Setting, config: &Config, voice: &mut Voice) -> Result<Told, Stopped> {
-    let request = with_key(setting, &config.target, request::of(setting, config))?;
+    let request = with_access(setting, &config.target, request::of(setting, config))?;
     if let Some(swap) = request.command.begins() {
         afterwards::note_swap(setting, swap, voice);
     }
     converse(setting, (config, request), None, voice).await
 }
 
-/// The request, if there is a key to send it with; or all that is missing at once.
-fn with_key(
+/// The request, if there is what a connection needs to send it; or all that is missing at once.
+fn with_access(
     setting: &Setting,
     target: &Target,
     request: Result<Request, Stopped>,
 ) -> Result<Request, Stopped> {
-    if !trust::is_keyless(setting, target) {
-        return request;
-    }
+    let Some(missing) = trust::missing(setting, target) else { return request };
     let mut stopped = request.err().unwrap_or_else(|| Stopped::input(Vec::new()));
-    stopped.failures.push(trust::no_key());
+    stopped.failures.push(missing);
     Err(stopped)
 }
 

@@ -51,13 +51,37 @@ pub(super) fn is_keyless(setting: &Setting, target: &Target) -> bool {
         && agent.is_none_or(|socket| !Path::new(socket).exists())
 }
 
+/// The input that a step lacks to be let in to a server, or to know it; what to do about it.
+///
+/// As with the key, the action's container has no known hosts but those that are given.
+pub(super) fn missing(setting: &Setting, target: &Target) -> Option<Failure> {
+    let inputs = &setting.inputs;
+    let is_unpinned = setting.surface == Surface::Workflow
+        && inputs.ssh_key.is_some()
+        && inputs.known_hosts.is_none()
+        && target.host != HostAddr::Local;
+    match is_keyless(setting, target) {
+        true => Some(no_key()),
+        false => is_unpinned.then(no_known_hosts),
+    }
+}
+
 /// What to do about it. Who gets which secrets: GitHub's documentation, "Using secrets in GitHub Actions".
-pub(super) fn no_key() -> Failure {
+fn no_key() -> Failure {
     Failure::new("the input ssh-key is empty")
         .hint("set it to a secret with the private key: `ssh-key: ${{ secrets.GPU_SSH_KEY }}`")
         .hint(
             "if it is set so, the run did not get the secret: its name is another one, or the job has not the `environment:` \
              that holds it, or the run is for a pull request from a fork or of Dependabot",
+        )
+}
+
+fn no_known_hosts() -> Failure {
+    Failure::new("the input known-hosts is empty")
+        .hint("set it to a variable with the server's host key: `known-hosts: ${{ vars.GPU_KNOWN_HOSTS }}`")
+        .hint(
+            "if it is set so, the variable is missing: its name is another one, or the job has not the `environment:` \
+             that holds it",
         )
 }
 
@@ -69,12 +93,35 @@ mod tests {
     use crate::github::inputs::Inputs;
     use crate::github::run::WorkflowRun;
 
-    fn keyless(surface: Surface, pairs: &[(&str, &str)], host: &str) -> bool {
+    fn asked(surface: Surface, pairs: &[(&str, &str)], host: &str) -> (Setting, Target) {
         let env: BTreeMap<String, String> =
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let (inputs, run) = (Inputs::from_env(&env).unwrap(), WorkflowRun::from_env(&env));
         let target = Target { host: host.parse().unwrap(), port: 22, jump: None };
-        is_keyless(&Setting { surface, inputs, run, env }, &target)
+        (Setting { surface, inputs, run, env }, target)
+    }
+
+    fn keyless(surface: Surface, pairs: &[(&str, &str)], host: &str) -> bool {
+        let (setting, target) = asked(surface, pairs, host);
+        is_keyless(&setting, &target)
+    }
+
+    #[test]
+    fn a_step_with_a_key_needs_the_hosts_that_are_known() {
+        let missing = |surface, pairs: &[(&str, &str)], host: &str| {
+            let (setting, target) = asked(surface, pairs, host);
+            missing(&setting, &target).map(|failure| failure.message)
+        };
+        let (host, key) = ("deploy@gpu-1", ("INPUT_SSH-KEY", "-----BEGIN"));
+        let none = ("INPUT_KNOWN-HOSTS", "");
+        let told = |input: &str| Some(format!("the input {input} is empty"));
+        assert_eq!(missing(Surface::Workflow, &[key, none], host), told("known-hosts"));
+        assert_eq!(missing(Surface::Workflow, &[none], host), told("ssh-key"));
+        let pinned = ("INPUT_KNOWN-HOSTS", "gpu-1 ssh-ed25519 AAAA");
+        assert_eq!(missing(Surface::Workflow, &[key, pinned], host), None);
+        assert_eq!(missing(Surface::Workflow, &[key, none], "local"), None);
+        // At a terminal one's own known hosts apply.
+        assert_eq!(missing(Surface::Terminal, &[key], host), None);
     }
 
     #[test]

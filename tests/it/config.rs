@@ -152,12 +152,15 @@ async fn a_wrong_setting_is_named_with_its_place_its_value_what_is_accepted_and_
         }
         door.assert_refused(run, texts);
     }
-    // The same file without a mistake leads to the door, with a key.
+    // The same file without a mistake leads to the door, with a key and a known host.
     let texts = ["the input ssh-key is empty", "secrets.GPU_SSH_KEY", "from a fork"];
     door.assert_refused(swap_with(&good, &[]).await?, &texts);
-    let (key, _) = crate::ssh::new_key("")?;
-    let step = Action::new(&binary(), &good)?.with_inputs(&[("ssh-key", &key)]);
-    let step = Step::start(step)?;
+    let (key, public) = crate::ssh::new_key("")?;
+    let texts = ["the input known-hosts is empty", "vars.GPU_KNOWN_HOSTS"];
+    door.assert_refused(swap_with(&good, &[("ssh-key", &key)]).await?, &texts);
+    let pin = format!("127.0.0.1 {public}");
+    let access = [("ssh-key", key.as_str()), ("known-hosts", pin.as_str())];
+    let step = Step::start(Action::new(&binary(), &good)?.with_inputs(&access))?;
     until("somebody connects", || Ok((!door.is_untouched()).then_some(()))).await?;
     step.kill()
 }

@@ -159,7 +159,8 @@ async fn while_what_serves_is_not_known_nothing_is_said_of_who_may_serve() -> Re
     let config = config.replace(own, program).replacen("replica:\n", fetch, 1);
     let mistyped = config.replace(upstream, "  upstream: lmm\n");
     let run = Step::run(world.action("doctor", NEW, &[])?.with_config(&mistyped)?).await?;
-    let run = run.refused(3, &["did you mean `llm`?", "not looked at: it is not known what serves"]);
+    let run =
+        run.refused(3, &["did you mean `llm`?", "not looked at: it is not known what serves"]);
     for (what, expected) in [
         ("upstream", "fail"),
         ("slot a", "?"),

@@ -165,7 +165,8 @@ async fn a_pull_request_has_one_comment_that_says_what_the_plan_is_now() -> Resu
     // Another environment has a comment of its own, and where no plan can be made any more, that replaces the last one.
     Step::run(planned_on(&github, NOWHERE)?.with_inputs(&[("environment", "eu --> @all")])).await?;
     assert_eq!(ours().len(), 2);
-    let refused = planned_on(&github, &newer)?.with_inputs(&[("ssh-key", "no key")]);
+    let access = [("ssh-key", "no key"), ("known-hosts", "x")];
+    let refused = planned_on(&github, &newer)?.with_inputs(&access);
     Step::run(refused).await?.refused(2, &["the ssh key is no private key"]);
     let first_of_ours = ours().remove(0).body;
     assert!(first_of_ours.contains("Nothing was done"), "{first_of_ours}");
