@@ -85,7 +85,9 @@ pub async fn survey(nginx: &[String]) -> Survey {
             listeners.push(listener(port, found, &gpus).await);
         }
     }
-    Survey { proxies, listeners, taken, gpus: seen(&gpus), no_gpus }
+    let own = rustix::process::geteuid();
+    let looked_as = (!own.is_root()).then(|| process::user_name(own.as_raw()));
+    Survey { proxies, listeners, taken, gpus: seen(&gpus), no_gpus, looked_as }
 }
 
 /// Whether an engine listens on a port, by what its program is called: a stranger is asked nothing.

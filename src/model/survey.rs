@@ -23,6 +23,20 @@ pub struct Survey {
     pub gpus: Vec<SeenGpu>,
     /// Why no GPU was seen, if there is a reason; a fragment.
     pub no_gpus: Option<String>,
+    /// Who has looked, where that was not root.
+    #[serde(default)]
+    pub looked_as: Option<String>,
+}
+
+impl Survey {
+    /// Why no nginx could be read at all, if it is for lack of rights: others than root are refused files, and nginx says so
+    /// with the text of EACCES (strerror(3)), which OpenSSL gives too.
+    pub fn barrier(&self) -> Option<&Failure> {
+        let denied = |failure: &&Failure| failure.to_string().contains("Permission denied");
+        let is_read = self.proxies.iter().any(|proxy| proxy.failure.is_none());
+        let mut failures = self.proxies.iter().filter_map(|proxy| proxy.failure.as_ref());
+        failures.find(denied).filter(|_| self.looked_as.is_some() && !is_read)
+    }
 }
 
 /// An nginx.

@@ -12,15 +12,17 @@ use crate::config::draft::{Known, draft};
 use crate::config::problem::Problems;
 use crate::config::{self, Config, Overrides};
 use crate::github::inputs::Untold;
-use crate::model::failure::Failure;
+use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
 use crate::model::survey::Survey;
 use crate::model::target::{SSH_PORT, Target};
 use crate::model::wire::{Frame, Refusal};
 use crate::remote::agent::{Install, ask};
 use crate::remote::build::Build;
+use crate::remote::error::RemoteError;
 use crate::remote::session::Session;
 use crate::render::{self, Line};
+use crate::swap::nginx_conf::ConfError;
 
 /// What stands for standard output instead of a file.
 const STANDARD_OUTPUT: &str = "-";
@@ -41,6 +43,7 @@ pub(super) async fn init(setting: &Setting, voice: &mut Voice) -> Result<Exit, S
             return Err(Stopped { failures, exit: Exit::Environment });
         }
     };
+    check_upstream(known.upstream.as_deref(), &survey)?;
     let text = draft(&known, &survey);
     if prints {
         voice.print(&text);
@@ -90,8 +93,33 @@ async fn survey(setting: &Setting, target: &Target) -> Result<Survey, Stopped> {
         .await
         .map_err(|error| Stopped::remote(&error))?;
     let seen = asked(setting, &session).await;
+    let name = session.name().to_owned();
     session.close().await;
-    seen
+    seen.and_then(|seen| match unread(name, &seen) {
+        Some(error) => Err(Stopped::remote(&error)),
+        None => Ok(seen),
+    })
+}
+
+/// Why a file of what was seen would be nearly empty: the user may not read nginx's configuration, and sudo was refused.
+fn unread(name: String, seen: &Survey) -> Option<RemoteError> {
+    let barrier = seen.barrier()?;
+    Some(RemoteError::Sudo { name, said: format!("nginx is not read without that: {barrier}") })
+}
+
+/// Holds the upstream that was named to those that were read.
+fn check_upstream(named: Option<&str>, seen: &Survey) -> Result<(), Stopped> {
+    let Some(named) = named else { return Ok(()) };
+    let all = seen.proxies.iter().flat_map(|proxy| &proxy.upstreams);
+    let known: Vec<String> = all.map(|upstream| upstream.name.clone()).collect();
+    // The file says why an nginx could not be read, which may have it.
+    let is_unread = known.is_empty() && seen.proxies.iter().any(|proxy| proxy.failure.is_some());
+    if is_unread || known.iter().any(|name| name == named) {
+        return Ok(());
+    }
+    let upstream = named.to_owned();
+    let error = ConfError::UnknownUpstream { upstream, known, direct: Vec::new() };
+    Err(Stopped::input(vec![error.to_failure()]))
 }
 
 /// Asks the agent, which is brought where it is not there yet.
@@ -173,4 +201,41 @@ fn told(setting: &Setting, read: &Result<Config, Problems>) -> Vec<Line> {
     };
     lines.push(Line::Text(next));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::survey::Proxy;
+
+    fn proxy(failure: Option<&str>) -> Proxy {
+        let command = vec!["nginx".to_owned()];
+        let failure = failure.map(Failure::new);
+        Proxy { command, container: None, upstreams: Vec::new(), direct: Vec::new(), failure }
+    }
+
+    fn seen(looked_as: Option<&str>, failures: &[Option<&str>]) -> Survey {
+        let proxies = failures.iter().copied().map(proxy).collect();
+        Survey { proxies, looked_as: looked_as.map(str::to_owned), ..Survey::default() }
+    }
+
+    #[test]
+    fn an_nginx_that_only_root_may_read_is_asked_for_as_doctor_does() {
+        const DENIED: &str = "open() \"/run/nginx.pid\" failed (13: Permission denied)";
+        let told = |looked_as, failures: &[Option<&str>]| {
+            unread("deploy@gpu-1".to_owned(), &seen(looked_as, failures))
+        };
+        let ann = Some("deploy");
+        let error = told(ann, &[Some(DENIED)]).expect("nothing is written");
+        let Failure { message, hints, .. } = error.to_failure();
+        assert!(message.contains("does not let us become root"), "{message}");
+        assert!(message.contains(DENIED), "{message}");
+        let line = "`deploy ALL=(root) NOPASSWD: ALL`";
+        assert!(hints.iter().any(|hint| hint.contains(line)), "{hints:?}");
+        assert_eq!(Stopped::remote(&error).exit, Exit::Environment);
+        // Root is denied by other means than rights; one that is read is enough.
+        assert!(told(None, &[Some(DENIED)]).is_none());
+        assert!(told(ann, &[Some(DENIED), None]).is_none());
+        assert!(told(ann, &[Some("nginx is not installed")]).is_none());
+    }
 }

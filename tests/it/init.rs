@@ -197,6 +197,12 @@ async fn what_cannot_be_seen_is_left_open_in_its_form() -> Result<()> {
     assert!(text.contains("upstream: llm") && text.contains("--upstream embed"), "{text}");
     let (_, text) = init(&world, &terminal, &["--config", "-", "--upstream", "embed"]).await?;
     assert!(text.contains(&format!("a: {{ port: {b}, gpus: [] }}")), "{text}");
+    let mistyped = ["--config", "second.yaml", "--upstream", "lmm"];
+    let (code, said) = init(&world, &terminal, &mistyped).await?;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("nginx has no upstream `lmm`"), "{said}");
+    assert!(said.contains("did you mean `llm`?"), "{said}");
+    assert!(!terminal.folder.path().join("second.yaml").exists(), "{said}");
     Ok(())
 }
 

@@ -68,6 +68,7 @@ fn usual() -> Survey {
         taken: BTreeSet::from([Port(22), Port(80), Port(8001), Port(8002)]),
         gpus: vec![gpu(0, &[4711]), gpu(1, &[])],
         no_gpus: None,
+        looked_as: None,
     }
 }
 
