@@ -29,8 +29,6 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 pub(super) enum Cutover {
     /// Nothing: another process may have made it.
     Unknown,
-    /// None was ever begun, by its journal.
-    NotBegun,
     /// nginx has not loaded it.
     NotLoaded,
     /// nginx has loaded it; these workers were there before.
@@ -55,6 +53,7 @@ pub struct Context<'a, H> {
     pub again: Option<Snapshot>,
     events: RefCell<EventLog>,
     cutover: RefCell<Cutover>,
+    never_begun: Cell<bool>,
     index: Cell<usize>,
     heeds_orders: Cell<bool>,
 }
@@ -78,6 +77,7 @@ impl<'a, H: Host> Context<'a, H> {
             again: None,
             events: RefCell::new(events),
             cutover: RefCell::new(Cutover::Unknown),
+            never_begun: Cell::new(false),
             index: Cell::new(0),
             heeds_orders: Cell::new(true),
         }
@@ -173,9 +173,14 @@ impl<'a, H: Host> Context<'a, H> {
         *self.cutover.borrow_mut() = cutover;
     }
 
+    /// Notes that no cutover of the swap was ever begun, by its journal.
+    pub(super) fn note_never_begun(&self) {
+        self.never_begun.set(true);
+    }
+
     /// Whether no cutover of the swap was ever begun, so that nginx was never told of its candidate.
     pub(super) fn never_begun(&self) -> bool {
-        matches!(*self.cutover.borrow(), Cutover::NotBegun)
+        self.never_begun.get()
     }
 
     /// Whether nginx is known never to have loaded the cutover that was begun.
@@ -189,7 +194,7 @@ impl<'a, H: Host> Context<'a, H> {
             Cutover::Loaded(before) => {
                 workers.iter().filter(|worker| !before.contains(worker)).copied().collect()
             }
-            Cutover::Unknown | Cutover::NotBegun | Cutover::NotLoaded => workers.to_vec(),
+            Cutover::Unknown | Cutover::NotLoaded => workers.to_vec(),
         }
     }
 

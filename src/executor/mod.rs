@@ -237,7 +237,7 @@ async fn unwind<H: Host>(
         cx.tell_traffic_is_back();
     }
     if recovery::never_cut_over(journal.status(), &cx.plan) {
-        cx.note(Cutover::NotBegun);
+        cx.note_never_begun();
     }
     for index in to_undo {
         let Some(planned) = cx.plan.steps.get(index) else { continue };

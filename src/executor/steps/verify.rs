@@ -71,13 +71,11 @@ async fn unconfirmed<H: Host>(cx: &Context<'_, H>, verify: &VerifySpec) -> Resul
     Ok(())
 }
 
-/// Whether what served before is there after all: a person may have started it again.
+/// Whether what served before is there after all: a person may have started it again. One that only listens is still loading:
+/// it was gone when this began, so that it cannot be busy.
 async fn is_back<H: Host>(cx: &Context<'_, H>) -> bool {
-    let Some(incumbent) = &cx.plan.incumbent else { return false };
-    match presence(cx.host, incumbent.port).await {
-        Presence::Ready => true,
-        // It has too much to do, and is there.
-        Presence::Unready => incumbent.keeper.is_process(),
-        Presence::Gone => false,
+    match &cx.plan.incumbent {
+        Some(incumbent) => presence(cx.host, incumbent.port).await == Presence::Ready,
+        None => false,
     }
 }

@@ -206,6 +206,22 @@ async fn a_new_model_that_nobody_confirms_gives_traffic_back_to_an_old_one_that_
     }
 }
 
+/// It was gone, and only listens.
+#[tokio::test(start_paused = true)]
+async fn a_new_model_that_nobody_confirms_is_kept_while_the_old_one_loads_again() {
+    for (number, lone) in unconfirmed().await.into_iter().enumerate() {
+        let Bereaved { scene, attempt, incumbent, .. } = &lone;
+        let comes = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let loading = SimReplica { loads: true, ..incumbent.clone() };
+            scene.host.world.borrow_mut().replicas.insert(0, loading);
+        };
+        let (conclusion, ()) = tokio::join!(scene.finish_unconfirmed(attempt), comes);
+        assert_eq!(conclusion.outcome, Outcome::Promoted, "{number}: {conclusion:#?}");
+        assert_eq!(scene.host.world.borrow().loaded, attempt.plan.candidate.port, "{number}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rollback_is_finished_without_what_served_wherever_agents_die() {
     for kind in [Kind::Rollback, Kind::ColdRollback, Kind::ColdAdopted, Kind::BackToUnit] {
