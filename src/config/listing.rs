@@ -17,7 +17,7 @@ use super::reader::{Form, Node, Report, Section};
 use super::section;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
-use crate::model::spec::{NginxSpec, Slot, SwapSpec};
+use crate::model::spec::{NginxSpec, PinnedWorkers, Slot, SwapSpec};
 use crate::model::wire::{Asked, Command, Secrets};
 
 /// What a command line's last pattern is called when it stands for any number of further words.
@@ -203,7 +203,12 @@ fn object_to_form(Asked { spec, secrets }: &Asked, found: &mut Vec<String>) {
     }
     let names = replica.env.keys().chain(&replica.secret_env).chain(secrets.0.keys());
     found.extend(names.filter_map(|name| unfit("variable", &form::VARIABLE, name)));
+    let ignored_after = match spec.nginx.pinned_workers {
+        PinnedWorkers::IgnoreAfter(limit) => Some(limit),
+        PinnedWorkers::Wait => None,
+    };
     let times = [
+        ("nginx.pinned_workers", ignored_after),
         ("ready.timeout", Some(spec.ready.timeout)),
         ("drain.timeout", Some(spec.drain.timeout)),
         ("retain", Some(spec.retain)),

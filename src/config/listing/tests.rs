@@ -177,7 +177,7 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         move |asked: &mut Asked| asked.spec.replica.command[at] = word.to_owned()
     };
     type Change<'a> = &'a dyn Fn(&mut Asked);
-    let rows: [(Change<'_>, &str); 11] = [
+    let rows: [(Change<'_>, &str); 12] = [
         (&|it| it.spec.model = "/srv/models/../../tmp/x".to_owned(), "leads out of its folder"),
         (&|it| it.spec.model = "--trust-remote-code".to_owned(), "is not a model name or path"),
         (&|it| it.spec.model = "/srv/a\nb".to_owned(), "is not a model name or path"),
@@ -186,6 +186,10 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         (&name("HF_X=1\nLD_PRELOAD"), "is not the name of an environment variable"),
         (&|it| drop(it.secrets.0.insert("A B".to_owned(), String::new())), "is not the name of"),
         (&|it| it.spec.ready.timeout = Duration::MAX, "ready.timeout is longer than 30days"),
+        (
+            &|it| it.spec.nginx.pinned_workers = PinnedWorkers::IgnoreAfter(Duration::MAX),
+            "nginx.pinned_workers is longer than 30days",
+        ),
         (&word(8, "/srv/vllm/../../tmp/x"), "replica.command is none of the allowed ones"),
         (&word(10, "--trust-remote-code"), "replica.command is none of the allowed ones"),
         (&word(7, "--kill"), "replica.command is none of the allowed ones"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Acted;
 use crate::executor::context::Context;
@@ -252,7 +252,8 @@ async fn listens<H: Host>(cx: &Context<'_, H>, port: Port) -> bool {
 async fn left<H: Host>(cx: &Context<'_, H>, watched: &Watched<'_>) -> Left {
     let mut workers = cx.host.workers_left(watched.old_workers, watched.port);
     if let PinnedWorkers::IgnoreAfter(limit) = cx.spec().nginx.pinned_workers
-        && cx.host.now() >= watched.since + limit
+        && cx.host.now().duration_since(watched.since)
+            >= SignedDuration::try_from(limit).unwrap_or(SignedDuration::MAX)
     {
         // A worker whose connections cannot be seen may hold one.
         workers.retain(|worker| worker.connections != Some(0));
