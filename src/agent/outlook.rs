@@ -53,7 +53,7 @@ fn looked_for(host: &SystemHost, spec: &SwapSpec, world: &World) -> Option<PathB
     let serves = spec.slots.iter().find(|(_, slot)| slot.port == world.upstream.port);
     let found = serves.and_then(|(name, _)| world.seen.slots.get(name)?.found.as_ref());
     let process = found.filter(|found| !matches!(found.keeper, Keeper::Docker(_)));
-    let user = host.brings_as(process.map(|found| found.main), world.seen.image.as_ref()).ok()?;
+    let user = host.inherited(process.map(|found| found.main)).ok()?;
     match weights::looked_for(spec, &user.home, world.seen.image.as_ref()) {
         Place::Server { path, .. } => Some(path),
         Place::Volume | Place::Image(_) | Place::HomeOf(_) => None,

@@ -80,19 +80,6 @@ pub trait Host {
     /// If the incumbent is gone or the user unknown.
     fn inherited(&self, incumbent: Option<ProcessId>) -> Result<Inherited, Failure>;
 
-    /// What the program that brings weights gets: as [`Host::inherited`], and for a container the user that it runs as, as far
-    /// as its image, if that is here, tells. What either has written there the other goes on with.
-    ///
-    /// # Errors
-    /// As [`Host::inherited`].
-    fn brings_as(
-        &self,
-        incumbent: Option<ProcessId>,
-        _here: Option<&ImageHere>,
-    ) -> Result<Inherited, Failure> {
-        self.inherited(incumbent)
-    }
-
     /// Whether the spec's program can be run with what a candidate takes over.
     ///
     /// # Errors

@@ -22,7 +22,6 @@ use crate::model::replica::{Found, ImageHere, Keeper, Replica, Systemd, Unit};
 use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::wire::{Asked, Secrets};
 use crate::swap::hidden::Hidden;
-use crate::swap::weights;
 
 /// How much of the engine's log is looked through for its progress.
 const PROGRESS_LINES: usize = 20;
@@ -161,24 +160,6 @@ impl Host for SystemHost {
             (None, None) => Inherited::of_self()?,
         };
         Ok(inherited)
-    }
-
-    fn brings_as(
-        &self,
-        incumbent: Option<ProcessId>,
-        here: Option<&ImageHere>,
-    ) -> Result<Inherited, Failure> {
-        let replica = &self.spec.replica;
-        let is_roots = rustix::process::geteuid().is_root();
-        if replica.runtime != Runtime::Docker || replica.user.is_some() || !is_roots {
-            return self.inherited(incumbent);
-        }
-        let user = here.map_or("", |here| here.user.as_str());
-        Ok(match weights::uid_in_a_container(user) {
-            Some(uid) => Inherited::of_uid(uid)?,
-            // What only the image knows by a name.
-            None => Inherited::of_self()?,
-        })
     }
 
     fn runnable(&self, incumbent: Option<ProcessId>) -> Result<(), Failure> {

@@ -50,7 +50,7 @@ pub fn looked_for(spec: &SwapSpec, home: &Path, here: Option<&ImageHere>) -> Pla
     let mut env = here.map(|here| here.env.clone()).unwrap_or_default();
     env.extend(replica.env.clone());
     let user = replica.user.as_deref().or(here.map(|here| here.user.as_str())).unwrap_or_default();
-    let is_root = uid_in_a_container(user) == Some(0);
+    let is_root = matches!(user.split(':').next(), Some("" | "0" | "root"));
     match place(&spec.model, &env, is_root.then_some(Path::new(HOME_OF_ROOT))) {
         Some(inside) => behind(&replica.docker_options, inside),
         None => Place::HomeOf(user.to_owned()),
@@ -126,14 +126,6 @@ pub const SET_HF_HOME: &str = "set HF_HOME in replica.env to a folder inside, an
 /// Why it is not known where a container looks, a fragment.
 pub fn only_the_image_knows(user: &str) -> String {
     format!("it runs as user {user}, whose home only its image knows")
-}
-
-/// The number of a container's user, as its image writes him; `None` for a name, whose number only the image knows.
-pub fn uid_in_a_container(user: &str) -> Option<u32> {
-    match user.split(':').next() {
-        None | Some("" | "root") => Some(0),
-        Some(user) => user.parse().ok(),
-    }
 }
 
 /// Of root, as which the images of vLLM run, as any that is not here yet is taken to do.

@@ -431,26 +431,24 @@ async fn a_warm_container_that_somebody_has_stopped_is_put_away_for_boots_as_wel
 
 /// As where users are a directory's: sudo names its caller, and no file here knows him.
 #[tokio::test]
-async fn whom_no_file_knows_may_swap_containers_and_weights_are_brought_as_they_run() -> Result<()>
-{
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let session_env = vec![("SUDO_USER".to_owned(), "ldap.user".to_owned())];
+async fn whom_no_file_knows_may_swap_containers_and_brings_their_weights() -> Result<()> {
+    let caller = [("SUDO_USER", "ldap.user"), ("SUDO_UID", "4711"), ("SUDO_GID", "4712")];
+    let session_env = caller.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let spec = ServerSpec { session_env, ..ServerSpec::default() };
     let mut docked = Docked::made_on(spec, &[], &[]).await?;
-    docked.world.settings.fetch = "fetch: { command: id -u }".to_owned();
+    docked.world.settings.fetch = "fetch: { command: id -u, folder: /tmp }".to_owned();
     let doctor = Step::run(docked.world.action("doctor", NEW, &[])?).await?;
     doctor.answered(&[
-        "to run as root",
-        "root, as whom `fetch` runs, may write to",
+        "to run as ldap.user",
+        "ldap.user, as whom `fetch` runs, may",
         "ready to swap",
     ]);
     let state = docked.world.server.state_dir().join("chat/swaps");
     let brought_as =
         |run: &Run| fs::read_to_string(state.join(run.output("swap-id")).join("fetch.log"));
+    // Never as root because the container is: its program and variables are not only root's to say.
     let run = docked.world.run("swap", NEW, &[]).await?.ended(0, "promoted");
-    assert_eq!(brought_as(&run)?, "0\n");
+    assert_eq!(brought_as(&run)?, "4711\n");
 
     let names = "#!/bin/sh\n[ \"$2\" = ldap.user ] && echo 'ldap.user:*:4242:4343::/tmp:/bin/sh'\n";
     docked.world.server.put_program("getent", names)?;
@@ -463,12 +461,15 @@ async fn whom_no_file_knows_may_swap_containers_and_weights_are_brought_as_they_
 
     // A scratch folder is nobody else's.
     let weights = docked.world.server.scratch().join("weights");
-    let config =
-        config.replace("command: id -u", &format!("command: id -u, folder: {}", weights.display()));
+    let config = config.replace("folder: /tmp", &format!("folder: {}", weights.display()));
     let doctor = Step::run(docked.world.action("doctor", NEW, &[])?.with_config(&config)?).await?;
     doctor.refused(
         3,
-        &["ldap.user, as whom `fetch` runs, may not write to", "let ldap.user write there"],
+        &[
+            "ldap.user, as whom `fetch` runs, may not write to",
+            "let ldap.user write there",
+            "replica.user",
+        ],
     );
     Ok(())
 }

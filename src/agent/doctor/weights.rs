@@ -38,7 +38,7 @@ pub(super) async fn look(
     // Where docker does not say, what looks at images says why.
     let here = host.image().await.unwrap_or_default();
     let here = here.as_ref();
-    let inherited = host.brings_as(process.map(|found| found.main), here);
+    let inherited = host.inherited(process.map(|found| found.main));
     let Ok(user) = &inherited else {
         return vec![Finding::unseen(MODEL, "the home of the replica's user is not known")];
     };
@@ -131,7 +131,9 @@ fn right(spec: &SwapSpec, (user, here): (&Inherited, Option<&ImageHere>)) -> Fin
         return Finding::ok(RIGHT, format!("{name}, as whom `fetch` runs, may write to {there}"));
     };
     let seen = format!("{name}, as whom `fetch` runs, may not write to {there}: {why}");
-    let mend = format!("let {name} write there (chown, chmod or a mount without `ro`)");
+    let mend = format!(
+        "let {name} write there (chown, chmod or a mount without `ro`), or name in replica.user as whom both run"
+    );
     match place == folder {
         // It may all be there, and nothing to be written.
         true => Finding::warn(RIGHT, seen, mend),

@@ -50,7 +50,7 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>) -> Result<Acted, Failure> 
 async fn bring<H: Host>(cx: &Context<'_, H>, spec: &FetchSpec) -> Result<String, Failure> {
     let (asked, image) = (cx.spec(), cx.host.image().await?);
     let here = image.as_ref();
-    let inherited = start_replica::taken_over(cx, |incumbent| cx.host.brings_as(incumbent, here))?;
+    let inherited = start_replica::inherited(cx)?;
     let mut env = start_replica::environment(cx, &inherited, marker(cx));
     env.extend(weights::cache_of_a_container(asked, here));
     let order = Fetch {

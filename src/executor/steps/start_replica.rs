@@ -14,7 +14,7 @@ use crate::host::runtime::Started;
 use crate::host::{Ending, Host};
 use crate::model::event::EventKind;
 use crate::model::failure::Failure;
-use crate::model::ids::{ProcessId, SlotName};
+use crate::model::ids::SlotName;
 use crate::model::record::{Done, Undo};
 use crate::model::replica::{ImageHere, Keeper, Revision};
 use crate::model::spec::{OnTimeout, Runtime, Slot};
@@ -62,20 +62,13 @@ pub(super) fn prepare<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Undo {
 }
 
 /// What a candidate takes over.
-fn inherited<H: Host>(cx: &Context<'_, H>) -> Result<Inherited, Failure> {
-    taken_over(cx, |incumbent| cx.host.inherited(incumbent))
-}
-
-/// The same, or something else of the incumbent's process.
-pub(super) fn taken_over<H: Host>(
-    cx: &Context<'_, H>,
-    take: impl FnOnce(Option<ProcessId>) -> Result<Inherited, Failure>,
-) -> Result<Inherited, Failure> {
+pub(super) fn inherited<H: Host>(cx: &Context<'_, H>) -> Result<Inherited, Failure> {
     let incumbent = cx.plan.incumbent.as_ref().and_then(|side| cx.replicas.get(&side.slot));
     // A container's user, home and folder are not this machine's.
     let incumbent = incumbent.filter(|replica| !matches!(replica.keeper, Keeper::Docker(_)));
     let ended = incumbent.is_some_and(|replica| !cx.host.alive(replica.main));
-    take(incumbent.map(|replica| replica.main)).map_err(|failure| match ended {
+    let inherited = cx.host.inherited(incumbent.map(|replica| replica.main));
+    inherited.map_err(|failure| match ended {
         true => failure.hint(
             "the old model has ended, whose user and folder the new one takes over: run the swap again, it then goes on \
              without it",

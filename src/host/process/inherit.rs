@@ -203,17 +203,6 @@ impl Inherited {
         })
     }
 
-    /// A user by number, who need have no name: a container's may be known to its image alone.
-    ///
-    /// # Errors
-    /// If `/etc/passwd` or `/etc/group` can't be read.
-    pub fn of_uid(uid: u32) -> Result<Self, ProcessError> {
-        match accounts()?.into_iter().find(|account| account.uid == uid) {
-            Some(account) => Self::of_user(&account.name),
-            None => Ok(Self::nameless(uid, uid)),
-        }
-    }
-
     fn nameless(uid: u32, gid: u32) -> Self {
         Self {
             identity: Identity { uid, gid, groups: vec![gid] },

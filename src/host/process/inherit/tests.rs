@@ -77,13 +77,6 @@ fn who_called_sudo_is_known_by_his_numbers_where_nothing_knows_his_name() {
 }
 
 #[test]
-fn a_number_is_a_user_with_or_without_a_name() {
-    assert_eq!(Inherited::of_uid(0).unwrap().user.as_deref(), Some("root"));
-    let nameless = Inherited::of_uid(424_242).unwrap();
-    assert_eq!((nameless.identity.uid, nameless.user), (424_242, None));
-}
-
-#[test]
 fn who_may_write_the_kernel_says() {
     let folder = tempfile::tempdir().unwrap();
     let own = Identity::own();
