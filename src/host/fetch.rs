@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::process::{self, Launch, Launcher};
@@ -19,9 +20,19 @@ const PART: u64 = 1_000_000_000;
 /// How much of what the program wrote a failure shows.
 const LAST_WORDS: usize = 40;
 
-/// What says that a token was not accepted, in the words of Hugging Face's library and of most others.
-const DENIED: [&str; 5] =
-    ["unauthorized", "forbidden", "gated repo", "invalid user token", "authentication failed"];
+/// What says that nobody knows the model, or not to this token: the Hub tells no stranger of what is private, and so says the same
+/// of both. In the words of Hugging Face's library, from 0.36 to 2.4.
+const UNSEEN: [&str; 2] = ["repository not found", "make sure you are authenticated"];
+
+/// What says that a token was not accepted, in the words of that library and of most others.
+const DENIED: [&str; 6] = [
+    "unauthorized",
+    "forbidden",
+    "gated repo",
+    "access denied",
+    "invalid user token",
+    "authentication failed",
+];
 
 /// The same as a status of HTTP, as requests, curl and clients of other languages say it: the number alone is a part of sizes and
 /// paths as well.
@@ -115,32 +126,29 @@ pub async fn fetch(order: &Fetch, told: impl Fn(String)) -> Result<String, Failu
             ),
         });
     }
-    Err(failed(order, &status))
+    Err(failed(order, status))
 }
 
-fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
+fn failed(order: &Fetch, status: ExitStatus) -> Failure {
     let program = order.launch.argv.first().map_or("", String::as_str);
     let log = process::log_tail(&order.launch.log, LAST_WORDS);
     let said = log.join("\n").to_lowercase();
-    let failure = if is_denied(&said) {
+    let folder = order.folder.display();
+    let failure = if UNSEEN.iter().any(|words| said.contains(words)) {
+        Failure::new(format!("{program} found no such model, or its token may not see it")).hint(
+            format!("look whether the model's name is right; if it is private, {}", token(order)),
+        )
+    } else if is_denied(&said) {
         Failure::new(format!(
             "{program} was refused: the token was not accepted, or may not read this model"
         ))
-        .hint(match &order.secrets[..] {
-            [] => "name the variable that holds the token, like HF_TOKEN, in replica.secret_env"
-                .to_owned(),
-            names => format!(
-                "look whether {} may read it, and whether the model's licence was accepted",
-                names.join(" or ")
-            ),
-        })
+        .hint(format!("{}, and whether the model's licence was accepted", token(order)))
     } else if said.contains("no space left") {
-        Failure::new(format!("{program} found no room in {}", order.folder.display()))
+        Failure::new(format!("{program} found no room in {folder}"))
             .hint("make room; with fetch.size it is looked for before anything is begun")
     } else if said.contains("read-only file system") {
         Failure::new(format!(
-            "{program} may not write where it puts the weights, which is to be {}: a file system there is mounted read-only",
-            order.folder.display()
+            "{program} may not write where it puts the weights, which is to be {folder}: a file system there is mounted read-only"
         ))
         .hint("mount it for writing on the server, or have fetch.command and fetch.folder name another one")
     } else {
@@ -148,6 +156,14 @@ fn failed(order: &Fetch, status: &std::process::ExitStatus) -> Failure {
             .hint("the last lines that it wrote say why; what it has brought so far is kept")
     };
     failure.log(log)
+}
+
+/// What to do about the token, by the variable that holds it.
+fn token(order: &Fetch) -> String {
+    match &order.secrets[..] {
+        [] => "name the variable that holds its token, like HF_TOKEN, in replica.secret_env; look whether that may read it".to_owned(),
+        names => format!("look whether {} may read it", names.join(" or ")),
+    }
 }
 
 /// Whether a program's last words, in lower case, say that a token was not accepted.
@@ -207,6 +223,9 @@ pub fn bytes(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
@@ -246,6 +265,62 @@ mod tests {
         ] {
             assert!(!is_denied(&said.to_lowercase()), "{said}");
         }
+    }
+
+    /// What a program that has written this and failed is told to be.
+    fn told(said: &str, secrets: &[&str]) -> Failure {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("fetch.log");
+        std::fs::write(&log, said).unwrap();
+        let launch = Launch {
+            argv: vec!["hf".to_owned()],
+            env: BTreeMap::new(),
+            cwd: "/".into(),
+            identity: process::Identity::own(),
+            log,
+            keeper: crate::model::replica::Keeper::Nobody,
+            container: None,
+        };
+        let secrets = secrets.iter().map(ToString::to_string).collect();
+        let (folder, size, room) = ("/srv/hf".into(), None, Room::ForTheRest);
+        failed(&Fetch { launch, folder, size, room, secrets }, ExitStatus::from_raw(1 << 8))
+    }
+
+    /// As `hf download` of huggingface_hub 0.36 and 2.4 says it, asked with a wrong token.
+    #[test]
+    fn a_token_that_does_not_do_is_named_by_its_variable() {
+        let refused = "hf was refused: the token was not accepted, or may not read this model";
+        let unseen = "hf found no such model, or its token may not see it";
+        for (said, message) in [
+            (
+                "Error: Access denied. Model 'acme/llm' requires approval.\nHint: set HF_DEBUG=1",
+                refused,
+            ),
+            (
+                "Error: Client error '401 Unauthorized' for url 'https://huggingface.co/api/models/acme/llm/revision/main'\n\nInvalid username or password.",
+                refused,
+            ),
+            (
+                "huggingface_hub.errors.GatedRepoError: 403 Client Error.\n\nCannot access gated repo for url https://huggingface.co/api/models/acme/llm",
+                refused,
+            ),
+            (
+                "Error: Model 'acme/llm' not found.\nIf the repo is private, make sure you are authenticated and your token has the required permissions.",
+                unseen,
+            ),
+            (
+                "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error.\n\nRepository Not Found for url: https://huggingface.co/api/models/acme/llm",
+                unseen,
+            ),
+        ] {
+            let failure = told(said, &["HF_TOKEN"]);
+            assert_eq!(failure.message, message, "{said}");
+            assert!(failure.hints[0].contains("look whether HF_TOKEN may read it"), "{failure:?}");
+            let nameless = told(said, &[]);
+            assert!(nameless.hints[0].contains("like HF_TOKEN, in replica.secret_env"));
+        }
+        let broken = told("Error: Revision not found in model 'acme/llm'.", &["HF_TOKEN"]);
+        assert!(broken.message.starts_with("hf failed: "), "{broken:?}");
     }
 
     #[test]
