@@ -17,7 +17,7 @@ use super::reader::{Form, Node, Report, Section};
 use super::section;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
-use crate::model::spec::{NginxSpec, PinnedWorkers, Slot, SwapSpec};
+use crate::model::spec::{FetchSpec, NginxSpec, PinnedWorkers, Slot, SwapSpec};
 use crate::model::wire::{Asked, Command, Secrets};
 
 /// What a command line's last pattern is called when it stands for any number of further words.
@@ -36,6 +36,8 @@ pub struct Listing {
     commands: Vec<Vec<WildMatch>>,
     /// Patterns of the command that fetches, word by word.
     fetches: Vec<Vec<WildMatch>>,
+    /// Patterns of the folder that it fills, where the request names one.
+    folders: Vec<WildMatch>,
     /// Patterns of the names of variables, secret or not.
     env: Vec<WildMatch>,
     slots: BTreeMap<SlotName, Slot>,
@@ -140,20 +142,13 @@ impl Listing {
             ));
         }
         if !self.commands.iter().any(|words| matches_words(words, &spec.replica.command)) {
-            let allowed: Vec<_> = self.commands.iter().map(|words| shown_words(words)).collect();
             found.push(format!(
                 "replica.command is none of the allowed ones ({})",
-                allowed.join("; ")
+                shown_lines(&self.commands)
             ));
         }
-        if let Some(fetch) = &spec.fetch
-            && !self.fetches.iter().any(|words| matches_words(words, &fetch.command))
-        {
-            let allowed: Vec<_> = self.fetches.iter().map(|words| shown_words(words)).collect();
-            found.push(format!(
-                "fetch.command is none of the allowed ones ({})",
-                allowed.join("; ")
-            ));
+        if let Some(fetch) = &spec.fetch {
+            self.object_to_fetch(fetch, found);
         }
         if let Some(image) = &spec.replica.image
             && !self.images.iter().any(|pattern| pattern.matches(image))
@@ -183,6 +178,24 @@ impl Listing {
             ));
         }
     }
+
+    fn object_to_fetch(&self, fetch: &FetchSpec, found: &mut Vec<String>) {
+        if !self.fetches.iter().any(|words| matches_words(words, &fetch.command)) {
+            found.push(format!(
+                "fetch.command is none of the allowed ones ({})",
+                shown_lines(&self.fetches)
+            ));
+        }
+        // How much is below it is told, and the agent may read what the key must not.
+        if let Some(folder) = fetch.folder.as_ref().map(|folder| folder.display().to_string())
+            && !self.folders.iter().any(|pattern| pattern.matches(&folder))
+        {
+            found.push(format!(
+                "fetch.folder {folder:?} is none of the allowed ones ({}): root allows it with `folders: [{folder:?}]`",
+                shown(&self.folders)
+            ));
+        }
+    }
 }
 
 /// What the configuration's reader has looked at is not so on the wire: whoever has the key need not use our runner. A pattern
@@ -194,9 +207,16 @@ fn object_to_form(Asked { spec, secrets }: &Asked, found: &mut Vec<String>) {
     found.extend(pinned.and_then(|it| unfit("model_revision", &form::MODEL_REVISION, it)));
     let image = replica.image.as_deref();
     found.extend(image.and_then(|it| unfit("image", &form::IMAGE, it)));
-    for (what, named) in
-        [("model", Some(&*spec.model)), ("model_revision", pinned), ("image", image)]
-    {
+    let folder = spec.fetch.as_ref().and_then(|fetch| fetch.folder.as_ref());
+    let folder = folder.map(|folder| folder.display().to_string());
+    let folder = folder.as_deref();
+    found.extend(folder.and_then(|it| unfit("fetch.folder", &form::PATH, it)));
+    for (what, named) in [
+        ("model", Some(&*spec.model)),
+        ("model_revision", pinned),
+        ("image", image),
+        ("fetch.folder", folder),
+    ] {
         if let Some(named) = named.filter(|it| leads_up(it)) {
             found.push(format!("{what} {named:?} leads out of its folder with `..`"));
         }
@@ -234,23 +254,15 @@ fn leads_up(text: &str) -> bool {
 fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     let commands_asked = names(&file.at("allow"));
     let models = patterns(&file.at("models"), "a list of patterns, like [Qwen/*]");
-    let revisions = match file.at("revisions") {
-        node if node.value().is_none() => Some(Vec::new()),
-        node => patterns(&node, "a list of patterns, like [main, \"v1.*\"]"),
-    };
+    let revisions = any_patterns(file, "revisions", "[main, \"v1.*\"]");
     let commands = commands(&file.at("commands"));
     let fetches = match file.at("fetches") {
         node if node.value().is_none() => Some(Vec::new()),
         node => self::commands(&node),
     };
-    let env = match file.at("env") {
-        node if node.value().is_none() => Some(Vec::new()),
-        node => patterns(&node, "a list of patterns, like [HF_*]"),
-    };
-    let images = match file.at("images") {
-        node if node.value().is_none() => Some(Vec::new()),
-        node => patterns(&node, "a list of patterns, like [\"vllm/vllm-openai:*\"]"),
-    };
+    let folders = any_patterns(file, "folders", "[\"/srv/models/*\"]");
+    let env = any_patterns(file, "env", "[HF_*]");
+    let images = any_patterns(file, "images", "[\"vllm/vllm-openai:*\"]");
     let docker_options = section::docker_options(file, None);
     let slots = section::slots(&file.at("slots"));
     let nginx = section::nginx(&file.at("nginx"), slots.as_ref());
@@ -262,6 +274,7 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
         revisions: revisions?,
         commands: commands?,
         fetches: fetches?,
+        folders: folders?,
         env: env?,
         slots: slots?,
         nginx: nginx?,
@@ -287,6 +300,19 @@ fn names(node: &Node<'_>) -> Option<Vec<String>> {
     let named: Vec<_> =
         elements.iter().filter_map(|name| name.choice("", &choices)).map(str::to_owned).collect();
     (named.len() == elements.len()).then_some(named)
+}
+
+/// Patterns that may be left out: then nothing is allowed.
+fn any_patterns(
+    file: &Section<'_, '_>,
+    key: &'static str,
+    example: &str,
+) -> Option<Vec<WildMatch>> {
+    let node = file.at(key);
+    if node.value().is_none() {
+        return Some(Vec::new());
+    }
+    patterns(&node, &format!("a list of patterns, like {example}"))
 }
 
 fn patterns(node: &Node<'_>, expected: &str) -> Option<Vec<WildMatch>> {
@@ -344,6 +370,13 @@ fn shown(patterns: &[WildMatch]) -> String {
     match patterns {
         [] => "none".to_owned(),
         some => some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn shown_lines(lines: &[Vec<WildMatch>]) -> String {
+    match lines {
+        [] => "none".to_owned(),
+        some => some.iter().map(|words| shown_words(words)).collect::<Vec<_>>().join("; "),
     }
 }
 

@@ -110,7 +110,10 @@ async fn a_locked_down_key_gets_nothing_that_is_not_listed() -> Result<()> {
     // Everything that is wrong is said at once.
     let text = world
         .config("Evil/Model")
-        .replace("replica:\n", "model_revision: refs/pr/7\nreplica:\n  user: root\n")
+        .replace(
+            "replica:\n",
+            "model_revision: refs/pr/7\nfetch: { command: \"true\", folder: /root }\nreplica:\n  user: root\n",
+        )
         .replace("  env: { ", "  env: { LD_PRELOAD: /tmp/evil.so, ")
         .replace(" serve {model}", " --evil {model}");
     swap(&text).await?.refused(
@@ -121,6 +124,8 @@ async fn a_locked_down_key_gets_nothing_that_is_not_listed() -> Result<()> {
             "replica.user is root, not unset",
             "variable LD_PRELOAD is none of the allowed ones",
             "replica.command is none of the allowed ones",
+            "fetch.command is none of the allowed ones (none)",
+            "fetch.folder \"/root\" is none of the allowed ones (none)",
             &hint,
         ],
     );

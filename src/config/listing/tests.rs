@@ -144,6 +144,34 @@ fn a_revision_of_the_weights_is_a_listed_one() {
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
 }
 
+/// How much is in it is told, and a request for it is no way to learn that of root's own.
+#[test]
+fn what_is_measured_is_below_a_listed_folder() {
+    let objections = |listed: &str, folder: &str| -> Vec<String> {
+        let fetches = "fetches: [\"hf download {model}\"]\n";
+        let listing = Listing::load(&format!("{TEXT}{fetches}{listed}"), "chat.yaml").unwrap();
+        let mut asked = asked("replica:", "fetch: { command: \"hf download {model}\" }\nreplica:");
+        asked.spec.fetch.as_mut().unwrap().folder = Some(folder.into());
+        let found = listing.objections(&Command::Status(asked)).into_iter();
+        found.map(|failure| failure.message).collect()
+    };
+    let refused = "fetch.folder \"/root/.ssh\" is none of the allowed ones";
+    let mends = "root allows it with `folders: [\"/root/.ssh\"]`";
+    let listed = "folders: [\"/srv/models/*\"]\n";
+    for (listed, shown) in [("", "none"), (listed, "/srv/models/*")] {
+        let found = objections(listed, "/root/.ssh");
+        assert_eq!(found, [format!("{refused} ({shown}): {mends}")]);
+    }
+    assert_eq!(objections(listed, "/srv/models/qwen"), [""; 0]);
+    let found = objections(listed, "/srv/models/../../root");
+    assert_eq!(
+        found,
+        ["fetch.folder \"/srv/models/../../root\" leads out of its folder with `..`"]
+    );
+    let found = objections("folders: [\"*\"]\n", "proc");
+    assert!(found.len() == 1 && found[0].contains("is not an absolute path"), "{found:?}");
+}
+
 /// Whoever has the key writes to the wire what the configuration's reader would refuse.
 #[test]
 fn a_pattern_does_not_let_pass_what_no_configuration_can_hold_or_leads_out_of_a_folder() {
