@@ -174,14 +174,14 @@ async fn status(dir: &ServiceDir, asked: &Asked, answers: &mut Answers) -> Resul
     let host = SystemHost::new(asked);
     let why = match observe_at_rest(&host, dir, asked).await {
         Ok(world) => {
-            let report = Box::new(world.report(&host, dir, asked).await);
+            let report = Box::new(with_agent(dir, world.report(&host, dir, asked).await));
             answers.send(&Frame::Status { report });
             return Ok(());
         }
         Err(why) => why,
     };
     if let Ok(report) = report_unseen(&host, dir, asked).await {
-        answers.send(&Frame::Unseen { report: Box::new(report) });
+        answers.send(&Frame::Unseen { report: Box::new(with_agent(dir, report)) });
     }
     Err(Refusal::environment(why))
 }
@@ -374,5 +374,17 @@ async fn report_of_others<H: Host>(
 ) -> StatusReport {
     let mut report = world.report(host, dir, asked).await;
     report.holder = report.holder.filter(|holder| holder.process != process::own());
-    report
+    with_agent(dir, report)
+}
+
+/// A report with the agent that goes on while nobody holds the lease: by itself after `promote`, or because systemd keeps it.
+fn with_agent(dir: &ServiceDir, report: StatusReport) -> StatusReport {
+    let unfinished = report.unfinished.as_ref().map(|(swap, _)| swap.clone());
+    let goes_on = |swap: SwapId| {
+        let agent = follow::at_work(&dir.swap(&swap))?;
+        (agent != process::own() && process::alive(agent)).then_some((swap, agent))
+    };
+    let is_idle = report.holder.is_none();
+    let swap = unfinished.or_else(|| aftermath::kept_by(dir).ok()?).filter(|_| is_idle);
+    StatusReport { agent: swap.and_then(goes_on), ..report }
 }

@@ -6,6 +6,7 @@ mod direction;
 mod observe;
 mod route;
 mod steps;
+mod underway;
 
 use context::Cutover;
 pub use context::{Context, started};
@@ -13,6 +14,7 @@ pub use direction::{Direction, direction, replicas_left};
 pub use observe::{Unfinished, World, look, observe, report_unseen, unfinished_swaps};
 use route::is_where_it_was;
 pub use route::{Presence, confirm_route, presence, prove_route, traffic_now};
+pub use underway::Underway;
 
 use crate::abort;
 use crate::host::Host;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::route::confirm_route;
+use super::underway::Underway;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::gpu::Gpus;
@@ -173,25 +174,31 @@ async fn report<H: Host>(
     (nginx_port, astray): (Option<Port>, Option<Failure>),
 ) -> StatusReport {
     let state = &seen.state;
+    let underway = Underway::of(dir);
     let mut slots = Vec::new();
     for (name, slot) in &asked.spec.slots {
-        let replica = replicas.get(name);
+        let occupant = seen.slots.get(name);
+        let found = occupant.and_then(|occupant| occupant.found.as_ref());
+        let candidate = underway.as_ref().and_then(|it| it.candidate_in(host, name, found));
+        let replica = candidate.or_else(|| replicas.get(name));
         let serves = Some(slot.port) == nginx_port;
-        let retained = planner::is_retained(name, seen);
-        let role = match (replica, serves) {
-            (None, _) => "free",
-            (Some(_), true) if astray.is_none() => "serving",
-            (Some(_), true) => "unknown",
-            (Some(_), false) if retained => "retained",
-            (Some(_), false) => "unknown",
+        let role = match replica {
+            None if serves => "down",
+            None => "free",
+            Some(_) if serves && found.is_some() && astray.is_none() => "serving",
+            Some(_) if candidate.is_some() => "candidate",
+            Some(_) if serves => "unknown",
+            Some(_) if planner::is_retained(name, seen) => "retained",
+            Some(_) if underway.as_ref().is_some_and(|it| it.is_incumbents(name)) => "incumbent",
+            Some(_) => "unknown",
         };
         slots.push(SlotReport {
             slot: name.clone(),
             port: slot.port,
             role: role.to_owned(),
             revision: replica.map(|replica| replica.revision.clone()),
-            ready: seen.slots.get(name).is_some_and(|occupant| occupant.ready),
-            in_flight: if replica.is_some() { host.in_flight(slot.port).await.ok() } else { None },
+            ready: occupant.is_some_and(|occupant| occupant.ready),
+            in_flight: if found.is_some() { host.in_flight(slot.port).await.ok() } else { None },
         });
     }
     let holder = Lease::holder(&dir.root());
@@ -208,6 +215,7 @@ async fn report<H: Host>(
             None
         },
         holder,
+        agent: None,
         waiting: waiting::all(dir),
         serving_swap: state.serving_swap.clone(),
         rollback_until: state

@@ -192,6 +192,10 @@ pub struct StatusReport {
     pub slots: Vec<SlotReport>,
     /// Who holds the lease.
     pub holder: Option<Holder>,
+    /// The agent that goes on while nobody holds the lease, and with which swap: one that is not at its end, or one that keeps
+    /// something warm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<(SwapId, ProcessId)>,
     /// Who waits for a turn, as long as they do first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<Holder>,
@@ -277,7 +281,8 @@ pub struct SlotReport {
     pub slot: SlotName,
     /// Its port.
     pub port: Port,
-    /// `serving`, `retained`, `unknown` or `free`.
+    /// `serving` (nginx sends requests there), `down` (it does, and nobody listens), `candidate` and `incumbent` of a swap
+    /// that has no outcome yet, `retained`, `unknown` or `free`.
     pub role: String,
     /// What runs there, where it is known.
     pub revision: Option<Revision>,

@@ -39,14 +39,7 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
             .rollback_until
             .map(|until| format!("a warm rollback is possible until {}", moment(until))),
     );
-    text.extend(report.unfinished.as_ref().map(|(swap, found)| {
-        format!(
-            "{swap} is not at its end: {}; `model-swap repair` brings it there, or says what is in the way",
-            inert(found)
-        )
-    }));
-    text.push(report.holder.as_ref().map_or_else(|| "nobody is at work".to_owned(), holder));
-    text.extend(report.step.as_ref().map(|step| format!("in {}", inert(step))));
+    text.extend(at_work(report));
     text.extend(report.waiting.iter().map(|asked| {
         format!(
             "{}; `model-swap abort --swap-id {}` gives it up",
@@ -59,6 +52,32 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
         text.extend(report.history.iter().rev().map(past));
     }
     text.into_iter().map(Line::Text).collect()
+}
+
+/// What is not at its end, and who works on what.
+fn at_work(report: &StatusReport) -> Vec<String> {
+    let StatusReport { holder, agent, unfinished, step, .. } = report;
+    let mut text = Vec::new();
+    if let Some((swap, found)) = unfinished {
+        let by = match agent {
+            Some((_, pid)) => format!(
+                "another agent (pid {pid}) brings it there as soon as it can, and `model-swap repair` does so now"
+            ),
+            None => "`model-swap repair` brings it there".to_owned(),
+        };
+        let found = inert(found);
+        text.push(format!("{swap} is not at its end: {found}; {by}, or says what is in the way"));
+    }
+    match (holder, agent) {
+        (Some(holder), _) => text.push(self::holder(holder)),
+        (None, None) => text.push("nobody is at work".to_owned()),
+        (None, Some(_)) if unfinished.is_some() => {}
+        (None, Some((swap, pid))) => text.push(format!(
+            "no command is at work; the agent of {swap} (pid {pid}) drains what served before it, keeps that warm and then stops it"
+        )),
+    }
+    text.extend(step.as_ref().map(|step| format!("in {}", inert(step))));
+    text
 }
 
 /// Nothing had to change, and what serves.
@@ -96,7 +115,11 @@ fn row(slot: &SlotReport) -> [String; 6] {
         slot.slot.to_string(),
         slot.port.to_string(),
         inert(&slot.role),
-        if slot.ready { "yes" } else { "no" }.to_owned(),
+        match slot.ready {
+            true => "yes".to_owned(),
+            false if slot.role == "candidate" => "not yet".to_owned(),
+            false => "no".to_owned(),
+        },
         slot.in_flight.map_or_else(unknown, |count| count.to_string()),
         slot.revision.as_ref().map_or_else(unknown, |revision| inert(&revision.to_string())),
     ]
@@ -195,6 +218,7 @@ mod tests {
                 },
                 recovers: None,
             }),
+            agent: None,
             waiting: vec![Holder {
                 swap: "s-4".parse().unwrap(),
                 since: at("2026-11-23T09:21:00Z"),
@@ -262,6 +286,38 @@ history, newest first:
         let (first, rest) = shown.split_once('\n').unwrap();
         assert_eq!(first, "chat: nobody can tell where nginx sends traffic");
         assert!(rest.contains("at work since") && rest.contains("s-2  promoted"), "{rest}");
+    }
+
+    #[test]
+    fn an_agent_that_goes_on_without_the_lease_is_told_of() {
+        let agent = |swap: &str| Some((swap.parse().unwrap(), ProcessId { pid: 88, start: 1 }));
+        let said = |report: &StatusReport| {
+            let said = at_work(report);
+            assert!(!said.iter().any(|line| line.contains("nobody is at work")), "{said:?}");
+            said
+        };
+        let left = StatusReport { holder: None, step: None, agent: agent("s-3"), ..report() };
+        assert_eq!(
+            said(&left),
+            [
+                r"s-3 is not at its end: its agent ended\n in cut_over; another agent (pid 88) brings it there as soon as it can, and `model-swap repair` does so now, or says what is in the way"
+            ]
+        );
+        let after = StatusReport { unfinished: None, agent: agent("s-2"), ..left };
+        assert_eq!(
+            said(&after),
+            [
+                "no command is at work; the agent of s-2 (pid 88) drains what served before it, keeps that warm and then stops it"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_candidate_that_loads_is_not_ready_yet() {
+        let mut loads = report();
+        loads.slots[0].role = "candidate".to_owned();
+        let row = shown(lines(&loads)).lines().nth(2).unwrap().to_owned();
+        assert_eq!(row, "  a     8001  candidate  not yet  -          -");
     }
 
     #[test]

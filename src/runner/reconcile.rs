@@ -125,6 +125,7 @@ mod tests {
             astray: None,
             slots: vec![slot],
             holder: None,
+            agent: None,
             waiting: Vec::new(),
             step: None,
             unfinished: None,

@@ -89,7 +89,7 @@ async fn status_tells_what_is_before_and_after_a_swap() -> Result<()> {
         &format!("nginx sends traffic to port {b}"),
         &format!("serving is the result of {}", swap.output("swap-id")),
         "a warm rollback is possible until",
-        "nobody is at work",
+        &format!("no command is at work; the agent of {} (pid ", swap.output("swap-id")),
     ]);
     assert_eq!(cells(&after.stdout, "a")[2..6], ["retained", "yes", "0", OLD], "{after}");
     assert_eq!(cells(&after.stdout, "b")[2..6], ["serving", "yes", "0", NEW], "{after}");

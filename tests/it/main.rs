@@ -32,6 +32,7 @@ mod kills;
 mod kills_with_docker;
 mod left;
 mod lost;
+mod meanwhile;
 mod nginx;
 mod nginx_upgrade;
 mod on_itself;

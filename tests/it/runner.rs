@@ -126,7 +126,7 @@ async fn a_killed_runner_does_not_stop_the_swap() -> Result<()> {
         &format!("nginx sends traffic to port {b}"),
         "serving is the result of s-",
         "a warm rollback is possible until",
-        "nobody is at work",
+        "no command is at work; the agent of s-",
         "promoted     Qwen/New",
     ]);
     let row = run.stdout.lines().find(|line| line.starts_with("  b ")).context("slot b")?;

@@ -6,9 +6,9 @@ use super::size;
 use crate::executor::{Unfinished, unfinished_swaps};
 use crate::host::disk::{self, Folder};
 use crate::host::process::user_name;
-use crate::lease::Lease;
-use crate::model::checkup::Finding;
-use crate::model::failure::Failure;
+use crate::lease::{Lease, LeaseError};
+use crate::model::checkup::{Finding, Mark};
+use crate::model::failure::{Failure, Hint};
 use crate::service_dir::ServiceDir;
 
 /// Less room than this for journals, logs and binaries, and a swap is about to fail in the middle.
@@ -18,6 +18,7 @@ const LITTLE_STATE: u64 = 1 << 30;
 
 const STATE: &str = "state folder";
 const ROOM: &str = "room for state";
+const UNDERWAY: &str = "swap under way";
 const LEFT: &str = "unfinished swap";
 
 pub(super) fn look(dir: &ServiceDir) -> Vec<Finding> {
@@ -88,8 +89,8 @@ fn room(folder: &Folder) -> Finding {
 
 fn unfinished(dir: &ServiceDir) -> Finding {
     if let Some(holder) = Lease::holder(&dir.root()) {
-        let seen = format!("{} {} is at work since {}", holder.command, holder.swap, holder.since);
-        return Finding::warn(LEFT, seen, "wait until it ends: model-swap status shows it");
+        let held = LeaseError::Held { holder: Some(Box::new(holder)) };
+        return Finding { mark: Mark::Warn, ..Finding::fail(UNDERWAY, held.to_failure()) };
     }
     match Lease::left_by_the_dead(&dir.root()) {
         Some(holder) => Finding::warn(

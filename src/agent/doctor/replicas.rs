@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{containers, size};
 use crate::agent::brought_back;
-use crate::executor::prove_route;
+use crate::executor::{Underway, prove_route};
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
@@ -37,10 +37,10 @@ struct Occupant {
 }
 
 pub(super) async fn look(
-    host: &SystemHost,
-    dir: &ServiceDir,
+    (host, dir): (&SystemHost, &ServiceDir),
     asked: &Asked,
     upstream: Option<&UpstreamView>,
+    underway: Option<&Underway>,
 ) -> Vec<Finding> {
     let spec = &asked.spec;
     let gpus = match spec.slots.values().all(|slot| slot.gpus.is_empty()) {
@@ -51,25 +51,15 @@ pub(super) async fn look(
     let serving = upstream
         .and_then(|view| spec.slots.iter().find(|(_, slot)| slot.port == view.port))
         .map(|(name, _)| name);
-    let mut findings = Vec::new();
-    let mut occupants: BTreeMap<&SlotName, Occupant> = BTreeMap::new();
-    for (name, slot) in &spec.slots {
-        match host.find(slot.port).await {
-            Ok(found) => {
-                if let Some(found) = found {
-                    occupants.insert(name, Occupant { found, answer: host.ask(slot.port).await });
-                }
-                let role = Role::of(name, serving, dir, occupants.get(name));
-                let claim = dir.check_claim(slot, told.unwrap_or(&Gpus::default()));
-                findings.push(match claim {
-                    Ok(()) => slot_finding((name, slot), &role, occupants.get(name)),
-                    Err(claimed) => Finding::fail(place(name, slot), claimed),
-                });
-            }
-            Err(failure) => findings.push(Finding::fail(place(name, slot), failure)),
+    let (mut findings, occupants) =
+        slots((host, dir), spec, (serving, underway), told.unwrap_or(&Gpus::default())).await;
+    findings.push(match (route(host, spec, upstream, &occupants).await, underway) {
+        // What was looked at may be moved this moment.
+        (found, Some(_)) if found.is_failure() => {
+            Finding::unseen(ROUTE, format!("a swap has no outcome yet: {}", found.seen))
         }
-    }
-    findings.push(route(host, spec, upstream, &occupants).await);
+        (found, _) => found,
+    });
     let occupant = serving.and_then(|name| occupants.get(name));
     match (&spec.replica.image, serving) {
         // Its program only the image knows.
@@ -87,8 +77,47 @@ pub(super) async fn look(
         findings.extend(unit.map(|unit| Finding::warn(UNIT, unit.seen(), unit.mend())));
     }
     findings.push(runtime(host, spec));
-    findings.extend(gpu_findings(spec, gpus, &occupants));
+    let candidate = underway.and_then(|it| it.candidate.as_ref());
+    let loads = candidate.and_then(|replica| host.tree(replica.main).ok()).unwrap_or_default();
+    let found = occupants.values().flat_map(|occupant| &occupant.found.tree);
+    let own: Vec<i32> = found.chain(&loads).map(|process| process.pid).collect();
+    findings.extend(gpu_findings(spec, gpus, &own));
     findings
+}
+
+/// Each slot, and who is in it.
+async fn slots<'a>(
+    (host, dir): (&SystemHost, &ServiceDir),
+    spec: &'a SwapSpec,
+    (serving, underway): (Option<&SlotName>, Option<&Underway>),
+    gpus: &Gpus,
+) -> (Vec<Finding>, BTreeMap<&'a SlotName, Occupant>) {
+    let (mut findings, mut occupants) = (Vec::new(), BTreeMap::new());
+    for (name, slot) in &spec.slots {
+        let found = match host.find(slot.port).await {
+            Ok(found) => found,
+            Err(failure) => {
+                findings.push(Finding::fail(place(name, slot), failure));
+                continue;
+            }
+        };
+        let candidate = underway.and_then(|it| it.candidate_in(host, name, found.as_ref()));
+        if let Some(found) = found {
+            occupants.insert(name, Occupant { found, answer: host.ask(slot.port).await });
+        }
+        let occupant = occupants.get(name);
+        let role = match (serving, underway) {
+            (Some(serving), _) if serving == name => Role::Serving,
+            _ if candidate.is_some() => Role::Candidate,
+            (Some(_), Some(it)) if it.is_incumbents(name) => Role::Incumbent,
+            _ => Role::of((name, serving), dir, occupant),
+        };
+        findings.push(match dir.check_claim(slot, gpus) {
+            Ok(()) => slot_finding((name, slot), &role, occupant),
+            Err(claimed) => Finding::fail(place(name, slot), claimed),
+        });
+    }
+    (findings, occupants)
 }
 
 /// What a slot is for now.
@@ -99,20 +128,21 @@ enum Role {
     Kept,
     /// The next replica starts here.
     Free,
+    /// The new model of a swap that has no outcome yet; it may listen nowhere.
+    Candidate,
+    /// What served until such a swap moved traffic.
+    Incumbent,
     /// No slot is known to serve, so it may be this one.
     Unknown,
 }
 
 impl Role {
+    /// The role of a slot that does not serve, and has no part in a swap without an outcome.
     fn of(
-        name: &SlotName,
-        serving: Option<&SlotName>,
+        (name, serving): (&SlotName, Option<&SlotName>),
         dir: &ServiceDir,
         occupant: Option<&Occupant>,
     ) -> Self {
-        if serving == Some(name) {
-            return Self::Serving;
-        }
         let state = dir.load().unwrap_or_default();
         let is_ours =
             |occupant: &Occupant| planner::recorded(name, &occupant.found, &state).is_some();
@@ -141,7 +171,8 @@ fn slot_finding(
                 "nginx sends requests there, and nobody listens: the service is down",
                 "a swap brings a model into service in the other slot",
             ),
-            Role::Kept | Role::Free | Role::Unknown => Finding::ok(what, "free"),
+            Role::Candidate => Finding::ok(what, "the new model of the unfinished swap loads"),
+            Role::Incumbent | Role::Kept | Role::Free | Role::Unknown => Finding::ok(what, "free"),
         };
     };
     let who = format!("process {} ({})", found.main, found.argv.join(" "));
@@ -152,7 +183,13 @@ fn slot_finding(
         (Role::Kept, Answer::Ready(models)) => {
             Finding::ok(what, format!("kept for a rollback, {models}: {who}"))
         }
-        (Role::Serving | Role::Kept, answer) => Finding::warn(
+        (Role::Candidate, _) => {
+            Finding::ok(what, format!("the new model of the unfinished swap: {who}"))
+        }
+        (Role::Incumbent, Answer::Ready(models)) => {
+            Finding::ok(what, format!("served until the unfinished swap, {models}: {who}"))
+        }
+        (Role::Serving | Role::Incumbent | Role::Kept, answer) => Finding::warn(
             what,
             format!("{who} {}", unready(answer)),
             "look at its log; a swap brings another replica into service",
@@ -253,7 +290,7 @@ fn runtime(host: &SystemHost, spec: &SwapSpec) -> Finding {
 fn gpu_findings(
     spec: &SwapSpec,
     gpus: Option<Result<Gpus, GpuError>>,
-    occupants: &BTreeMap<&SlotName, Occupant>,
+    own: &[i32],
 ) -> Vec<Finding> {
     let gpus = match gpus {
         None => return vec![Finding::ok(GPUS, "none is asked for")],
@@ -264,13 +301,9 @@ fn gpu_findings(
             return vec![Finding::warn(GPUS, Failure::from_error(&error).to_string(), mend)];
         }
     };
-    let own: Vec<i32> = occupants
-        .values()
-        .flat_map(|occupant| occupant.found.tree.iter().map(|process| process.pid))
-        .collect();
     let wanted =
         spec.slots.iter().flat_map(|(name, slot)| slot.gpus.iter().map(move |gpu| (name, gpu)));
-    wanted.map(|(name, gpu)| gpu_finding(&gpus, &own, (name, gpu))).collect()
+    wanted.map(|(name, gpu)| gpu_finding(&gpus, own, (name, gpu))).collect()
 }
 
 fn gpu_finding(gpus: &Gpus, own: &[i32], (slot, gpu): (&SlotName, &Gpu)) -> Finding {

@@ -1,0 +1,94 @@
+//! What `status` and `doctor` say while somebody is at work: of what loads, of what waits, and that nothing of it is a fault.
+
+use anyhow::Result;
+use testbed::github::FakeGitHub;
+use testbed::server::Aim;
+
+use crate::doctor::mark;
+use crate::kills;
+use crate::step::{Step, send};
+use crate::support::guest::{on_guest, until};
+use crate::support::scene::Scene;
+use crate::support::{NEW, OLD, Run, World};
+
+/// The cells of a slot's row in the table of `status`.
+pub(crate) fn cells<'a>(status: &'a Run, slot: &str) -> Vec<&'a str> {
+    let row = status.stdout.lines().find(|line| line.starts_with(&format!("  {slot} ")));
+    let cells = row.unwrap_or_default().split("  ").map(str::trim);
+    cells.filter(|cell| !cell.is_empty()).collect()
+}
+
+#[tokio::test]
+async fn a_model_that_loads_is_neither_free_room_nor_a_stranger() -> Result<()> {
+    let (mut world, github) = (World::start().await?, FakeGitHub::start()?);
+    world.settings.flags = "--stub-load-time 600s".to_owned();
+    world.settings.ready = "900s".to_owned();
+    let mut step = Step::start(world.action("swap", NEW, &[])?.on_github(&github))?;
+    step.says("→ await_ready b").await?;
+    let status = world.run("status", NEW, &[]).await?.answered(&["at work since", "await_ready b"]);
+    assert_eq!(cells(&status, "a")[2..4], ["serving", "yes"], "{status}");
+    let b = cells(&status, "b");
+    assert_eq!(b[2..5], ["candidate", "not yet", "-"], "{status}");
+    assert!(b[5].starts_with(NEW), "{status}");
+
+    let doctor = world.run("doctor", NEW, &[]).await?;
+    let doctor = doctor.answered(&[
+        "works on this service: swap s-",
+        "look at https://",
+        "gives it up",
+        "the new model of the unfinished swap loads",
+        "a swap has no outcome yet",
+    ]);
+    let marks = ["swap under way", "slot a", "slot b", "plan of a swap"];
+    assert_eq!(marks.map(|what| mark(&doctor, what)), ["warn", "ok", "ok", "?"], "{doctor}");
+    assert!(!doctor.stdout.contains("ready to swap"), "{doctor}");
+    world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+    step.finish().await?.ended(6, "aborted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_served_until_the_cutover_is_known_for_what_it_is() -> Result<()> {
+    let world = kills::world().await?;
+    world.server.strike(Some(Aim::Freeze(kills::CUT_OVER)))?;
+    let step = Step::start(world.action("swap", NEW, &[])?)?;
+    let (agent, _) = kills::frozen(&world).await?;
+    world.server.strike(None)?;
+    world.until_serves(NEW).await?;
+    let status = world.run("status", NEW, &[]).await?.answered(&["at work since"]);
+    assert_eq!(cells(&status, "a")[2..4], ["incumbent", "yes"], "{status}");
+    assert_eq!(cells(&status, "b")[2..4], ["serving", "yes"], "{status}");
+    assert!(cells(&status, "b")[5].contains("(r-"), "it is no adopted one: {status}");
+    let doctor = world.run("doctor", NEW, &[]).await?;
+    let doctor = doctor.answered(&["served until the unfinished swap"]);
+    assert_eq!((mark(&doctor, "slot a"), mark(&doctor, "slot b")), ("ok".into(), "ok".into()));
+    send("-CONT", agent)?;
+    step.finish().await?.ended(0, "promoted");
+    Ok(())
+}
+
+/// The lease is free between two tries, and somebody is at work all the same.
+#[test]
+fn an_agent_that_waits_for_nginx_is_told_of() -> Result<()> {
+    on_guest(async |world| {
+        let nowhere = format!("http://{}:9/v1/models", world.guest.address());
+        world.settings.verify = format!("{{ url: {nowhere:?}, within: 1h }}");
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ verify b").await?;
+        step.kill()?;
+        world.guest.run(&["systemctl", "stop", "nginx.service"]).await?;
+        world.kill_agent().await?;
+        until("the agent that systemd keeps is told of", async || {
+            let status = world.run("status", NEW, &[]).await?;
+            assert!(!status.stdout.contains("nobody is at work"), "{status}");
+            Ok(status.stdout.contains("is not at its end")
+                && status.stdout.contains("another agent (pid "))
+        })
+        .await?;
+        world.guest.run(&["systemctl", "start", "nginx.service"]).await?;
+        world.until_through().await?;
+        world.until_serves(OLD).await?;
+        world.run("status", NEW, &[]).await?.answered(&["nobody is at work"]);
+        Ok(())
+    })
+}
