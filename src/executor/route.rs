@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::context::{Context, serves_from};
 use super::observe::World;
+use crate::config::draft::ELSEWHERE;
 use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Identity, UpstreamView};
@@ -100,7 +101,7 @@ pub async fn prove_route<H: Host>(
             ..failure
         }
         .hint("if the file was changed without a reload, reload nginx (nginx -s reload) and look again")
-        .hint("if another `server` of nginx answers at that address, as Debian's default site does, remove it or set nginx.probe.host")),
+        .hint(ELSEWHERE)),
     }
 }
 

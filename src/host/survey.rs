@@ -11,7 +11,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::Port;
 use crate::model::replica::{Found, ImageHere, Keeper};
 use crate::model::spec::{Engine, Runtime};
-use crate::model::survey::{Listener, SeenGpu, Start, Survey};
+use crate::model::survey::{Listener, SeenGpu, Start, Survey, Upstream};
 use crate::swap::redact::redact;
 
 /// How variables begin that engines and their libraries read. Others are named, and their values are not looked at.
@@ -65,7 +65,7 @@ const DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 
 /// Looks at every nginx or the one that a command names, at who listens behind it, and at the GPUs.
 pub async fn survey(nginx: &[String]) -> Survey {
-    let proxies = nginx::survey(nginx).await;
+    let mut proxies = nginx::survey(nginx).await;
     let taken = process::ports();
     let upstreams: BTreeSet<Port> =
         proxies.iter().flat_map(|proxy| &proxy.upstreams).filter_map(|it| it.port).collect();
@@ -83,6 +83,14 @@ pub async fn survey(nginx: &[String]) -> Survey {
         let known = listeners.iter().any(|other| other.process == found.main);
         if upstreams.contains(&port) || !known {
             listeners.push(listener(port, found, &gpus).await);
+        }
+    }
+    let upstreams = proxies.iter_mut().flat_map(|proxy| &mut proxy.upstreams);
+    for Upstream { port, entrance, .. } in upstreams {
+        let behind = listeners.iter().find(|it| Some(it.port) == *port && it.unknown.is_none());
+        let model = behind.filter(|it| !it.locked).and_then(|it| it.model.as_deref());
+        if let (Some(entrance), Some(root)) = (entrance, model) {
+            entrance.unmet = nginx::unmet(entrance, root).await.unwrap_or_default();
         }
     }
     let own = rustix::process::geteuid();

@@ -76,6 +76,10 @@ pub struct Entrance {
     pub url: String,
     /// The `Host` header that meets the right server block.
     pub host: Option<String>,
+    /// Why a request there does not meet the model that listens behind the upstream, a fragment; `None` also where it was not
+    /// tried.
+    #[serde(default)]
+    pub unmet: Option<String>,
 }
 
 /// Who listens on a port.

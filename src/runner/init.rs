@@ -8,12 +8,13 @@ use super::{
     Setting, Stopped, Surface, Voice, config_path, credentials, refuse_container, request,
     summarise, trust,
 };
-use crate::config::draft::{Known, draft};
+use crate::config::draft::{ELSEWHERE, Known, draft};
 use crate::config::problem::Problems;
 use crate::config::{self, Config, Overrides};
 use crate::github::inputs::Untold;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
+use crate::model::spec::NginxSpec;
 use crate::model::survey::Survey;
 use crate::model::target::{SSH_PORT, Target};
 use crate::model::wire::{Frame, Refusal};
@@ -52,12 +53,15 @@ pub(super) async fn init(setting: &Setting, voice: &mut Voice) -> Result<Exit, S
     }
     let name = setting.inputs.config.display().to_string();
     let read = config::load(&text, &name, &Overrides::default());
+    let left = match &read {
+        Ok(config) => unmet(config, &survey).into_iter().collect(),
+        Err(problems) => problems.to_failures(),
+    };
     if !prints {
-        let left = read.as_ref().err().map(Problems::to_failures).unwrap_or_default();
         voice.put(&serde_json::json!({ "frame": "written", "path": path, "left": left }));
     }
     if !prints || setting.surface == Surface::Workflow {
-        voice.say(told(setting, &read));
+        voice.say(told(setting, &read, &left));
     }
     summarise(&setting.run, &render::survey::markdown(&name, &text), voice);
     Ok(Exit::Done)
@@ -172,27 +176,42 @@ fn write(setting: &Setting, path: &Path, text: &str) -> Result<(), Stopped> {
     })
 }
 
+/// The one fault of a whole file: at its probe nginx answers with something else than the model that serves.
+fn unmet(config: &Config, seen: &Survey) -> Option<Failure> {
+    let NginxSpec { command, upstream, probe, .. } = &config.spec.nginx;
+    let proxy = seen.proxies.iter().find(|proxy| proxy.command == *command)?;
+    let chosen = proxy.upstreams.iter().find(|it| it.name == *upstream)?;
+    let why = chosen.entrance.as_ref()?.unmet.as_ref()?;
+    let text = format!("nginx.probe: a request to {} does not meet the model: {why}", probe.url);
+    Some(Failure::new(text).hint(ELSEWHERE))
+}
+
 /// What was written, what is left open, and what comes next.
-fn told(setting: &Setting, read: &Result<Config, Problems>) -> Vec<Line> {
+fn told(setting: &Setting, read: &Result<Config, Problems>, left: &[Failure]) -> Vec<Line> {
     let name = setting.inputs.config.display();
     let mut lines = vec![Line::Text(format!("{name}: written from what was seen"))];
+    let port = |config: &Config| config.spec.slots.values().next().map(|slot| slot.port);
     match read {
-        Ok(config) => lines.push(Line::Text(format!(
+        Ok(config) if left.is_empty() => lines.push(Line::Text(format!(
             "it is complete: {} serves from port {}; nothing was changed on the server",
             config.spec.service,
-            config.spec.slots.values().next().map(|slot| slot.port.to_string()).unwrap_or_default(),
+            port(config).map(|port| port.to_string()).unwrap_or_default(),
         ))),
-        Err(problems) => {
-            lines.push(Line::Text("left to you, marked with `# ?` in it:".to_owned()));
-            lines.extend(
-                problems.to_failures().iter().map(|failure| Line::Text(format!("  {failure}"))),
-            );
-        }
+        Ok(_) => lines.push(Line::Text("it is whole, and a swap would be refused yet:".to_owned())),
+        Err(_) => lines.push(Line::Text("left to you, marked with `# ?` in it:".to_owned())),
+    }
+    for failure in left {
+        lines.push(Line::Text(format!("  {failure}")));
+        lines.extend(failure.hints.iter().map(|hint| Line::Text(format!("    {hint}"))));
     }
     let next = match (setting.surface, read) {
         (Surface::Workflow, _) => "next: commit it, and run the command doctor".to_owned(),
-        (_, Ok(_)) => {
+        (_, Ok(_)) if left.is_empty() => {
             "next: read it, then `model-swap doctor`, which checks all that a swap needs".to_owned()
+        }
+        (_, Ok(_)) => {
+            "next: mend that, then `model-swap doctor`, which checks all that a swap needs"
+                .to_owned()
         }
         (_, Err(_)) => {
             "next: fill these in, then `model-swap doctor`, which checks all that a swap needs"

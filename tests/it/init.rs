@@ -206,6 +206,31 @@ async fn what_cannot_be_seen_is_left_open_in_its_form() -> Result<()> {
     Ok(())
 }
 
+/// The usual upstream file, behind the page that a fresh nginx of Debian's answers with.
+fn welcome(ports: Ports) -> String {
+    let page = "location / { return 200 'Welcome to nginx!'; }";
+    let first = format!("server {{ listen 127.0.0.1:{} default_server; {page} }}\n", ports.nginx);
+    first + &default_upstream_file(ports)
+}
+
+#[tokio::test]
+async fn a_file_is_not_called_complete_while_nginxs_welcome_page_answers() -> Result<()> {
+    let spec = ServerSpec { upstream_file: Box::new(welcome), ..ServerSpec::default() };
+    let world = World::begin(spec, &[])?;
+    crate::support::until("the model listens", || world.old_runs().unwrap_or(false)).await?;
+    let terminal = Terminal::at(&world)?;
+    let (code, said) = init(&world, &terminal, &["--config", "first.yaml"]).await?;
+    let text = fs::read_to_string(terminal.folder.path().join("first.yaml"))?;
+    assert_eq!((code, lacks(&text)), (Some(0), Vec::new()), "{said}\n{text}");
+    let why = "does not meet the model: the answer has status 200 and names no model";
+    for told in [why, "Debian's default site", "nginx.probe.host", "next: mend that, then "] {
+        assert!(said.contains(told), "no {told:?} in {said}");
+    }
+    assert!(!said.contains("it is complete"), "{said}");
+    assert!(text.contains("# A request there did not meet the model: the answer has"), "{text}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_cannot_be_asked_is_refused_and_nothing_is_written() -> Result<()> {
     let world = World::start().await?;

@@ -276,6 +276,13 @@ fn nginx(text: &mut String, chosen: Option<Candidate<'_>>, listener: Option<&Lis
     let key = if locked { format!(", api_key_env: {KEY}") } else { String::new() };
     match &upstream.entrance {
         Some(entrance) => {
+            if let Some(unmet) = &entrance.unmet {
+                let _ = writeln!(
+                    text,
+                    "  # A request there did not meet the model: {}.\n  # {ELSEWHERE}.",
+                    inert(unmet)
+                );
+            }
             let host = entrance.host.as_ref().map(|host| format!(", host: {}", scalar(host)));
             let host = host.unwrap_or_default();
             let _ =
@@ -290,6 +297,9 @@ fn nginx(text: &mut String, chosen: Option<Candidate<'_>>, listener: Option<&Lis
         }
     }
 }
+
+/// What to do where nginx answers with something else than the model.
+pub const ELSEWHERE: &str = "if another `server` of nginx answers at that address, as Debian's default site does, remove it or set nginx.probe.host";
 
 /// What else was seen, and might have been meant.
 fn others(

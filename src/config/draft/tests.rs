@@ -45,7 +45,11 @@ fn upstream(name: &str, port: u16) -> Upstream {
         file: Some(format!("/etc/nginx/conf.d/{name}.conf").into()),
         servers: vec![format!("server 127.0.0.1:{port}")],
         port: Some(Port(port)),
-        entrance: Some(Entrance { url: "http://127.0.0.1:80/v1/models".to_owned(), host: None }),
+        entrance: Some(Entrance {
+            url: "http://127.0.0.1:80/v1/models".to_owned(),
+            host: None,
+            unmet: None,
+        }),
     }
 }
 

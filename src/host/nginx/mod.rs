@@ -35,6 +35,7 @@ use crate::swap::nginx_conf::{ConfError, Dump, Located, active_servers, port_of,
 pub use error::NginxError;
 pub use examine::Examined;
 use process::{Master, read_pid};
+pub(super) use prove::unmet;
 pub use prove::{Expectation, Identity, Proof};
 pub use reload::Reloaded;
 pub use survey::survey;

@@ -13,6 +13,7 @@ use super::process::Master;
 use super::reload::Reloaded;
 use super::sockets::{self, Held};
 use crate::model::ids::{Port, ProcessId};
+use crate::model::survey::Entrance;
 
 /// How many fresh connections in a row must meet the candidate: for about 100 ms both generations of workers accept.
 const ANSWERS: usize = 3;
@@ -176,21 +177,28 @@ impl Nginx {
     }
 
     fn probe(&self) -> Result<Probe, NginxError> {
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .timeout(PROBE_TIMEOUT)
-            .build()
-            .map_err(NginxError::Client)?;
         let spec = &self.spec.probe;
-        Ok(Probe {
-            client,
-            url: spec.url.clone(),
-            host: spec.host.clone(),
-            api_key: self.api_key.clone(),
-        })
+        Probe::of(spec.url.clone(), spec.host.clone(), self.api_key.clone())
     }
+}
+
+/// Why a request for the models, on a way through nginx, does not meet the one with this root; `None` if it does.
+///
+/// # Errors
+/// If no request can be made.
+pub(in crate::host) async fn unmet(
+    entrance: &Entrance,
+    root: &str,
+) -> Result<Option<String>, NginxError> {
+    let probe = Probe::of(entrance.url.clone(), entrance.host.clone(), None)?;
+    Ok(match probe.send(probe.client.get(&probe.url)).await {
+        Err(why) => Some(why),
+        Ok((status, body)) => match &roots(&body)[..] {
+            [] => Some(format!("the answer has status {status} and names no model")),
+            seen if seen.iter().any(|it| it == root) => None,
+            seen => Some(format!("`{}` answers there", seen.join("`, `"))),
+        },
+    })
 }
 
 fn new_workers(reloaded: &Reloaded) -> Result<Vec<ProcessId>, NginxError> {
@@ -202,6 +210,17 @@ fn new_workers(reloaded: &Reloaded) -> Result<Vec<ProcessId>, NginxError> {
 }
 
 impl Probe {
+    fn of(url: String, host: Option<String>, api_key: Option<String>) -> Result<Self, NginxError> {
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(0)
+            .timeout(PROBE_TIMEOUT)
+            .build()
+            .map_err(NginxError::Client)?;
+        Ok(Self { client, url, host, api_key })
+    }
+
     async fn ask(&self, identity: &Identity) -> Answer {
         let (answer, expected) = match identity {
             Identity::Root(root) => (self.roots().await, root),
@@ -219,10 +238,7 @@ impl Probe {
     /// The roots of the models behind nginx.
     async fn roots(&self) -> Result<Vec<String>, String> {
         let (status, body) = self.send(self.client.get(&self.url)).await?;
-        let models =
-            body.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let roots = models.iter().filter_map(|model| model.get("root")?.as_str());
-        identified(status, roots.map(str::to_owned).collect(), "root")
+        identified(status, roots(&body), "root")
     }
 
     /// The fingerprint of a completion of one token.
@@ -293,6 +309,13 @@ impl Probe {
         }
         (most, seen)
     }
+}
+
+/// `data[].root` of a list of models; none where it is no such list.
+fn roots(body: &Value) -> Vec<String> {
+    let models = body.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let roots = models.iter().filter_map(|model| model.get("root")?.as_str());
+    roots.map(str::to_owned).collect()
 }
 
 fn identified(status: u16, seen: Vec<String>, what: &str) -> Result<Vec<String>, String> {

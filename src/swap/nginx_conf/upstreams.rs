@@ -124,6 +124,7 @@ fn entrance(pass: &Pass<'_>, said: &[Said<'_>]) -> Option<Entrance> {
     Some(Entrance {
         url: format!("http://{address}{path}"),
         host: host.map(|name| (*name).to_owned()),
+        unmet: None,
     })
 }
 
