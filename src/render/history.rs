@@ -8,6 +8,10 @@ use crate::model::state::{Chapter, HistoryReport, WayBack};
 /// The head of the table.
 const HEAD: [&str; 5] = ["when", "swap", "outcome", "revision", "rollback to it"];
 
+/// How to take one of the ways.
+const HOW: &str = "`model-swap rollback --to DIGEST` (in a workflow `command: rollback` with `to: DIGEST`) goes back to one of these; \
+                   its digest stands in brackets";
+
 /// The history, newest first; under each swap what served before it.
 pub fn lines(report: &HistoryReport) -> Vec<Line> {
     if report.chapters.is_empty() {
@@ -16,7 +20,12 @@ pub fn lines(report: &HistoryReport) -> Vec<Line> {
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(report.chapters.iter().rev().flat_map(chapter));
     let title = format!("{}: the latest swaps, newest first", report.service);
-    std::iter::once(title).chain(columns(&rows)).map(Line::Text).collect()
+    let ways = report.chapters.iter().flat_map(|chapter| {
+        std::iter::once(&chapter.way).chain(chapter.previous.iter().map(|(_, way)| way))
+    });
+    let leads = |way: &WayBack| matches!(way, WayBack::Warm | WayBack::Cold(_));
+    let how = ways.into_iter().any(leads).then(|| HOW.to_owned());
+    std::iter::once(title).chain(columns(&rows)).chain(how).map(Line::Text).collect()
 }
 
 fn chapter(chapter: &Chapter) -> Vec<[String; 5]> {
@@ -39,8 +48,8 @@ fn chapter(chapter: &Chapter) -> Vec<[String; 5]> {
 fn way(way: &WayBack) -> String {
     match way {
         WayBack::Serves => "serves now".to_owned(),
-        WayBack::Warm => "warm".to_owned(),
-        WayBack::Cold(_) => "cold".to_owned(),
+        WayBack::Warm => "yes: at once, it is kept warm".to_owned(),
+        WayBack::Cold(_) => "yes: cold, it is started again".to_owned(),
         WayBack::RolledBack(by) => format!("no: rolled back by {by}"),
         WayBack::NeverServed => "no: never served".to_owned(),
         WayBack::Lost => "no: nothing is kept to start it from".to_owned(),
@@ -97,8 +106,9 @@ mod tests {
             r"chat: the latest swaps, newest first
   when                     swap  outcome   revision                      rollback to it
   2026-11-23 09:15:00 UTC  s-2   promoted  Qwen/B\r (r-b)                serves now
-                                             before: Qwen/A (adopted-a)  cold
+                                             before: Qwen/A (adopted-a)  yes: cold, it is started again
   2026-11-22 09:15:00 UTC  s-1   failed    Qwen/B\r (r-b)                no: never served
+`model-swap rollback --to DIGEST` (in a workflow `command: rollback` with `to: DIGEST`) goes back to one of these; its digest stands in brackets
 "
         );
     }

@@ -192,7 +192,7 @@ impl Log {
         }
         lines.extend(rollback_until.map(|until| {
             Line::Text(format!(
-                "{:>8}  the previous replica stays warm until {}: rollback of {swap}",
+                "{:>8}  the previous replica stays warm until {}: `model-swap rollback --swap-id {swap}` brings it back at once (in a workflow `command: rollback` with `swap-id: {swap}`)",
                 "",
                 moment(until)
             ))

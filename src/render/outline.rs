@@ -2,7 +2,7 @@
 
 use super::Line;
 use super::markdown::code;
-use super::plan::strategy;
+use super::plan::{later_by_itself, strategy};
 use super::text::inert;
 use crate::model::plan::Outline;
 
@@ -16,7 +16,7 @@ pub fn lines(outline: &Outline, why: &str) -> Vec<Line> {
     let width = outline.steps.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (index, (name, does)) in outline.steps.iter().chain(&outline.later).enumerate() {
         if index == outline.steps.len() {
-            say("later, when the previous replica's time has come:".to_owned());
+            say(later_by_itself(outline.strategy).to_owned());
         }
         say(format!("{:>4}  {name:<width$}  {}", index + 1, inert(does)));
     }

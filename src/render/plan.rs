@@ -21,7 +21,7 @@ pub fn lines(plan: &Plan) -> Vec<Line> {
     let (now, later) = numbered.split_at(plan.steps.len());
     lines.extend_from_slice(now);
     if !later.is_empty() {
-        lines.push(Line::Text("later, when the previous replica's time has come:".to_owned()));
+        lines.push(Line::Text(later_by_itself(plan.strategy).to_owned()));
         lines.extend_from_slice(later);
     }
     lines.push(Line::GroupEnd);
@@ -45,6 +45,18 @@ pub(super) fn strategy(strategy: Strategy) -> &'static str {
         Strategy::BlueGreen => "blue-green",
         Strategy::WarmRollback => "warm rollback",
         Strategy::ColdRollback => "cold rollback",
+    }
+}
+
+/// The head of the steps after `promote`.
+pub(super) fn later_by_itself(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::BlueGreen => {
+            "later, by itself (what served is drained, kept warm for a rollback while `retain` lasts, then stopped):"
+        }
+        Strategy::WarmRollback | Strategy::ColdRollback => {
+            "later, by itself (what this rollback leaves is stopped as soon as it is drained):"
+        }
     }
 }
 

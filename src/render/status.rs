@@ -34,11 +34,9 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
     text.extend(
         report.serving_swap.as_ref().map(|swap| format!("serving is the result of {swap}")),
     );
-    text.extend(
-        report
-            .rollback_until
-            .map(|until| format!("a warm rollback is possible until {}", moment(until))),
-    );
+    text.extend(report.rollback_until.map(|until| {
+        format!("a warm rollback is possible until {}: `model-swap rollback`", moment(until))
+    }));
     text.extend(at_work(report));
     text.extend(report.waiting.iter().map(|asked| {
         format!(
@@ -267,7 +265,7 @@ mod tests {
   a     8001  free     no     -          -
   b     8002  serving  yes    12         Qwen/B\r (r-b)
 serving is the result of s-2
-a warm rollback is possible until 2026-11-23 09:25:00 UTC
+a warm rollback is possible until 2026-11-23 09:25:00 UTC: `model-swap rollback`
 s-3 is not at its end: its agent ended\n in cut_over; `model-swap repair` brings it there, or says what is in the way
 at work since 2026-11-23 09:20:00 UTC: swap s-3 (pid 77, asked by ann, https://github.com/x)
 in verify b: wait

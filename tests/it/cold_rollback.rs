@@ -53,7 +53,12 @@ async fn what_was_started_by_hand_comes_back_as_it_was_and_only_once() -> Result
     let load = world.load().await?;
     let swap = swapped(&world, NEW).await?;
     assert!(!alive(old));
-    let told = history(&world).await?.answered(&["serves now", "before: Qwen/Old", "cold"]);
+    let told = history(&world).await?.answered(&[
+        "serves now",
+        "before: Qwen/Old",
+        "yes: cold",
+        "`model-swap rollback --to",
+    ]);
 
     let back = world.run("rollback", NEW, &[("wait", "retired")]).await?.ended(0, "rolled-back");
     load.stop().await.assert_clean();

@@ -24,7 +24,7 @@ now   slot a, port 8001: Qwen/A (adopted-a)
 then  slot b, port 8002: Qwen/B (r-b)
    1  await_ready b    at most 20m
    2  cut_over a -> b  upstream llm: 8001 -> 8002
-later, when the previous replica's time has come:
+later, by itself (what served is drained, kept warm for a rollback while `retain` lasts, then stopped):
    3  retire a         stops pid 77
 ]
 WARNING slot a is kept alive by run.sh
@@ -62,7 +62,7 @@ fn a_swap_that_goes_well() {
 WARNING an old worker lingers
 ]
   1m 03s  promoted: Qwen/B on slot b serves
-          the previous replica stays warm until 2026-11-23 09:10:00 UTC: rollback of s-1
+          the previous replica stays warm until 2026-11-23 09:10:00 UTC: `model-swap rollback --swap-id s-1` brings it back at once (in a workflow `command: rollback` with `swap-id: s-1`)
  11m 40s  slot a is free: its replica is drained and gone
 ";
     assert_eq!(shown(&story), format!("{PLAN}{expected}"));

@@ -40,7 +40,7 @@ fn swap() -> Vec<Event> {
 fn what_is_gone_is_not_said_to_be_warm() {
     let retired = EventKind::Closed(Closing::Retired { slot: slot("a") });
     let whole = page(&events(vec![(0, planned()), (1, sample::promoted()), (2, retired)])).unwrap();
-    assert!(!whole.contains("swap-id") && whole.contains("slot a is free"), "{whole}");
+    assert!(!whole.contains("To bring it back") && whole.contains("slot a is free"), "{whole}");
 }
 
 /// Whatever a page could ask the network for, or run.
