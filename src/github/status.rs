@@ -141,6 +141,12 @@ impl Status {
         Self { state: State::Failure, description, log_url }.marked(swap)
     }
 
+    /// Somebody says that a swap has failed, of which it is not known whether it was ever promoted. As [`Status::failed`] otherwise.
+    pub fn said_to_have_failed(swap: &SwapId, log_url: Option<String>) -> Self {
+        let description = format!("{swap} is said to have failed; the server was not asked");
+        Self { description, ..Self::failed(swap, log_url) }
+    }
+
     /// What serves, by the server's own account.
     pub fn serving(report: &StatusReport) -> Self {
         let description = match report

@@ -101,6 +101,11 @@ impl Standing {
         }
     }
 
+    /// Whether what has failed is known to have been promoted; a swap that failed by itself was not.
+    fn was_promoted(&self, found: &Found) -> bool {
+        matches!(self, Self::Serves) || found.state == "success"
+    }
+
     /// Whether it may be what needs a person that the deployment tells of, and not a swap that serves.
     fn doubts(&self, found: &Found) -> bool {
         found.state == "error" && !matches!(self, Self::Serves)
@@ -174,7 +179,11 @@ async fn judge(
                 .hint("give the step ssh-key and known-hosts: the server knows whether it serves");
         return Err(Stopped { failures: vec![failure], exit: Exit::Environment });
     }
-    let status = Status::failed(swap, setting.run.requester.url.clone());
+    let status = match standing.was_promoted(&found) {
+        true => Status::failed,
+        false => Status::said_to_have_failed,
+    };
+    let status = status(swap, setting.run.requester.url.clone());
     deployments.add_status(id, &status).await.map_err(told)?;
     let said = format!("deployment {id} of swap {swap} is a failure now{and}");
     Ok(Verdict { deployment: Some(id), said })

@@ -40,6 +40,12 @@ fn states(github: &FakeGitHub, swap: &str) -> Result<Vec<String>> {
     Ok(statuses.into_iter().map(|status| status.state).collect())
 }
 
+/// What the last status of a swap's deployment says.
+fn last_said(github: &FakeGitHub, swap: &str) -> Result<String> {
+    let last = deployment(github, swap)?.statuses.pop();
+    Ok(last.context("a status")?.description)
+}
+
 /// How often a workflow was started.
 fn dispatches(github: &FakeGitHub) -> usize {
     github.requests().iter().filter(|request| request.path.ends_with("/dispatches")).count()
@@ -61,6 +67,8 @@ async fn what_fails_after_its_promotion_is_marked_once_and_rolled_back_where_tha
     let marked = Step::run(fail(&world, &github, first, Key::Missing)?).await?;
     let marked = marked.ended(0, "unchanged").answered(&["is a failure now"]);
     assert_eq!(states(&github, first)?, ["in_progress", "success", "failure"]);
+    let said = last_said(&github, first)?;
+    assert_eq!(said, format!("{first} has failed since it was promoted"));
     assert_eq!(marked.output("deployment-id"), promoted.output("deployment-id"));
     assert_eq!(world.serves().await?, NEW, "marking moves nothing");
 
@@ -186,6 +194,12 @@ async fn what_has_failed_is_rolled_back_whatever_github_has_heard_of_it() -> Res
         assert_eq!(deployment(&github, swap)?.state(), expected, "{before}\n{run}");
         assert_eq!(states(&github, swap)?.len() - posted, usize::from(marked), "{before}\n{run}");
         assert_eq!(dispatches(&github) - dispatched, started, "{before}\n{run}");
+        // A swap that failed by itself can have been left in any of these.
+        let said = match key {
+            Key::Given => "has failed since it was promoted",
+            Key::Missing => "is said to have failed; the server was not asked",
+        };
+        assert!(!marked || last_said(&github, swap)?.ends_with(said), "{before}\n{run}");
     }
     github.set_state(id, "error");
     let alone = Step::run(fail(&world, &github, swap, Key::Missing)?).await?;
