@@ -22,7 +22,7 @@ const SERVICES: &str = lockdown::SERVICES;
 /// Where a stranger begins.
 const BEGINNING: &str = "\
 For the first time: `model-swap init --host USER@SERVER` looks at a server and writes model-swap.yaml, `model-swap doctor`
-checks all that a swap needs, and `model-swap plan` shows what a swap would do. None of them changes anything on the server.";
+checks all that a swap needs, and `model-swap plan` shows what a swap would do. None of them changes what serves.";
 
 /// What comes after `init`.
 const FIRST_STEPS: &str = "\
@@ -41,7 +41,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Look at a server and write a first configuration for it; changes nothing there.
+    /// Look at a server and write a first configuration for it; leaves nothing there but this program.
     #[command(after_help = FIRST_STEPS)]
     Init {
         /// Options.
@@ -53,7 +53,7 @@ pub enum Verb {
         /// Hosts to jump through, as `[user@]host[:port]`, several with commas.
         #[arg(long, value_parser = jump)]
         jump: Option<String>,
-        /// How nginx is called there, as `docker exec edge nginx`; without it, whichever run.
+        /// How nginx is called there, like `docker exec edge nginx`; without it every nginx that runs is looked at.
         #[arg(long, value_parser = nginx)]
         nginx: Option<Words>,
         /// The upstream that is meant, where there are several.
@@ -83,10 +83,10 @@ pub enum Verb {
         /// The only plan that may be carried out, by the digest that `plan` shows; or `from-pr`.
         #[arg(long)]
         plan_digest: Option<Held>,
-        /// When to return: `promoted` or `retired`.
+        /// When to return: once the new model serves (`promoted`), or once the old one is stopped as well (`retired`).
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
-        /// How long to wait while another command works on the service, like 15m.
+        /// How long to wait while another command works on the service, like 15m; with 0s it ends at once with exit code 3.
         #[arg(long, default_value = "0s", value_parser = duration)]
         lock_wait: Duration,
     },
@@ -95,16 +95,18 @@ pub enum Verb {
         /// Options.
         #[command(flatten)]
         common: Common,
-        /// The swap to undo; the one that serves if not given.
+        /// The swap to undo, by its id as `status` and `history` show it. Only one whose result serves is undone; without
+        /// this it is whichever that is.
         #[arg(long)]
         swap_id: Option<SwapId>,
-        /// The revision to go back to, as `history` lists them: its digest or the beginning of it.
+        /// The revision to go back to, by its digest as `history` lists it, or the beginning of that; without this, what
+        /// served before.
         #[arg(long)]
         to: Option<String>,
-        /// When to return: `promoted` or `retired`.
+        /// When to return: once the model that comes back serves (`promoted`), or once the other is stopped too (`retired`).
         #[arg(long, default_value = "promoted", value_parser = wait)]
         wait: Wait,
-        /// How long to wait while another command works on the service, like 15m.
+        /// How long to wait while another command works on the service, like 15m; with 0s it ends at once with exit code 3.
         #[arg(long, default_value = "0s", value_parser = duration)]
         lock_wait: Duration,
     },
@@ -122,13 +124,13 @@ pub enum Verb {
         /// Options.
         #[command(flatten)]
         common: Common,
-        /// The swap.
+        /// The swap that has failed, by its id as `status` and `history` show it.
         #[arg(long)]
         swap_id: SwapId,
         /// Roll it back as well.
         #[arg(long)]
         rollback: bool,
-        /// Start this workflow of the repository, by the name of its file.
+        /// Start this workflow of the repository, by the name of its file, to roll it back.
         #[arg(long)]
         rollback_workflow: Option<String>,
     },
@@ -137,7 +139,7 @@ pub enum Verb {
         /// Options.
         #[command(flatten)]
         common: Common,
-        /// How long to wait while another command works on the service, like 15m.
+        /// How long to wait while another command works on the service, like 15m; with 0s it ends at once with exit code 3.
         #[arg(long, default_value = "0s", value_parser = duration)]
         lock_wait: Duration,
     },
@@ -209,7 +211,7 @@ pub enum ServerPart {
         /// Where the server's files are, if not at /.
         #[arg(long, default_value = "/")]
         root: PathBuf,
-        /// Do it.
+        /// Do what is needed, as root, instead of only showing it.
         #[arg(long)]
         apply: bool,
     },
@@ -247,7 +249,7 @@ pub enum Part {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// The configuration.
+    /// The file with the configuration.
     #[arg(long, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Overrides the file's `service`.

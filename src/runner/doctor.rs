@@ -82,7 +82,8 @@ fn secrets(setting: &Setting, config: &Config) -> Vec<Finding> {
     match config::secrets(&names, &setting.env) {
         Ok(_) => {
             let names: Vec<_> = names.iter().map(String::as_str).collect();
-            vec![Finding::ok(WHAT, format!("{} have values", names.join(", ")))]
+            let have = if names.len() == 1 { "has its value" } else { "have their values" };
+            vec![Finding::ok(WHAT, format!("{} {have}", names.join(", ")))]
         }
         Err(problems) => problems
             .to_failures()

@@ -116,7 +116,7 @@ async fn everything_that_is_wrong_is_said_at_once_with_how_to_mend_it() -> Resul
         &[
             "HF_TOKEN: missing",
             "there is no program \"no-such-engine\"",
-            "Write the full path of the program",
+            "write the full path of the program",
             "worker_shutdown_timeout is 5s, below the drain timeout",
             "there is no such GPU; nvidia-smi lists 0 (NVIDIA H200, GPU-5d3a), 1 (NVIDIA H200, GPU-77c1)",
             "correct slots.a.gpus",
@@ -199,6 +199,15 @@ async fn a_server_that_is_not_reached_leaves_its_part_open() -> Result<()> {
         "{run}"
     );
     assert_eq!(mark(&run, "known hosts"), "warn", "{run}");
+
+    // What the step lacks is said beside what comes of it.
+    for (input, text) in
+        [("ssh-key", "secrets.GPU_SSH_KEY"), ("known-hosts", "vars.GPU_KNOWN_HOSTS")]
+    {
+        let run = Step::run(world.action("doctor", NEW, &[(input, "")])?).await?;
+        let run = run.refused(3, &[&format!("the input {input} is empty"), text]);
+        assert_eq!(mark(&run, "inputs"), "fail", "{run}");
+    }
 
     // Bad input alone is the user's fault, and the rest of the way is looked at all the same.
     let run = Step::run(world.action("doctor", NEW, &[("ssh-key", "no key")])?).await?;

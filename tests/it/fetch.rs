@@ -118,7 +118,7 @@ async fn doctor_sees_what_a_fetch_needs_and_does_not_miss_what_it_brings() -> Re
     };
     assert_eq!(marks(&run), ["ok", "ok", "fail"], "{run}");
     let run = ask(&config.replace("fetch.sh", "no-such.sh").replace("900TB", "1MB")).await?;
-    let run = run.refused(3, &["no-such.sh", "Write the full path of the program"]);
+    let run = run.refused(3, &["no-such.sh", "write the full path of the program"]);
     assert_eq!(marks(&run), ["ok", "fail", "ok"], "{run}");
     assert!(!fetching.scratch("begun").exists(), "{run}");
     Ok(())

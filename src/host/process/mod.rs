@@ -155,24 +155,26 @@ impl Hint for ProcessError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::UnseenOwner { .. } | Self::Unreadable { .. } => {
-                "Let the agent run as root (passwordless sudo), or as the user who runs the model".to_owned()
+                "let the agent run as root (passwordless sudo), or as the user who runs the model".to_owned()
             }
             Self::SharedPort { port, .. } => {
-                format!("Stop all but one of them: each gets a share of the requests to port {port}")
+                format!("stop all but one of them: each gets a share of the requests to port {port}")
             }
             Self::BlankEnvironment(_) => {
-                "Name the variables that it needs under replica.env and replica.secret_env".to_owned()
+                "name the variables that it needs under replica.env and replica.secret_env".to_owned()
             }
             Self::UnknownUser(_) => {
-                "Name a user in replica.user whom `getent passwd` knows on the server, or leave it out to keep the incumbent's"
+                "name a user in replica.user whom `getent passwd` knows on the server, or leave it out to keep the incumbent's"
                     .to_owned()
             }
             Self::NoProgram { .. } => {
-                "Write the full path of the program as the first word of the command".to_owned()
+                "write the full path of the program as the first word of the command".to_owned()
             }
-            Self::NotExecutable(file) => format!("chmod +x {}", file.display()),
+            Self::NotExecutable(file) => {
+                format!("name another program, or, if it is this one, chmod +x {}", file.display())
+            }
             Self::Survivors { .. } => {
-                "A process in state D waits for a driver: look at ps -o pid,stat,wchan and at dmesg".to_owned()
+                "a process in state D waits for a driver: look at ps -o pid,stat,wchan and at dmesg".to_owned()
             }
             _ => return Vec::new(),
         };
