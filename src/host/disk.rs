@@ -53,8 +53,14 @@ fn nearest(path: &Path) -> io::Result<(PathBuf, Metadata)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The folder of a Docker Engine with so many bytes free.
+    pub(crate) fn engines(free: u64) -> Folder {
+        let there = "/var/lib/docker".into();
+        Folder { there, uid: 0, mode: 0o710, writable: true, free }
+    }
 
     #[test]
     fn what_is_not_there_is_looked_for_above() {

@@ -1,9 +1,11 @@
 //! What `status` and `doctor` say while somebody is at work: of what loads, of what waits, and that nothing of it is a fault.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 use testbed::github::FakeGitHub;
 use testbed::server::Aim;
 
+use crate::commands::Terminal;
 use crate::doctor::mark;
 use crate::kills;
 use crate::step::{Step, send};
@@ -64,6 +66,33 @@ async fn what_served_until_the_cutover_is_known_for_what_it_is() -> Result<()> {
     assert_eq!((mark(&doctor, "slot a"), mark(&doctor, "slot b")), ("ok".into(), "ok".into()));
     send("-CONT", agent)?;
     step.finish().await?.ended(0, "promoted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_program_is_told_that_what_waited_never_begins() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.flags = "--stub-load-time 600s".to_owned();
+    world.settings.ready = "900s".to_owned();
+    let terminal = Terminal::at(&world)?;
+    let mut first = Step::start(world.action("swap", NEW, &[])?)?;
+    first.says("→ await_ready b").await?;
+    let waits = [("lock-wait", "10m"), ("force", "true")];
+    let mut second = Step::start(world.action("swap", NEW, &waits)?)?;
+    second.says("waiting up to 10m").await?;
+    let said = second.said();
+    let (_, id) = said.split_once("`model-swap abort --swap-id ").context("no id")?;
+    let (id, _) = id.split_once('`').context("no end")?;
+    let words = format!("abort --swap-id {id} --json --ssh-key key --known-hosts hosts");
+    let given_up = terminal.run(&words).await?;
+    let said = String::from_utf8(given_up.stdout)?;
+    let frame: Value = serde_json::from_str(said.lines().next_back().unwrap_or_default())?;
+    assert_eq!((given_up.status.code(), &frame["frame"]), (Some(0), &"given_up".into()), "{said}");
+    let why = frame["failures"][0]["message"].as_str().context(said.clone())?;
+    assert!(why.contains(&format!("swap {id} was aborted before it began")), "{said}");
+    second.finish().await?.refused(6, &["was aborted before it began"]);
+    world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+    first.finish().await?.ended(6, "aborted");
     Ok(())
 }
 

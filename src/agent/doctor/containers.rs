@@ -114,21 +114,15 @@ fn composed(container: &Container) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::disk::tests::engines;
     use crate::model::checkup::Mark;
 
     #[test]
     fn an_image_that_comes_needs_room() {
-        let folder = |free| Folder {
-            there: "/var/lib/docker".into(),
-            uid: 0,
-            mode: 0o710,
-            writable: true,
-            free,
-        };
         for (room, mark, said) in [
             (None, Mark::Ok, "the next swap pulls it"),
-            (Some(folder(docker::LITTLE_ROOM)), Mark::Ok, "are free in /var/lib/docker"),
-            (Some(folder(docker::LITTLE_ROOM - 1)), Mark::Warn, "are free in /var/lib/docker"),
+            (Some(engines(docker::LITTLE_ROOM)), Mark::Ok, "are free in /var/lib/docker"),
+            (Some(engines(docker::LITTLE_ROOM - 1)), Mark::Warn, "are free in /var/lib/docker"),
         ] {
             let found = coming("acme/llm:1", room);
             assert_eq!(found.mark, mark, "{found:?}");

@@ -69,18 +69,12 @@ pub async fn offered(reference: &str) -> Result<(), DockerError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::disk::tests::engines;
 
     #[test]
     fn little_room_is_said_before_a_pull() {
-        let folder = |free| Folder {
-            there: "/var/lib/docker".into(),
-            uid: 0,
-            mode: 0o710,
-            writable: true,
-            free,
-        };
-        assert_eq!(little_room(&folder(LITTLE_ROOM)), None);
-        let said = little_room(&folder(12_300_000_000)).unwrap();
+        assert_eq!(little_room(&engines(LITTLE_ROOM)), None);
+        let said = little_room(&engines(12_300_000_000)).unwrap();
         assert_eq!(said, "only 12.3 GB are free in /var/lib/docker, where Docker keeps images");
     }
 }
