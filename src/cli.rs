@@ -29,6 +29,10 @@ const FIRST_STEPS: &str = "\
 Then: `model-swap doctor` checks what a swap needs, `model-swap plan` shows what one would do, `model-swap swap` does it.
 The file is the one that --config names and must not be there yet; `--config -` prints it.";
 
+/// How GitHub is told of anything from here; a step of a workflow has both.
+const TO_GITHUB: &str =
+    "To tell GitHub from a terminal, set GITHUB_TOKEN, and GITHUB_REPOSITORY to owner/name.";
+
 /// Swaps the LLM behind a production API without dropping, cutting or truncating a request.
 #[derive(Debug, Parser)]
 #[command(name = "model-swap", version, arg_required_else_help = true, after_help = BEGINNING)]
@@ -120,6 +124,7 @@ pub enum Verb {
         swap_id: Option<SwapId>,
     },
     /// Say that a swap has failed after all: its GitHub deployment becomes a failure.
+    #[command(after_help = TO_GITHUB)]
     Fail {
         /// Options.
         #[command(flatten)]
@@ -144,6 +149,7 @@ pub enum Verb {
         lock_wait: Duration,
     },
     /// Show what serves, what is warm and who is at work.
+    #[command(after_help = TO_GITHUB)]
     Status {
         /// Options.
         #[command(flatten)]

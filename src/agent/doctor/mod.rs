@@ -40,11 +40,12 @@ pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
     findings.extend(proxy);
     let slots = replicas::look((&host, dir), asked, upstream.as_ref(), underway.as_ref()).await;
     findings.extend(slots);
-    findings.push(match underway.is_some() || Lease::holder(&dir.root()).is_some() {
-        true => {
+    findings.push(match (underway, Lease::holder(&dir.root())) {
+        (Some(_), _) => {
             Finding::unseen(PLAN, "a swap has no outcome yet, and what serves then is not known")
         }
-        false => plan(&host, dir, asked, &findings).await,
+        (None, Some(_)) => Finding::unseen(PLAN, "another command is at work, and may change it"),
+        (None, None) => plan(&host, dir, asked, &findings).await,
     });
     Checkup { at: Timestamp::now(), findings }
 }
