@@ -197,11 +197,13 @@ fn identity(pid: i32) -> Result<ProcessId, ProcError> {
     Ok(ProcessId { pid, start: stat.starttime })
 }
 
-/// When a process was started, by the clock of today.
+/// When a process was started, by the clock of today; earlier than it was, if this one is kept waiting.
 fn started_at(process: ProcessId) -> Option<SystemTime> {
+    // Before the uptime is read: what is loaded must never look newer than it is.
+    let now = SystemTime::now();
     let uptime = Duration::from_secs_f64(procfs::Uptime::current().ok()?.uptime);
     let start = Duration::from_secs_f64(process.start as f64 / procfs::ticks_per_second() as f64);
-    SystemTime::now().checked_sub(uptime.checked_sub(start)?)
+    now.checked_sub(uptime.checked_sub(start)?)
 }
 
 /// Whether a process still runs, and is not a later one with the same pid.

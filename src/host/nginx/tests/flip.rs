@@ -67,8 +67,30 @@ async fn loading_and_restoring_twice_is_loading_and_restoring_once() {
     }
     let reloaded = nginx.restore(&image).await.unwrap().unwrap();
     nginx.prove(&expect(&a, &b), &reloaded).await.unwrap();
+    scratch.until("no worker asks B for anybody new", || {
+        let left = nginx.workers_left(&reloaded.old_workers, b.port);
+        left.iter().all(|worker| worker.shutting_down)
+    });
     assert_eq!(nginx.restore(&image).await.unwrap(), None);
     assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
+}
+
+/// As on a busy machine: the others answer, and nobody may say yet that it is over.
+#[tokio::test]
+async fn while_an_old_worker_has_not_heard_of_the_way_back_it_is_gone_again() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let loaded = nginx.load(&image).await.unwrap();
+    nginx.prove(&expect(&b, &a), &loaded).await.unwrap();
+    let late = u32::try_from(loaded.new_workers[0].pid).unwrap();
+    signal(late, "STOP");
+    let first = nginx.restore(&image).await.unwrap().unwrap();
+    nginx.prove(&expect(&a, &b), &first).await.unwrap();
+    let second = nginx.restore(&image).await.unwrap().unwrap();
+    assert!(second.old_workers.contains(&loaded.new_workers[0]), "{second:?}");
+    signal(late, "CONT");
 }
 
 #[tokio::test]
