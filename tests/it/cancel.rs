@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use testbed::load::Load;
+use testbed::relay::Relay;
 use testbed::server::{Aim, ServerSpec, free_port, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts};
@@ -151,6 +152,16 @@ async fn a_job_that_is_cancelled_is_heard_by_an_sshd_that_lets_one_session_pass(
     Ok(())
 }
 
+/// The way is open again once it has turned one more away: the order.
+fn comes_back(relay: &Relay) -> impl Future<Output = Result<()>> {
+    let earlier = relay.turned_away();
+    async move {
+        until("the order is turned away", || relay.turned_away() > earlier).await?;
+        relay.open();
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn a_job_that_is_cancelled_while_its_link_is_down_asks_again_when_that_is_back() -> Result<()>
 {
@@ -161,13 +172,7 @@ async fn a_job_that_is_cancelled_while_its_link_is_down_asks_again_when_that_is_
     relay.cut();
     // The first pause that is long enough for nobody else to come by.
     step.says("the server goes on by itself; trying again in 5s").await?;
-    let earlier = relay.turned_away();
-    let comes_back = async {
-        until("the order is turned away", || relay.turned_away() > earlier).await?;
-        relay.open();
-        Ok(())
-    };
-    let run = cancelled(step, comes_back).await?;
+    let run = cancelled(step, comes_back(&relay)).await?;
     assert_true(&world, run, &before).await?;
     load.stop().await.assert_clean();
     Ok(())
@@ -181,13 +186,37 @@ async fn a_job_that_is_cancelled_on_a_dead_link_asks_again_where_it_is_turned_aw
     let step = at_the_new_model(&world, through(&relay, &world)?).await?;
     relay.swallow();
     relay.shut();
-    let earlier = relay.turned_away();
-    let comes_back = async {
-        until("the order is turned away", || relay.turned_away() > earlier).await?;
-        relay.open();
-        Ok(())
+    let run = cancelled(step, comes_back(&relay)).await?;
+    assert_true(&world, run, &before).await?;
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_whose_link_breaks_while_its_order_is_obeyed_asks_how_that_ended() -> Result<()> {
+    let world = kills::world().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let load = world.load().await?;
+    world.server.strike(Some(Aim::Freeze(CUT_OVER)))?;
+    let relay = relay(&world).await?;
+    let step = Step::start(through(&relay, &world)?)?;
+    let (agent, _) = kills::frozen(&world).await?;
+    world.server.strike(Some(Aim::FreezeAtEachEvent))?;
+    // The first that is told after the order, and so by the answer to it.
+    let hears = step.has_said("✓ cut_over a -> b");
+    let breaks = async {
+        kills::ordered(&world).await?;
+        send("-CONT", agent)?;
+        until("the answer is heard", hears).await?;
+        relay.shut();
+        relay.cut();
+        comes_back(&relay).await?;
+        world.server.strike(None)?;
+        kills::frozen(&world).await?;
+        send("-CONT", agent)
     };
-    let run = cancelled(step, comes_back).await?;
+    let run = cancelled(step, breaks).await?;
     assert_true(&world, run, &before).await?;
     load.stop().await.assert_clean();
     Ok(())

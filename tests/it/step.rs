@@ -53,6 +53,15 @@ impl Step {
         String::from_utf8_lossy(&said).into_owned()
     }
 
+    /// Tells whether it has said a text so far, and may outlive the step.
+    pub(crate) fn has_said(&self, text: &'static str) -> impl Fn() -> bool + use<> {
+        let said = Arc::clone(&self.said);
+        move || {
+            let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            String::from_utf8_lossy(&said).contains(text)
+        }
+    }
+
     /// Waits until it has said `text`.
     pub(crate) async fn says(&mut self, text: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
