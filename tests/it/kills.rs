@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use testbed::action::Run;
@@ -17,8 +17,14 @@ use crate::support::{NAME, NEW, OLD, World};
 /// The records of a first swap, in their order: the plan, and each step begun and done; then the outcome, and each of
 /// the two steps after it; then the end.
 pub(crate) const PROMOTED: usize = 11;
-const CONCLUDED: usize = PROMOTED + 1;
+pub(crate) const CONCLUDED: usize = PROMOTED + 1;
 pub(crate) const CLOSED: usize = CONCLUDED + 5;
+
+/// The record that announces the new model's start, and the one that it is done; the same of the old one's retirement.
+pub(crate) const STARTING: usize = 4;
+pub(crate) const STARTED: usize = 5;
+pub(crate) const RETIRING: usize = CLOSED - 2;
+pub(crate) const RETIRED: usize = CLOSED - 1;
 
 /// The record that announces the cutover, and the one that it is done.
 pub(crate) const CUTTING_OVER: usize = 8;
@@ -49,7 +55,12 @@ pub(crate) struct Facts {
 impl Facts {
     pub(crate) fn of(world: &World) -> Result<Self> {
         let (a, b) = world.server.slot_ports();
-        let state = world.server.state_dir();
+        let nginx = world.server.nginx_config();
+        Self::at(&world.server.state_dir(), &nginx, [listeners(a)?, listeners(b)?])
+    }
+
+    /// The same of any server, whose files are seen from here.
+    pub(crate) fn at(state: &Path, nginx: &Path, listeners: [Vec<u32>; 2]) -> Result<Self> {
         let mut files = BTreeMap::new();
         for claim in fs::read_dir(state.join("claims"))?.flatten() {
             files.insert(claim.path(), fs::read_to_string(claim.path())?);
@@ -60,8 +71,7 @@ impl Facts {
         let mut known: serde_json::Value = serde_json::from_str(&text)?;
         known.as_object_mut().context("an object")?.remove("history");
         files.insert(path, known.to_string());
-        let nginx = fs::read_to_string(world.server.nginx_config())?;
-        Ok(Self { nginx, files, listeners: [listeners(a)?, listeners(b)?] })
+        Ok(Self { nginx: fs::read_to_string(nginx)?, files, listeners })
     }
 }
 
@@ -71,12 +81,17 @@ pub(crate) fn journal(world: &World) -> Result<(Vec<String>, bool)> {
     let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
     folders.sort();
     let text = fs::read_to_string(folders.last().context("no swap")?.join("journal.ndjson"))?;
+    Ok(records(&text))
+}
+
+/// The whole lines of a journal, and whether half of one follows.
+pub(crate) fn records(text: &str) -> (Vec<String>, bool) {
     let torn = !text.is_empty() && !text.ends_with('\n');
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     if torn {
         lines.pop();
     }
-    Ok((lines, torn))
+    (lines, torn)
 }
 
 /// Returns once the newest swap's journal has its last record: nobody works on it any more.
@@ -227,6 +242,7 @@ pub(crate) async fn is_the_world_after(world: &World, aim: Aim) -> Result<()> {
     // What its agent could not retire any more, the one does that has found it.
     closed(world).await.with_context(|| what.clone())?;
     assert!(!world.old_runs()?, "{what}");
+    assert!(!world.told().contains(r#""closing":"kept""#), "{what}: {}", world.told());
     assert_settled(world, &what).await?;
     world.run("swap", "Qwen/Third", &[("wait", "retired")]).await?.ended(0, "promoted");
     assert_eq!(world.serves().await?, "Qwen/Third", "{what}");

@@ -4,15 +4,10 @@ use anyhow::{Context, Result};
 use testbed::server::{Aim, ServerSpec};
 
 use crate::kills::{
-    CLOSED, CUT_OVER, CUTTING_OVER, PROMOTED, comes_to_nothing, is_the_world_after,
+    CUT_OVER, CUTTING_OVER, PROMOTED, RETIRED, RETIRING, STARTED, STARTING, comes_to_nothing,
+    is_the_world_after,
 };
 use crate::support::docked::{COMPOSED, Docked};
-
-/// The records of the new model's start, and of the old one's retirement.
-const STARTING: usize = 4;
-const STARTED: usize = 5;
-const RETIRING: usize = CLOSED - 2;
-const RETIRED: usize = CLOSED - 1;
 
 /// A server on which agents can be struck, and whose old model is in a container of somebody else's.
 async fn docked() -> Result<Docked> {

@@ -30,6 +30,7 @@ mod inert;
 mod init;
 mod kills;
 mod kills_with_docker;
+mod kills_with_systemd;
 mod left;
 mod lost;
 mod meanwhile;

@@ -32,6 +32,7 @@ pub use self::lab::Lab;
 use self::lab::Port;
 use self::machine::Machine;
 use crate::PATIENCE;
+use crate::server::{Aim, faults};
 use crate::service::Site;
 
 /// The unit of the model that serves before anything else is known of it.
@@ -63,6 +64,8 @@ pub struct GuestSpec {
     pub runtime: Runtime,
     /// The model that serves, and more flags for it; `None`: there is none.
     pub incumbent: Option<(String, String)>,
+    /// Whether the agents that come over ssh can be struck by [`Guest::strike`].
+    pub faults: bool,
     /// More files, or others in place of those that are always there: path, mode, text. All are root's.
     pub files: Vec<(String, u32, String)>,
 }
@@ -71,7 +74,8 @@ impl GuestSpec {
     /// A server on which no model serves.
     pub fn bare() -> Self {
         let name = "gpu-1".to_owned();
-        Self { name, runtime: Runtime::Systemd, incumbent: None, files: Vec::new() }
+        let (runtime, faults) = (Runtime::Systemd, false);
+        Self { name, runtime, incumbent: None, faults, files: Vec::new() }
     }
 
     /// A server whose unit [`INCUMBENT`] serves a model in slot a.
@@ -231,6 +235,14 @@ impl Guest {
         let line = format!("cd && {line}");
         let user = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups"];
         self.run(&[&user[..], &["env", &home, "sh", "-c", &line]].concat()).await
+    }
+
+    /// Strikes the next agents that come over ssh; `None` lets them live. What systemd starts nothing strikes.
+    ///
+    /// # Errors
+    /// If the order cannot be written.
+    pub fn strike(&self, aim: Option<Aim>) -> Result<()> {
+        faults::order(&self.file(files::FAULTS)?, aim)
     }
 
     /// Starts a model the way a person does who is logged in, and leaves it behind. Returns its process id there.

@@ -4,7 +4,7 @@
 //! Whatever starts on this server carries `TESTBED=<its scratch folder>` in its environment, so that the end of the
 //! server is the end of every process that was started on it, however detached, and of no other process.
 
-mod faults;
+pub(crate) mod faults;
 mod incumbent;
 mod nginx;
 mod ports;
@@ -134,7 +134,11 @@ impl GpuServer {
         let nginx_command = nginx::command(&nginx, scratch.path());
         // From here on a failure drops the server, and that ends what already runs.
         let mut server = Self { scratch, ports, keys, nginx_command, bash, sshd: None };
-        let mut env = if spec.faults { faults::prepare(server.scratch())? } else { String::new() };
+        let mut env = String::new();
+        if spec.faults {
+            faults::make(server.scratch())?;
+            env = faults::environment(server.scratch(), &server.state_dir()).join(" ");
+        }
         env.extend(spec.session_env.iter().map(|(name, value)| format!(" {name}={value}")));
         server.sshd = Some(sshd::start(server.scratch(), ssh, (&env, &spec.ssh_lines))?);
         nginx::start(&server, &spec)?;

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 
 use super::{GuestSpec, INCUMBENT, Runtime, SLOTS, USER, docker, text};
 use crate::built;
-use crate::server::programs;
 use crate::server::sshd::CHEAP;
+use crate::server::{faults, programs};
 use crate::service;
 
 /// The engine's program, where people who use a virtual environment have it.
@@ -19,6 +19,9 @@ pub const ENGINE: &str = "/opt/vllm/bin/vllm";
 pub const UPSTREAM_FILE: &str = "/etc/nginx/conf.d/llm.conf";
 /// The GPUs of the two slots, of the four that its `nvidia-smi` knows.
 pub const GPUS: [&str; 2] = ["0", "1"];
+
+/// The folder of what strikes agents.
+pub(super) const FAULTS: &str = "/opt/faults";
 
 /// User and group id of the first user that is made on Debian.
 const USER_ID: u32 = 1000;
@@ -126,6 +129,14 @@ pub(super) fn write(seed: &Seed, spec: &GuestSpec, address: Ipv4Addr) -> Result<
         seed.put(&path, 0o644, unit(model, flags))?;
         let wanted = format!("/etc/systemd/system/multi-user.target.wants/{INCUMBENT}");
         symlink(path, seed.place(&wanted)?)?;
+    }
+    if spec.faults {
+        let (at, state) = (Path::new(FAULTS), Path::new("/var/lib/model-swap"));
+        let env = format!("{FAULTS}/env");
+        seed.put(&env, 0o644, faults::environment(at, state).join("\n"))?;
+        faults::make(&seed.place(FAULTS)?)?;
+        // sudo takes no variable of its caller's, and these it adds.
+        seed.put("/etc/sudoers.d/faults", 0o440, format!("Defaults env_file={env}\n"))?;
     }
     for (path, mode, content) in &spec.files {
         seed.put(path, *mode, content)?;

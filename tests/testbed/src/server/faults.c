@@ -1,6 +1,6 @@
 /* Stands before libc in the agents of a throwaway server, strikes one at an exact write, sets its clock, and notes what it brings
-   to the disk: see faults.rs. $FAULTS is the server's folder; the file `aim` in it says where, and is read at every write that
-   counts. */
+   to the disk: see faults.rs. The file `aim` in the folder $FAULTS says where, and is read at every write that counts;
+   $FAULTS_STATE is the state folder. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,13 +22,13 @@ static int ends_with(const char *text, const char *end) {
 /* Whether the file is one of the state folder's, or about to be nginx's, and whether it is a journal. */
 static int counts(int fd, int *journal) {
     char link[64], path[4096], state[4096], nginx[4096];
-    const char *folder = getenv("FAULTS");
+    const char *folder = getenv("FAULTS"), *kept = getenv("FAULTS_STATE");
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (folder == NULL || length < 0)
+    if (folder == NULL || kept == NULL || length < 0)
         return 0;
     path[length] = 0;
-    snprintf(state, sizeof state, "%s/state/", folder);
+    snprintf(state, sizeof state, "%s/", kept);
     /* What takes the place of nginx's file is written beside it. */
     snprintf(nginx, sizeof nginx, "%s/.model-swap-", folder);
     *journal = ends_with(path, "/journal.ndjson");
@@ -174,10 +174,10 @@ ssize_t write(int fd, const void *bytes, size_t count) {
         errno = ENOSPC;
         return -1;
     }
-    if (journal && ++records == aimed("within")) {
-        if (real(fd, bytes, count / 2) >= 0)
-            raise(SIGKILL);
-    }
+    records += journal;
+    int kills = journal && records == aimed("within"), freezes = journal && records == aimed("freeze-within");
+    if ((kills || freezes) && real(fd, bytes, count / 2) >= 0)
+        raise(kills ? SIGKILL : SIGSTOP);
     note_fd("wrote", fd);
     return real(fd, bytes, count);
 }

@@ -1,4 +1,5 @@
-//! Faults at an exact write of an agent, and its clock: a library that sshd's sessions load before all others, made from `faults.c`.
+//! Faults at an exact write of an agent, and its clock: a library that whatever comes over ssh loads before all others, made from
+//! `faults.c`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use super::programs;
 /// The C of the library. In C because a library that stands before libc needs what is unsafe in Rust.
 const SOURCE: &str = include_str!("faults.c");
 
+/// The library's name in its folder.
+const LIBRARY: &str = "faults.so";
+
 /// Where an agent is struck. Records and writes are counted from 1, within one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aim {
@@ -20,6 +24,8 @@ pub enum Aim {
     Within(usize),
     /// Stopped, as by SIGSTOP, when this record of its journal is on the disk.
     Freeze(usize),
+    /// Stopped so when half of this record is written: what it tells of is done.
+    FreezeWithin(usize),
     /// Stopped so at each record.
     FreezeAtEach,
     /// Stopped so when an event is in the swap's log, each time; samples apart.
@@ -30,22 +36,32 @@ pub enum Aim {
     Unwatched,
 }
 
-/// Makes the library; gives the environment of the sessions that load it.
-pub(super) fn prepare(scratch: &Path) -> anyhow::Result<String> {
-    let (source, library) = (scratch.join("faults.c"), scratch.join("faults.so"));
+/// Makes the library in a folder.
+pub(crate) fn make(folder: &Path) -> anyhow::Result<()> {
+    let source = folder.join("faults.c");
     fs::write(&source, SOURCE)?;
     let mut compiler = Command::new(programs::find("cc")?);
-    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(&source);
-    programs::check(&mut compiler)?;
-    Ok(format!("LD_PRELOAD={} FAULTS={}", library.display(), scratch.display()))
+    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(folder.join(LIBRARY));
+    programs::check(compiler.arg(&source)).map(drop)
 }
 
-pub(super) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
+/// The variables of whoever loads the library, from the folder that it was made in, and keeps state in another.
+pub(crate) fn environment(folder: &Path, state: &Path) -> [String; 3] {
+    let (library, folder) = (folder.join(LIBRARY), folder.display());
+    [
+        format!("LD_PRELOAD={}", library.display()),
+        format!("FAULTS={folder}"),
+        format!("FAULTS_STATE={}", state.display()),
+    ]
+}
+
+pub(crate) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
     let text = match aim {
         None => return Ok(fs::remove_file(file(scratch))?),
         Some(Aim::After(record)) => format!("after {record}"),
         Some(Aim::Within(record)) => format!("within {record}"),
         Some(Aim::Freeze(record)) => format!("freeze {record}"),
+        Some(Aim::FreezeWithin(record)) => format!("freeze-within {record}"),
         Some(Aim::FreezeAtEach) => "freeze-each 1".to_owned(),
         Some(Aim::FreezeAtEachEvent) => "freeze-event 1".to_owned(),
         Some(Aim::Full(write)) => format!("full {write}"),
