@@ -60,6 +60,11 @@ impl Shown {
         !matches!(self.get("LoadState"), "" | "not-found" | "masked") || self.is_up()
     }
 
+    /// Whether systemd has read a file of it; that of one that is up may have been removed since.
+    fn has_file(&self) -> bool {
+        !matches!(self.get("LoadState"), "" | "not-found")
+    }
+
     /// Whether something of it runs, or is about to.
     pub fn is_up(&self) -> bool {
         !matches!(self.get("ActiveState"), "" | "inactive" | "failed")
@@ -136,9 +141,20 @@ pub async fn answers(unit: &Unit) -> Result<(), SystemctlError> {
 /// # Errors
 /// If systemd does not answer.
 pub async fn enablement(unit: &Unit) -> Result<String, SystemctlError> {
-    // It exits with 1 for what is not enabled, and says nothing of what is not there.
     let output = run(unit, "look at", &["is-enabled"], LIMIT).await?;
-    Ok(output.stdout.trim().to_owned())
+    match output.stdout.trim() {
+        "" => unnamed(unit, &output, &show(unit).await?),
+        word => Ok(word.to_owned()),
+    }
+}
+
+/// It names nothing where the unit is not there, and exits with 1 then, as it does for what is not enabled and while systemd is
+/// away. A unit that systemd shows a moment later is there.
+fn unnamed(unit: &Unit, enabled: &Output, shown: &Shown) -> Result<String, SystemctlError> {
+    if shown.has_file() {
+        granted(unit, "look at", enabled)?;
+    }
+    Ok(String::new())
 }
 
 /// The loaded units that a boot or a person starts together with this one.
@@ -274,5 +290,28 @@ mod tests {
         assert!(failure.contains("Connection reset by peer"), "{failure}");
         // A user's manager ends with its user's last session.
         assert!(!shown(&unit(Some(1000)), &away).unwrap().is_there());
+    }
+
+    #[test]
+    fn silence_is_taken_for_a_unit_that_is_not_there_only_where_systemd_shows_none() {
+        let unit = Unit { name: "vllm.service".to_owned(), user: None };
+        let silent = |stderr: &str| Output {
+            code: Some(1),
+            stdout: String::new(),
+            stderr: stderr.to_owned(),
+        };
+        let seen = |load: &str, active: &str| {
+            let pairs = [("LoadState", load), ("ActiveState", active)];
+            Shown(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+        };
+        let none =
+            silent("Failed to get unit file state for vllm.service: No such file or directory\n");
+        for active in ["inactive", "active"] {
+            assert_eq!(unnamed(&unit, &none, &seen("not-found", active)).unwrap(), "");
+        }
+        // It was away when it was asked, and is back.
+        let away = silent("Failed to connect to bus: No such file or directory\n");
+        let failure = unnamed(&unit, &away, &seen("loaded", "active")).unwrap_err().to_string();
+        assert!(failure.contains("Failed to connect to bus"), "{failure}");
     }
 }
