@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::Nginx;
 use super::error::NginxError;
-use super::process::Master;
+use super::process::{Master, is_alive};
 use super::reload::Reloaded;
 use super::sockets::{self, Held};
 use crate::model::ids::{Port, ProcessId};
@@ -115,7 +115,7 @@ struct Probe {
 }
 
 impl Nginx {
-    /// Proves that new requests go to the candidate.
+    /// Proves that new requests go to the candidate; where nginx is restarted meanwhile, through the one that comes after it.
     ///
     /// # Errors
     /// If neither answers nor sockets show it in time, with what was seen instead.
@@ -125,6 +125,7 @@ impl Nginx {
         reloaded: &Reloaded,
     ) -> Result<Proof, NginxError> {
         let probe = self.probe()?;
+        let mut reloaded = reloaded.clone();
         let started = Instant::now();
         let (mut streak, mut answer, mut looked) =
             (0, "nothing".to_owned(), "no socket was looked at".to_owned());
@@ -147,7 +148,17 @@ impl Nginx {
                 }
             }
             if watch {
-                let workers = new_workers(reloaded)?;
+                let workers = match new_workers(&reloaded) {
+                    Err(why) if !is_alive(reloaded.master) => {
+                        looked = why.to_string();
+                        // It may not be back yet.
+                        reloaded.master =
+                            self.view().await.map_or(reloaded.master, |view| view.master);
+                        tokio::time::sleep(WATCH_PAUSE).await;
+                        continue;
+                    }
+                    workers => workers?,
+                };
                 let (held, seen) = probe.watch(&workers, expect.candidate, expect.incumbent).await;
                 if held.wanted > 0 && held.unwanted == 0 {
                     return Ok(Proof::Sockets { workers: workers.len(), connections: held.wanted });

@@ -157,15 +157,27 @@ impl Nginx {
         Err(NginxError::Unreadable { file: file.to_owned(), source })
     }
 
-    /// Tests what is on disk and makes the master load it.
+    /// Tests what is on disk and makes the master load it; where that one is restarted meanwhile, the one that comes after it.
     async fn reload(&self) -> Result<Reloaded, NginxError> {
+        let mut old_workers = Vec::new();
+        match self.reload_once(&mut old_workers).await {
+            // If nobody comes, whoever is started later may still load it: that is what there is to say.
+            Err(gone @ NginxError::MasterGone { .. }) => {
+                self.reload_once(&mut old_workers).await.map_err(|_| gone)
+            }
+            reloaded => reloaded,
+        }
+    }
+
+    /// Adds the workers that were there before to `old_workers`.
+    async fn reload_once(&self, old_workers: &mut Vec<ProcessId>) -> Result<Reloaded, NginxError> {
         let dump = call::test_and_dump(&self.spec.command).await?;
         let master = self.alone(&dump).await?;
         let mut log = ErrorLog::of(&master, call::error_log(&dump).as_deref());
-        let old_workers = master.workers()?;
+        old_workers.extend(master.workers()?);
         master.reload()?;
-        let new_workers = self.await_workers(&master, &old_workers, &mut log).await?;
-        Ok(Reloaded { master: master.process, old_workers, new_workers })
+        let new_workers = self.await_workers(&master, old_workers, &mut log).await?;
+        Ok(Reloaded { master: master.process, old_workers: old_workers.clone(), new_workers })
     }
 
     /// The master, once it has workers and no other one takes requests from its sockets any more.
@@ -216,13 +228,14 @@ impl Nginx {
             if lines.iter().any(|line| is_final(line)) {
                 return Err(NginxError::NotLoaded { lines });
             }
-            let mut workers = master.live_workers()?;
+            let workers = master.live_workers();
+            if !master.is_alive() {
+                return Err(NginxError::MasterGone { master: pid });
+            }
+            let mut workers = workers?;
             workers.retain(|worker| !old.contains(worker));
             if !workers.is_empty() {
                 return Ok(workers);
-            }
-            if !master.is_alive() {
-                return Err(NginxError::MasterGone { master: pid });
             }
             if started.elapsed() > self.reload_limit {
                 return Err(NginxError::NoNewWorkers { master: pid, limit: self.reload_limit });

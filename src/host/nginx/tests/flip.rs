@@ -256,3 +256,55 @@ async fn an_nginx_that_is_being_restarted_is_waited_for() {
     let (restored, ()) = tokio::join!(nginx.restore(&image), starts);
     nginx.prove(&expect(&a, &b), &restored.unwrap().unwrap()).await.unwrap();
 }
+
+/// Where no answer tells, sockets have to, and those of the workers that loaded it are gone.
+#[tokio::test]
+async fn a_proof_goes_on_through_the_nginx_that_was_started_since() {
+    let (a, b) = (Backend::locked("A"), Backend::locked("B"));
+    let mut scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let reloaded = nginx.load(&image).await.unwrap();
+    scratch.stop();
+    let starts = async {
+        // The proof has had its first look.
+        tokio::task::yield_now().await;
+        scratch.start_again();
+    };
+    let expect = Expectation { candidate: b.port, incumbent: a.port, identity: None };
+    let (proof, ()) = tokio::join!(nginx.prove(&expect, &reloaded), starts);
+    assert!(matches!(proof.unwrap(), Proof::Sockets { workers: 1.., connections: 1.. }));
+}
+
+#[tokio::test]
+async fn a_reload_is_asked_of_the_nginx_that_is_started_where_one_ended_over_it() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let mut scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let pid = u32::try_from(scratch.master_pid().unwrap()).unwrap();
+    signal(pid, "STOP");
+    let restarts = async {
+        while !is_to_reload(pid) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // Of two orders it obeys this one first.
+        signal(pid, "QUIT");
+        signal(pid, "CONT");
+        scratch.stop();
+        scratch.start_again();
+    };
+    let (reloaded, ()) = tokio::join!(nginx.load(&image), restarts);
+    let reloaded = reloaded.unwrap();
+    nginx.prove(&expect(&b, &a), &reloaded).await.unwrap();
+    assert_eq!(Some(reloaded.master.pid), scratch.master_pid());
+    assert_eq!(scratch.upstream_file(), Scratch::upstream(b.port).into_bytes());
+}
+
+/// Whether a process that is stopped was told to reload since.
+fn is_to_reload(pid: u32) -> bool {
+    const HUP: u64 = 1;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(pending.trim(), 16).unwrap() & HUP == HUP
+}
