@@ -185,14 +185,31 @@ async fn an_old_model_that_nothing_starts_again_is_named_with_the_command_that_d
     Ok(())
 }
 
-/// A world whose swap died when its new model was ready, and where somebody has a long answer of that one.
+/// What nginx was never told of may be asked past it, for ever.
+#[tokio::test]
+async fn a_new_model_that_somebody_asks_past_nginx_does_not_get_its_swap_stuck() -> Result<()> {
+    let (world, before, answer) = busy_at(READY).await?;
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    let told = "is stopped with what somebody asks of it past nginx, which never sent it a request: 1 request in the engine";
+    assert!(run.stdout.contains(told), "{run}");
+    assert_eq!(Facts::of(&world)?, before);
+    assert_eq!(answer.stop().await.ok_of(Kind::Stream), 0, "it was waited for");
+    Ok(())
+}
+
+/// A world whose swap died when nginx sent requests to its new model, and where somebody has a long answer of that one.
 async fn busy() -> Result<(World, Facts, Load)> {
+    busy_at(CUT_OVER).await
+}
+
+/// The same of one that died when this record of its journal was on the disk.
+async fn busy_at(record: usize) -> Result<(World, Facts, Load)> {
     let mut world = world().await?;
     world.settings.drain = "{ timeout: 1s }".to_owned();
     world.settings.flags = "--stub-token-delay 50ms".to_owned();
     world.run("plan", NEW, &[]).await?.answered(&[]);
     let before = Facts::of(&world)?;
-    world.server.strike(Some(Aim::After(READY)))?;
+    world.server.strike(Some(Aim::After(record)))?;
     Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
     world.server.strike(None)?;
     let target = SocketAddr::from((Ipv4Addr::LOCALHOST, world.server.slot_ports().1));
@@ -232,7 +249,7 @@ async fn while_a_swap_is_stuck_nothing_new_begins() -> Result<()> {
     assert_eq!((Facts::of(&world)?, swaps(&world)?), facts);
 
     drop(answer);
-    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "rolled-back");
     assert_eq!(Facts::of(&world)?, before);
     Step::run(world.action("swap", "Qwen/Third", &third)?).await?.ended(0, "promoted");
     Ok(())
@@ -245,7 +262,7 @@ async fn a_repair_drains_by_the_configuration_of_now() -> Result<()> {
     let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
     run.refused(7, &["is not drained: 1 request in the engine", "`drain: { on_timeout: cut }`"]);
     world.settings.drain = "{ timeout: 1s, on_timeout: cut }".to_owned();
-    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "rolled-back");
     assert_eq!(Facts::of(&world)?, before);
     assert_eq!(answer.stop().await.ok_of(Kind::Stream), 0, "it was waited for");
     Ok(())
@@ -285,7 +302,7 @@ async fn two_stuck() -> Result<(World, Facts, [String; 2])> {
 #[tokio::test]
 async fn two_swaps_that_are_stuck_are_repaired_one_after_the_other() -> Result<()> {
     let (world, before, names) = two_stuck().await?;
-    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "failed");
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "rolled-back");
     assert_repaired(&run, &names[1]);
     assert_eq!(Facts::of(&world)?, before, "{run}");
     assert_eq!(world.serves().await?, OLD);
@@ -319,7 +336,7 @@ async fn a_runner_whose_link_is_lost_in_a_repair_goes_on_with_the_next() -> Resu
         send("-KILL", session)?;
     }
     send("-CONT", agent)?;
-    let run = step.finish().await?.ended(0, "failed");
+    let run = step.finish().await?.ended(0, "rolled-back");
     assert_repaired(&run, &names[1]);
     assert_eq!(Facts::of(&world)?, before, "{run}");
     assert_eq!(world.serves().await?, OLD);

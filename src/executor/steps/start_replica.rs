@@ -222,6 +222,15 @@ async fn drained<H: Host>(
     match idle {
         Idle::Yes => Ok(Ending::Graceful),
         Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ok(Ending::Cut),
+        // Whoever asks it goes past nginx, as a monitor does, and may never stop.
+        Idle::No(left) if cx.never_begun() => {
+            let text = format!(
+                "the replica in slot {slot} is stopped with what somebody asks of it past nginx, which never sent it a request: {}",
+                left.describe()
+            );
+            cx.tell(EventKind::Warning { text });
+            Ok(Ending::Graceful)
+        }
         Idle::No(left) => Err(left.failure(slot).hint(DRAINED_AS_NOW)),
     }
 }

@@ -94,6 +94,43 @@ async fn a_candidate_that_counts_no_requests_is_not_stopped_once_its_cutover_was
     assert_eq!(scene.repair(&attempt).await.unwrap().outcome, Outcome::RolledBack);
 }
 
+/// A monitor that has it write something time and again, or a second proxy.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_somebody_asks_past_nginx_is_not_waited_for_for_ever_where_no_cutover_was_begun()
+ {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.host.world.borrow_mut().walled = Some(attempt.plan.candidate.port);
+    let asked = async {
+        while scene.host.world.borrow().replicas.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        scene.host.world.borrow_mut().replicas[1].stubborn = 1;
+    };
+    let begin = Instant::now();
+    tokio::join!(assert_failed(&scene, &attempt, "nginx would not reach the replica"), asked);
+    // Whatever may end by itself is given its time.
+    assert!(begin.elapsed() >= scene.spec.drain.timeout, "{:?}", begin.elapsed());
+    let told = |event: &EventKind| matches!(event, EventKind::Warning { text } if text.contains("asks of it past nginx") && text.contains("1 request in the engine"));
+    assert!(scene.events(&attempt).iter().any(told), "nobody is told");
+}
+
+/// Nobody can tell then whose requests it counts.
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_counts_requests_is_not_stopped_once_its_cutover_was_begun() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    let loads = scene.host.calls().iter().position(|call| call.verb == "load").unwrap();
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let dies = Fault { call: loads, wrong: Wrong::Dies };
+    assert!(scene.execute(&attempt, &[dies]).await.is_none(), "it lived on");
+    scene.host.world.borrow_mut().on_mut(attempt.plan.candidate.port).stubborn = 1;
+    let recovered = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(recovered.outcome, Outcome::Stuck, "{recovered:#?}");
+    assert_eq!(scene.host.count("stop"), 0);
+    scene.host.world.borrow_mut().on_mut(attempt.plan.candidate.port).stubborn = 0;
+    assert_eq!(scene.repair(&attempt).await.unwrap().outcome, Outcome::Failed);
+}
+
 /// An upgrade starts it anew, and all that it keeps ends.
 #[tokio::test(start_paused = true)]
 async fn what_supervises_a_candidate_is_waited_for_before_that_is_stopped_and_not_for_ever() {

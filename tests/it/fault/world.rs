@@ -37,6 +37,8 @@ pub(crate) struct SimReplica {
     pub(crate) ready: Option<Instant>,
     /// Requests that only the test ends.
     pub(crate) stubborn: u64,
+    /// Whether nginx was ever told of it.
+    pub(crate) had_traffic: bool,
     /// Whether it is there and does not answer yet.
     pub(crate) loads: bool,
     /// Until when it works on what came through nginx before traffic went elsewhere.
@@ -158,6 +160,7 @@ impl SimWorld {
     ) -> ProcessId {
         let (id, root) = (self.new_process(), argv[2].clone());
         let (stubborn, loads, busy_until) = (0, false, Instant::now());
+        let had_traffic = self.loaded == port;
         self.replicas.push(SimReplica {
             id,
             port,
@@ -167,6 +170,7 @@ impl SimWorld {
             root,
             ready,
             stubborn,
+            had_traffic,
             loads,
             busy_until,
         });
@@ -273,6 +277,8 @@ impl SimWorld {
     pub(crate) fn reload(&mut self) -> Reloaded {
         let (now, old_port) = (Instant::now(), self.loaded);
         self.loaded = self.named();
+        let told = self.loaded;
+        self.replicas.iter_mut().filter(|it| it.port == told).for_each(|it| it.had_traffic = true);
         if self.loaded != old_port {
             for replica in self.replicas.iter_mut().filter(|replica| replica.port == old_port) {
                 replica.busy_until = now + LINGER;
