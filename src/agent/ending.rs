@@ -5,7 +5,7 @@ use super::closing::{close_all, last_word};
 use super::follow;
 use super::left::Left;
 use super::run::remember;
-use crate::executor::{self, Context, Direction, unfinished_swaps};
+use crate::executor::{self, Context, Direction, Wanted, unfinished_swaps};
 use crate::host::docker::{self, DockerError};
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
@@ -19,15 +19,6 @@ use crate::model::replica::Keeper;
 use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery;
-
-/// What is wanted of a swap that nobody works on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// Its end, unless it is stuck: then nothing is tried again by itself.
-    End,
-    /// Its end, and the undo that it is stuck at once more.
-    Repair,
-}
 
 /// Brings a swap to its end; `accepted` is called once that is about to begin. What it leaves warm is for
 /// [`aftermath::go_on`](super::aftermath::go_on). It is done by its own specification; of what a command asks for now the
@@ -58,7 +49,7 @@ pub(super) async fn bring_to_end(
         cx.tell(EventKind::TakenUp { found: recovery::found(journal.status(), &cx.plan) });
     }
     accepted();
-    match (executor::direction(&cx, &journal).await, wanted) {
+    match (executor::direction(&cx, &journal, wanted).await, wanted) {
         (Direction::Forward, _) => {
             cx.replicas = executor::replicas_left(&cx, &journal)?;
             executor::finish(&cx, &mut journal).await.map(drop)

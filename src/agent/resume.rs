@@ -9,8 +9,9 @@ use tokio::time::sleep;
 
 use super::aftermath::{self, kept_by};
 use super::closing::{close_all, unclosed};
-use super::ending::{Wanted, bring_to_end, left_open};
+use super::ending::{bring_to_end, left_open};
 use super::{follow, prune};
+use crate::executor::Wanted;
 use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
 use crate::lease::{Lease, LeaseError};

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::abort::{never_begun, not_its_turn};
 use super::answer::Answers;
-use super::ending::{Wanted, bring_all_to_end, bring_to_end};
+use super::ending::{bring_all_to_end, bring_to_end};
 use super::rerun::{self, ROLLBACK, SWAP};
 use super::turn::{self, NoTurn};
 use super::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::abort;
 use crate::event_log::EventLog;
-use crate::executor::{self, Context, World, observe};
+use crate::executor::{self, Context, Wanted, World, observe};
 use crate::host::process::Snapshot;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;

@@ -19,19 +19,34 @@ use crate::swap::recovery;
 /// Between two looks at replicas that their keepers may be starting.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What is wanted of a swap that nobody works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Its end, unless it is stuck: then nothing is tried again by itself.
+    End,
+    /// Its end, and that of the undo that it is stuck at: once more, or with the model that serves where what served before
+    /// cannot be had back.
+    Repair,
+}
+
 /// How a swap is brought to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// As its journal says: it is unwound, unless it was promoted.
     Back,
-    /// Traffic was moved, and what served before does not come back.
+    /// Traffic was moved, and what served before does not come back. One whose cutover is being undone only a person ends so.
     Forward,
 }
 
 /// Waits until it can be told, at most `ready.timeout`. After a boot the replicas come up in any order.
-pub async fn direction<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Direction {
+pub async fn direction<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &Journal,
+    wanted: Wanted,
+) -> Direction {
     let is_past = recovery::is_past_cutover(journal.status(), &cx.plan);
-    let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| is_past) else {
+    let turns = wanted == Wanted::Repair && recovery::undoes_cutover(journal.status(), &cx.plan);
+    let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| is_past || turns) else {
         return Direction::Back;
     };
     let candidate = &cx.plan.candidate;
@@ -46,8 +61,10 @@ pub async fn direction<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Direc
             // A plain process that is gone stays gone.
             Presence::Gone => !is_late && incumbent.keeper.restarts(),
         };
-        // Who gives the swap up waits for nothing: until what comes back is there, the undo leaves traffic where it is.
-        if comes_back && abort::ordered(cx.dir, &cx.swap).is_some() {
+        // Who gives the swap up waits for nothing: until what comes back is there, the undo leaves traffic where it is. Who repairs
+        // has seen it stuck there.
+        let gives_up = wanted == Wanted::End && abort::ordered(cx.dir, &cx.swap).is_some();
+        if comes_back && gives_up {
             return Direction::Back;
         }
         let points = cx.host.upstream().await.is_ok_and(|view| view.port == candidate.port);

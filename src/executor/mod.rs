@@ -10,7 +10,7 @@ mod underway;
 
 use context::Cutover;
 pub use context::{Context, started};
-pub use direction::{Direction, direction, replicas_left};
+pub use direction::{Direction, Wanted, direction, replicas_left};
 pub use observe::{Unfinished, World, look, observe, report_unseen, unfinished_swaps};
 use route::is_where_it_was;
 pub use route::{Presence, confirm_route, presence, prove_route, traffic_now};
@@ -165,7 +165,8 @@ fn why_unwound<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Failure {
     failed.unwrap_or_else(|| Failure::new(died))
 }
 
-/// Finishes a swap whose agent is gone, whose traffic was moved, and whose incumbent does not come back.
+/// Finishes a swap whose agent is gone, whose traffic was moved, and whose incumbent does not come back; also one that is stuck at
+/// the undo of its cutover.
 ///
 /// # Errors
 /// If the journal cannot be written.
@@ -188,6 +189,7 @@ pub async fn finish<H: Host>(
         let done = match journal.status().steps[index] {
             StepStatus::Succeeded => continue,
             StepStatus::Pending => perform(cx, journal, index).await?,
+            StepStatus::Undoing | StepStatus::UndoFailed => turn(cx, journal, index).await?,
             _ => again(cx, journal, index).await?,
         };
         if let Err(failure) = done {
@@ -201,6 +203,19 @@ pub async fn finish<H: Host>(
         cx.tell(EventKind::Warning { text });
     }
     conclude(cx, journal)
+}
+
+/// Does a step again whose undo was begun, at whose end the world may be as it wanted it.
+async fn turn<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    index: usize,
+) -> Result<Result<(), Failure>, JournalError> {
+    cx.begin(index);
+    cx.tell(EventKind::StepStarted { index });
+    let undo = undo_of(journal, index);
+    journal.append(RecordKind::Started { step: index, undo }, cx.host.now())?;
+    again(cx, journal, index).await
 }
 
 /// Does the rest of a step that another agent began, at whose end the world is as it wanted it.

@@ -46,6 +46,13 @@ pub fn is_past_cutover(status: &Status, plan: &Plan) -> bool {
         && cutover(status, plan) != StepStatus::Pending
 }
 
+/// Whether the undo of the cutover was begun and is not done, so that nothing before it is undone: where what served before cannot be
+/// had back, a person may have the swap finished.
+pub fn undoes_cutover(status: &Status, plan: &Plan) -> bool {
+    matches!(status.outcome, None | Some(Outcome::Stuck))
+        && matches!(cutover(status, plan), StepStatus::Undoing | StepStatus::UndoFailed)
+}
+
 /// Whether nginx may send requests to the candidate of a swap that is not at its end.
 pub fn may_be_moved(status: &Status, plan: &Plan) -> bool {
     let is_at_its_end = match decide(status) {

@@ -31,6 +31,8 @@ pub struct Status {
     pub steps: Vec<StepStatus>,
     /// Which of them are past the point of no return once started.
     retires: Vec<bool>,
+    /// Which of them moves traffic.
+    cutover: Option<usize>,
     /// How many steps there are up to and including `promote`.
     pub until_promote: usize,
     /// The outcome, once known.
@@ -55,6 +57,7 @@ impl Status {
         Self {
             steps: plan.all_steps().map(|_| StepStatus::Pending).collect(),
             retires: plan.all_steps().map(|s| matches!(s.step, Step::Retire { .. })).collect(),
+            cutover: plan.steps.iter().position(|s| matches!(s.step, Step::CutOver { .. })),
             until_promote: plan.steps.len(),
             outcome: None,
             closed: false,
@@ -82,6 +85,13 @@ impl Status {
             .find(|&index| self.retires[index] && self.steps[index] != StepStatus::Pending)
     }
 
+    /// Whether the step is a cutover whose undo was begun and is not done: it may be done again instead, and what comes after it.
+    fn turns_at(&self, step: usize) -> bool {
+        self.cutover == Some(step)
+            && matches!(self.steps[step], StepStatus::Undoing | StepStatus::UndoFailed)
+            && matches!(self.outcome, None | Some(Outcome::Stuck))
+    }
+
     fn unwinding(&self) -> bool {
         self.steps.iter().any(|status| {
             matches!(status, StepStatus::Undoing | StepStatus::Undone | StepStatus::UndoFailed)
@@ -96,13 +106,20 @@ impl Status {
 pub fn apply(status: &Status, kind: &RecordKind) -> Result<Status, Illegal> {
     let mut next = status.clone();
     let refuse = |reason| Err(Illegal { record: name(kind), reason });
-    let reopens =
-        status.outcome == Some(Outcome::Stuck) && matches!(kind, RecordKind::UndoStarted { .. });
+    let turns = matches!(kind, RecordKind::Started { step, .. } if status.turns_at(*step));
+    let reopens = status.outcome == Some(Outcome::Stuck)
+        && (turns || matches!(kind, RecordKind::UndoStarted { .. }));
     if status.closed && !reopens {
         return refuse("the swap is closed");
     }
     match kind {
         RecordKind::Planned { .. } => return refuse("a journal has one plan"),
+        RecordKind::Started { step, .. } if turns => {
+            // A person keeps the new model: what comes after is to be done yet.
+            next.steps[*step..status.until_promote].fill(StepStatus::Pending);
+            next.steps[*step] = StepStatus::Started;
+            (next.outcome, next.closed) = (None, false);
+        }
         RecordKind::Started { step, .. } => {
             if let Some(reason) = cannot_start(status, *step) {
                 return refuse(reason);
@@ -362,6 +379,40 @@ mod tests {
         let status = run(&kinds).unwrap();
         assert!(apply(&status, &concluded(Outcome::Failed)).is_err());
         assert!(apply(&status, &concluded(Outcome::Stuck)).is_ok());
+    }
+
+    #[test]
+    fn a_cutover_whose_undo_was_begun_may_be_done_again_and_what_comes_after_it() {
+        // Up to cut_over, and promote failed.
+        let mut kinds: Vec<_> = all_done().into_iter().take(9).collect();
+        kinds.push(failed(4));
+        kinds.extend(undone(4));
+        assert!(run(&[&kinds[..], &[started(3)]].concat()).is_err(), "its undo was not begun");
+        kinds.push(RecordKind::UndoStarted { step: 3 });
+        let ends: [&[RecordKind]; 3] = [
+            &[],
+            &[RecordKind::UndoFailed { step: 3, failure: Failure::new("x") }],
+            &[
+                RecordKind::UndoFailed { step: 3, failure: Failure::new("x") },
+                concluded(Outcome::Stuck),
+                RecordKind::Closed,
+            ],
+        ];
+        for end in ends {
+            let kinds = [&kinds[..], end].concat();
+            for (step, what) in [(2, "one before it"), (4, "one after it")] {
+                assert!(run(&[&kinds[..], &[started(step)]].concat()).is_err(), "{what}");
+            }
+            let rest = [started(3), succeeded(3), started(4), succeeded(4)];
+            let again = [&kinds[..], &rest, &[concluded(Outcome::Promoted)]].concat();
+            assert_eq!(run(&again).unwrap().outcome, Some(Outcome::Promoted));
+            assert_eq!(run(&again[..again.len() - 4]).unwrap().to_undo(), [3, 2, 1, 0]);
+        }
+        kinds.push(RecordKind::UndoFinished { step: 3, traffic: Traffic::Returned });
+        kinds.push(RecordKind::UndoStarted { step: 2 });
+        for step in [2, 3] {
+            assert!(run(&[&kinds[..], &[started(step)]].concat()).is_err(), "traffic is back");
+        }
     }
 
     #[test]

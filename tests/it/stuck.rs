@@ -185,6 +185,35 @@ async fn an_old_model_that_nothing_starts_again_is_named_with_the_command_that_d
     Ok(())
 }
 
+/// What was started by hand cannot always be started again: then whoever repairs keeps what serves.
+#[tokio::test]
+async fn a_swap_that_is_stuck_and_whose_old_model_is_gone_is_ended_with_the_new_one() -> Result<()>
+{
+    let (world, _) = moved().await?;
+    let load = world.load().await?;
+    let (a, b) = world.server.slot_ports();
+    let text = spoil(&world, b, a)?;
+    Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
+    fs::write(world.server.nginx_config(), text)?;
+    send("-KILL", world.old.pid)?;
+    until("the old model is gone", || Ok(listeners(a)?.is_empty().then_some(()))).await?;
+    let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "promoted");
+    for told in [
+        "taken up again: cut_over a -> b could not be undone",
+        "Qwen/Old in slot a, which served before, does not come back: the swap goes on to its end with Qwen/New",
+    ] {
+        assert!(run.stdout.contains(told), "no {told:?} in\n{run}");
+    }
+    assert_eq!(world.serves().await?, NEW);
+    let history = world.run("status", NEW, &[]).await?.answered(&["promoted     Qwen/New"]);
+    assert!(!history.stdout.contains("stuck"), "one swap, one line\n{history}");
+    Step::run(world.action("swap", "Qwen/Third", &[("wait", "retired")])?)
+        .await?
+        .ended(0, "promoted");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
 /// What nginx was never told of may be asked past it, for ever.
 #[tokio::test]
 async fn a_new_model_that_somebody_asks_past_nginx_does_not_get_its_swap_stuck() -> Result<()> {

@@ -215,7 +215,11 @@ async fn await_incumbent<H: Host>(
                 "{seen}, where {} served, and {} in slot {to} answers: traffic stays there",
                 side.revision.model, cx.plan.candidate.revision.model
             ))
-            .hint(start_again(cx, side)));
+            .hint(start_again(cx, side))
+            .hint(format!(
+                "if it cannot be had back, `model-swap repair` as it is ends the swap with {}",
+                cx.plan.candidate.revision.model
+            )));
         }
         cx.host.pause(INCUMBENT_LOOK).await;
     }

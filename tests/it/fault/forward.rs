@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use model_swap::abort::{self, AbortOrder};
-use model_swap::executor::Direction;
+use model_swap::executor::{Direction, Wanted};
 use model_swap::journal::Journal;
 use model_swap::model::event::{Conclusion, EventKind};
 use model_swap::model::ids::ProcessId;
@@ -90,7 +90,9 @@ impl Bereaved {
         let failure = again.failure.unwrap();
         assert!(failure.message.contains("nobody listens on port"), "{what}: {failure:#?}");
         assert!(served(&scene), "{what}");
+        assert_eq!(scene.direction(&attempt, Wanted::End).await, Direction::Back, "{what}");
         scene.host.world.borrow_mut().replicas.push(incumbent);
+        assert_eq!(scene.direction(&attempt, Wanted::Repair).await, Direction::Back, "{what}");
         let repaired = scene.repair(&attempt).await.expect("it is taken up");
         assert_ne!(repaired.outcome, Outcome::Stuck, "{what}: {repaired:#?}");
         assert_eq!((scene.facts().loaded, scene.facts().lines), (before.loaded, before.lines));
@@ -238,16 +240,16 @@ async fn only_a_swap_whose_old_model_does_not_come_back_goes_forward() {
             let Some(lone) = bereaved(kind, death).await else { continue };
             moved += 1;
             let Bereaved { scene, attempt, incumbent, .. } = &lone;
-            assert_eq!(scene.direction(attempt).await, Direction::Forward, "{what}");
+            assert_eq!(scene.direction(attempt, Wanted::End).await, Direction::Forward, "{what}");
             // Nobody is there to go forward to.
             let candidate = scene.host.world.borrow().on(attempt.plan.candidate.port).cloned();
             let candidate = candidate.expect("a candidate");
             scene.host.allow_nobody();
             scene.host.world.borrow_mut().kill(candidate.id);
-            assert_eq!(scene.direction(attempt).await, Direction::Back, "{what}");
+            assert_eq!(scene.direction(attempt, Wanted::End).await, Direction::Back, "{what}");
             // What served is there again, as a unit has it by itself.
             scene.host.world.borrow_mut().replicas.extend([candidate, incumbent.clone()]);
-            assert_eq!(scene.direction(attempt).await, Direction::Back, "{what}");
+            assert_eq!(scene.direction(attempt, Wanted::End).await, Direction::Back, "{what}");
         }
         assert!(moved >= 5, "{kind:?}: only {moved} deaths left a swap to go on with");
     }
@@ -308,6 +310,61 @@ async fn no_undo_points_nginx_at_nobody_while_the_new_model_answers() {
             lone.assert_stays(&conclusion, &what).await;
         }
         assert!(undone >= 5, "{kind:?}: only {undone} deaths left anything to undo");
+    }
+}
+
+/// A bereaved swap that somebody gave up, and whose undo is stuck.
+async fn stuck_without_the_old_model(kind: Kind, death: usize) -> Option<Bereaved> {
+    let lone = bereaved(kind, death).await?;
+    abort::order(&lone.scene.dir, &lone.attempt.swap, &AbortOrder::default()).unwrap();
+    let conclusion = lone.scene.recover(&lone.attempt, &[]).await.unwrap()?;
+    // Else promoted, and only not said so.
+    (conclusion.outcome == Outcome::Stuck).then_some(lone)
+}
+
+/// A person has nothing to start again what served before from, and wants an end.
+async fn is_ended_by_a_repair(kind: Kind) {
+    let (mut ended, mut after, mut records) = (0, None, 0);
+    for death in 0..deaths(kind).await.len() {
+        let Some(lone) = stuck_without_the_old_model(kind, death).await else { continue };
+        let Bereaved { scene, attempt, .. } = &lone;
+        // What is the same on the disk is ended the same way.
+        let begun = scene.records(attempt).len();
+        if std::mem::replace(&mut records, begun) == begun {
+            continue;
+        }
+        let what = format!("{kind:?}: {death}");
+        assert_eq!(scene.direction(attempt, Wanted::Repair).await, Direction::Forward, "{what}");
+        let conclusion = scene.finish(attempt, &[]).await.unwrap();
+        assert_eq!(conclusion.failure, None, "{what}: {conclusion:#?}");
+        let calls = scene.host.calls();
+        after = Some(lone.assert_finished(after.as_ref(), &what).await);
+        ended += 1;
+        for (number, call) in calls.iter().enumerate() {
+            let what = format!("{what}, then {call:?} number {number}");
+            let lone = stuck_without_the_old_model(kind, death).await.unwrap();
+            let Bereaved { scene, attempt, .. } = &lone;
+            let last = Fault { call: number, wrong: Wrong::Dies };
+            assert!(scene.finish(attempt, &[last]).await.is_none(), "{what}: it lived on");
+            let is_at_its_end = |record: &RecordKind| matches!(record, RecordKind::Concluded { outcome } if *outcome != Outcome::Stuck);
+            if !scene.records(attempt).last().is_some_and(is_at_its_end) {
+                // When every step is done, only its end is left to be said.
+                let ended = match scene.direction(attempt, Wanted::Repair).await {
+                    Direction::Forward => scene.finish(attempt, &[]).await,
+                    Direction::Back => scene.recover(attempt, &[]).await.unwrap(),
+                };
+                assert_eq!(ended.unwrap().failure, None, "{what}");
+            }
+            lone.assert_finished(after.as_ref(), &what).await;
+        }
+    }
+    assert!(ended >= 2, "{kind:?}: only {ended} deaths left a swap to undo");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_that_is_stuck_without_its_old_model_is_ended_by_a_repair_with_the_new_one() {
+    for kind in [Kind::First, Kind::Verified, Kind::FromUnit, Kind::Rollback] {
+        is_ended_by_a_repair(kind).await;
     }
 }
 
@@ -376,7 +433,7 @@ async fn an_order_ends_the_wait_for_what_served_and_the_swap_goes_back_when_that
         tokio::time::sleep(Duration::from_secs(5)).await;
         abort::order(&scene.dir, &attempt.swap, &AbortOrder::default()).unwrap();
     };
-    let (direction, ()) = tokio::join!(scene.direction(attempt), ordered);
+    let (direction, ()) = tokio::join!(scene.direction(attempt, Wanted::End), ordered);
     assert_eq!(direction, Direction::Back);
     assert!(begin.elapsed() < Duration::from_secs(7), "waited {:?}", begin.elapsed());
     let comes = async {
@@ -398,7 +455,7 @@ async fn an_order_for_a_swap_whose_old_model_does_not_come_back_is_said_to_come_
             let Some(lone) = bereaved(kind, death).await else { continue };
             let Bereaved { scene, attempt, .. } = &lone;
             abort::order(&scene.dir, &attempt.swap, &AbortOrder::default()).unwrap();
-            assert_eq!(scene.direction(attempt).await, Direction::Forward, "{what}");
+            assert_eq!(scene.direction(attempt, Wanted::End).await, Direction::Forward, "{what}");
             let conclusion = scene.finish(attempt, &[]).await.unwrap();
             assert_eq!(conclusion.outcome, Outcome::Promoted, "{what}: {conclusion:#?}");
             lone.assert_finished(None, &what).await;
@@ -424,7 +481,7 @@ async fn a_cutover_that_was_written_and_not_loaded_is_loaded_when_its_old_model_
         scene.host.allow_nobody();
         let incumbent = scene.host.world.borrow().on(port).unwrap().clone();
         scene.host.world.borrow_mut().kill(incumbent.id);
-        assert_eq!(scene.direction(&attempt).await, Direction::Forward, "{kind:?}");
+        assert_eq!(scene.direction(&attempt, Wanted::End).await, Direction::Forward, "{kind:?}");
         let conclusion = scene.finish(&attempt, &[]).await.unwrap();
         assert_eq!(conclusion.failure, None, "{kind:?}: {conclusion:#?}");
         let lone = Bereaved { scene, attempt, before, incumbent };

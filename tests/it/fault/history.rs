@@ -3,7 +3,8 @@
 //! The agent: does the steps in order, each once; after a failure or a death undoes what it began, last first, a step's
 //! undo as often as it dies or is stuck in it, and never past a `retire`; concludes once, only when all is done, all is
 //! undone or an undo failed; then only goes forward with what comes after `promote`, as often as that takes; and closes.
-//! What is stuck may be taken up again, closed or not, by the undo that failed.
+//! What is stuck may be taken up again, closed or not, by the undo that failed; and a cutover whose undo was begun by doing it
+//! once more, and then what comes after it.
 //! Which word a conclusion uses (failed or aborted, promoted or rolled back) is the executor's and not the table's.
 
 use model_swap::model::failure::Failure;
@@ -77,6 +78,11 @@ impl<'a> Agent<'a> {
         if stuck && matches!(kind, RecordKind::UndoStarted { .. }) {
             return matches!((self.now, kind), (Now::UndoFailed(one), RecordKind::UndoStarted { step }) if one == *step);
         }
+        if let (Now::Undoing(one) | Now::UndoFailed(one), RecordKind::Started { step, .. }) =
+            (self.now, kind)
+        {
+            return one == *step && matches!(self.plan.steps[one].step, Step::CutOver { .. });
+        }
         let settled = self.outcome.is_some();
         if self.closed {
             return false;
@@ -115,7 +121,12 @@ impl<'a> Agent<'a> {
     fn does(&mut self, kind: &RecordKind) {
         match kind {
             RecordKind::Planned { .. } => {}
-            RecordKind::Started { .. } => (self.now, self.half_done) = (Now::Acting, true),
+            RecordKind::Started { step, .. } => {
+                if matches!(self.now, Now::Undoing(_) | Now::UndoFailed(_)) {
+                    (self.done, self.outcome, self.closed) = (*step, None, false);
+                }
+                (self.now, self.half_done) = (Now::Acting, true);
+            }
             RecordKind::Succeeded { .. } => {
                 self.done += 1;
                 (self.now, self.half_done) = (Now::Idle, false);

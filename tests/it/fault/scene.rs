@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use model_swap::config::{self, Overrides};
 use model_swap::confirmation;
 use model_swap::event_log::{EventLog, EventReader};
-use model_swap::executor::{self, Context, Direction, observe};
+use model_swap::executor::{self, Context, Direction, Wanted, observe};
 use model_swap::host::process::{Identity, Snapshot};
 use model_swap::journal::{Journal, JournalError};
 use model_swap::model::event::{Conclusion, EventKind};
@@ -370,10 +370,10 @@ impl Scene {
     }
 
     /// In which direction an agent goes on that finds the swap.
-    pub(crate) async fn direction(&self, attempt: &Attempt) -> Direction {
+    pub(crate) async fn direction(&self, attempt: &Attempt, wanted: Wanted) -> Direction {
         let (cx, journal) = self.reopen(attempt);
         self.host.arm(&[]);
-        executor::direction(&cx, &journal).await
+        executor::direction(&cx, &journal, wanted).await
     }
 
     /// Finishes as the agent does that finds traffic moved and the incumbent gone; `None` if it died of a fault.
