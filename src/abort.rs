@@ -1,18 +1,20 @@
 //! F2: orders to abort a swap: one durable file a swap, written by whoever asks, read by the agent that works on it.
 //!
 //! The file outlives every process, so that an agent that comes up late, or one that recovers a dead one's swap, finds
-//! it. It lies outside of the swap's own folder, which an agent that is still planning has not made yet.
+//! it. It lies outside of the swap's own folder, which an agent that is still planning has not made yet. On a disk that takes
+//! no byte any more it is empty: who gave it is not known then, and it is heeded all the same.
 
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::host::durable;
 use crate::host::watch::Watch;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::state::Requester;
-use crate::service_dir::{ServiceDir, StateError, write_json};
+use crate::service_dir::{PRIVATE, ServiceDir, StateError, write_json};
 
 /// Who wants a swap to be given up.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,12 +37,14 @@ impl AbortOrder {
     }
 }
 
-/// Orders a swap to be aborted. On the disk when this returns; the swap may not have begun yet, or be over.
+/// Orders a swap to be aborted. On the disk when this returns, on a full one without who gave it; the swap may not have begun
+/// yet, or be over.
 ///
 /// # Errors
 /// If the disk refuses.
 pub fn order(dir: &ServiceDir, swap: &SwapId, order: &AbortOrder) -> Result<(), StateError> {
-    write_json(&file(dir, swap), order)
+    let file = file(dir, swap);
+    write_json(&file, order).or_else(|why| durable::mark(&file, PRIVATE).map_err(|_| why))
 }
 
 /// The order to abort a swap, if there is one.

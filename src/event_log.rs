@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::host::durable;
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::SwapId;
 use crate::model::wire::WIRE_VERSION;
@@ -17,6 +18,9 @@ const LOST: u64 = 1_000_000;
 
 /// The log's file in the swap's folder.
 pub const FILE: &str = "events.ndjson";
+
+/// Room in bytes for what is told of a swap while the disk is full.
+const ROOM: u64 = 128 * 1024;
 
 /// An event log that could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +68,8 @@ impl EventLog {
             .mode(0o600)
             .open(&path)
             .map_err(wrong("open"))?;
+        // A story that a full disk does not take is told later.
+        let _ = durable::reserve(&file, ROOM);
         if reader.torn() {
             // A line that a dead writer left half-written is ended, so that the next one stands alone.
             file.write_all(b"\n").map_err(wrong("append to"))?;

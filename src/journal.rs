@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::host::durable;
 use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
@@ -17,6 +18,10 @@ use crate::swap::transition::{self, Illegal, Status};
 
 /// The journal's file in the swap's folder.
 const FILE: &str = "journal.ndjson";
+
+/// Room in bytes that a swap has before it begins: a disk that gets full meanwhile takes what it takes to give the swap up. A
+/// record has some hundred bytes, with the last words of an engine some thousand.
+const ROOM: u64 = 128 * 1024;
 
 /// A journal that could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +124,7 @@ impl Journal {
         let io = |source| JournalError::Io { act: "create", path: path.clone(), source };
         let file =
             OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
+        durable::reserve(&file, ROOM).map_err(io)?;
         let status = Status::of_plan(plan);
         let mut journal = Self::new(path.clone(), file, Vec::new(), status);
         let (swap, plan) = (swap.clone(), Box::new(plan.clone()));
@@ -198,6 +204,8 @@ impl Journal {
         let (records, status, whole) = read(&path)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
         file.set_len(whole as u64).map_err(io)?;
+        // Whoever goes on makes do with what there is.
+        let _ = durable::reserve(&file, ROOM);
         Ok(Self::new(path.clone(), file, records, status))
     }
 

@@ -57,7 +57,7 @@ const KEY_BYTES: usize = 32;
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Mode of every file: state and journals are their owner's alone.
-const PRIVATE: u32 = 0o600;
+pub const PRIVATE: u32 = 0o600;
 
 /// Something in the state folder could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -1,11 +1,12 @@
 //! Atomic durable replacement of a file: a reader, and a machine that lost power, sees the old bytes or the new ones.
 
-use std::fs::{File, Metadata, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{FallocateFlags, Gid, Uid, fallocate};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 /// Start of the name of the file that is renamed: hidden, so that no `include conf.d/*` ever reads it.
@@ -53,6 +54,30 @@ pub fn write(file: &Path, content: &[u8], mode: u32) -> Result<(), DurableError>
     into_place(beside(file, content, mode, None)?, file)
 }
 
+/// Makes a file that has nothing to say but that it is there, with this mode: a full disk takes a name where it takes no byte.
+/// One that is there stays as it is.
+///
+/// # Errors
+/// If its folder does not exist or is not writable.
+pub fn mark(file: &Path, mode: u32) -> Result<(), DurableError> {
+    let marked = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(file);
+    marked.and_then(|marked| marked.sync_all()).map_err(failed("make", file))?;
+    sync_folder(file)
+}
+
+/// Keeps room on the disk for so many more bytes at the end of a file, so that a disk that gets full takes them yet. Nothing
+/// where the file system does not know how.
+///
+/// # Errors
+/// If there is no such room.
+pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    match fallocate(file, FallocateFlags::KEEP_SIZE, length, bytes) {
+        Err(full @ (Errno::NOSPC | Errno::DQUOT)) => Err(full.into()),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Files in a folder that somebody was about to put in another's place, and perhaps died over.
 pub fn unfinished(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -90,9 +115,13 @@ fn beside(
 }
 
 fn into_place(fresh: NamedTempFile, file: &Path) -> Result<(), DurableError> {
-    let folder = file.parent().unwrap_or(Path::new("/"));
     fresh.persist(file).map_err(|error| failed("rename over", file)(error.error))?;
-    // The rename itself is durable only once the folder is.
+    sync_folder(file)
+}
+
+/// A rename, or a file that is new, is durable only once its folder is.
+fn sync_folder(file: &Path) -> Result<(), DurableError> {
+    let folder = file.parent().unwrap_or(Path::new("/"));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("make durable", file))
 }
 
@@ -122,6 +151,33 @@ mod tests {
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect()
+    }
+
+    #[test]
+    fn what_marks_something_is_private_and_leaves_alone_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("order");
+        mark(&file, 0o600).unwrap();
+        let made = std::fs::metadata(&file).unwrap();
+        assert_eq!((made.len(), made.mode() & 0o7777), (0, 0o600));
+        std::fs::write(&file, "said").unwrap();
+        mark(&file, 0o600).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"said");
+        let nowhere = mark(&folder.path().join("no/order"), 0o600).unwrap_err().to_string();
+        assert!(nowhere.starts_with("cannot make "), "{nowhere}");
+    }
+
+    #[test]
+    fn room_is_kept_behind_what_is_in_a_file_and_makes_it_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, "said").unwrap();
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        reserve(&file, 65536).unwrap();
+        let kept = file.metadata().unwrap();
+        assert!(kept.len() == 4 && kept.blocks() * 512 >= 65536, "{} blocks", kept.blocks());
+        file.write_all(b" more").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"said more");
     }
 
     #[test]

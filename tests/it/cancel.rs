@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use testbed::load::Load;
 use testbed::relay::Relay;
 use testbed::server::{Aim, ServerSpec, free_port, listeners};
@@ -51,6 +51,27 @@ async fn assert_true(world: &World, run: Run, before: &Facts) -> Result<()> {
     world.run("status", NEW, &[]).await?.answered(&["aborted      Qwen/New"]);
     until("nobody is at work", || kills::agent(world).is_none()).await?;
     assert_eq!(Facts::of(world)?, *before, "{run}");
+    Ok(())
+}
+
+/// Whoever waits writes nothing, and what its journal needs has room since it began.
+#[tokio::test]
+async fn an_order_to_abort_needs_no_byte_of_a_full_disk() -> Result<()> {
+    let mut world = kills::world().await?;
+    world.settings.flags = "--stub-load-time 600s".to_owned();
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready").await?;
+    let agent = kills::agent(&world).context("no agent")?;
+    send("-STOP", agent)?;
+    world.server.strike(Some(Aim::Full(1)))?;
+    let abort = Step::start(world.action("abort", NEW, &[])?)?;
+    kills::ordered(&world).await?;
+    world.server.strike(None)?;
+    send("-CONT", agent)?;
+    abort.finish().await?.ended(0, "aborted");
+    let run = step.finish().await?.ended(6, "aborted");
+    assert!(run.stdout.contains("somebody asked to abort"), "{run}");
+    assert_eq!(world.serves().await?, OLD);
     Ok(())
 }
 

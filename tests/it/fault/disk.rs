@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use model_swap::abort::{self, AbortOrder};
 use model_swap::model::event::Closing;
 use model_swap::model::record::RecordKind;
 
@@ -29,6 +30,7 @@ fn nothing_is_done_without_its_record_on_a_full_disk() {
     if std::env::var_os(ALONE).is_some() {
         let mut alone = tokio::runtime::Builder::new_current_thread();
         alone.enable_all().start_paused(true).build().unwrap().block_on(async {
+            is_given_up().await;
             under_a_full_disk().await;
             for kind in [Kind::First, Kind::Rollback, Kind::BackToUnit] {
                 after_promote(kind).await;
@@ -48,6 +50,16 @@ fn nothing_is_done_without_its_record_on_a_full_disk() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// A swap that waits for minutes writes nothing: a full disk must not keep anybody from giving it up.
+async fn is_given_up() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    limit_files(Some(0));
+    let ordered = abort::order(&scene.dir, &attempt.swap, &AbortOrder::default());
+    limit_files(None);
+    ordered.unwrap();
+    assert_eq!(abort::ordered(&scene.dir, &attempt.swap), Some(AbortOrder::default()));
 }
 
 async fn under_a_full_disk() {
