@@ -2,10 +2,11 @@
 //!
 //! A specification names programs to run, files to edit and ports whose processes may be stopped, and the agent may be
 //! root. A key with a forced command is held to what this file says. Where the server is concerned it says it itself
-//! (slots, nginx, user, state folder), and the request must agree; models, their revisions, commands and variables are given as
+//! (slots, nginx, user, runtime, state folder), and the request must agree; models, their revisions, commands and variables are given as
 //! patterns.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde_yaml::Value;
@@ -17,7 +18,7 @@ use super::reader::{Form, Node, Report, Section};
 use super::section;
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
-use crate::model::spec::{FetchSpec, NginxSpec, PinnedWorkers, Slot, SwapSpec};
+use crate::model::spec::{FetchSpec, NginxSpec, PinnedWorkers, Runtime, Slot, SwapSpec};
 use crate::model::wire::{Asked, Command, Secrets};
 
 /// What a command line's last pattern is called when it stands for any number of further words.
@@ -43,10 +44,38 @@ pub struct Listing {
     slots: BTreeMap<SlotName, Slot>,
     nginx: NginxSpec,
     user: Option<String>,
+    runtime: Supervision,
     /// Patterns of images.
     images: Vec<WildMatch>,
     docker_options: Vec<String>,
     state_dir: Option<PathBuf>,
+}
+
+/// What may supervise a replica. Images are no bound for a key that can have the command run beside Docker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Supervision {
+    /// This alone.
+    Only(Runtime),
+    /// Anything that makes no container.
+    NoContainer,
+}
+
+impl Supervision {
+    fn covers(self, runtime: Runtime) -> bool {
+        match self {
+            Self::Only(listed) => runtime == listed,
+            Self::NoContainer => runtime != Runtime::Docker,
+        }
+    }
+}
+
+impl fmt::Display for Supervision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Only(listed) => f.write_str(listed.word()),
+            Self::NoContainer => f.write_str("one without containers"),
+        }
+    }
 }
 
 impl Listing {
@@ -112,6 +141,13 @@ impl Listing {
                 "replica.user is {}, not {}",
                 or_none(spec.replica.user.as_deref()),
                 or_none(self.user.as_deref())
+            ));
+        }
+        if !self.runtime.covers(spec.replica.runtime) {
+            let asked = spec.replica.runtime.word();
+            found.push(format!(
+                "replica.runtime is {asked}, not {}: root allows it with `runtime: {asked}`",
+                self.runtime
             ));
         }
         // They open the machine to a container, as root.
@@ -221,6 +257,14 @@ fn object_to_form(Asked { spec, secrets }: &Asked, found: &mut Vec<String>) {
             found.push(format!("{what} {named:?} leads out of its folder with `..`"));
         }
     }
+    match (image, replica.runtime) {
+        (None, Runtime::Docker) => found.push("replica.runtime docker has no image".to_owned()),
+        (Some(image), runtime) if runtime != Runtime::Docker => {
+            found
+                .push(format!("replica.runtime {} has no use for image {image:?}", runtime.word()));
+        }
+        _ => {}
+    }
     let names = replica.env.keys().chain(&replica.secret_env).chain(secrets.0.keys());
     found.extend(names.filter_map(|name| unfit("variable", &form::VARIABLE, name)));
     let ignored_after = match spec.nginx.pinned_workers {
@@ -263,6 +307,11 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     let folders = any_patterns(file, "folders", "[\"/srv/models/*\"]");
     let env = any_patterns(file, "env", "[HF_*]");
     let images = any_patterns(file, "images", "[\"vllm/vllm-openai:*\"]");
+    let runtime = match (file.at("runtime"), &images) {
+        (node, _) if node.value().is_some() => section::runtime(&node).map(Supervision::Only),
+        (_, Some(images)) if !images.is_empty() => Some(Supervision::Only(Runtime::Docker)),
+        _ => Some(Supervision::NoContainer),
+    };
     let docker_options = section::docker_options(file, None);
     let slots = section::slots(&file.at("slots"));
     let nginx = section::nginx(&file.at("nginx"), slots.as_ref());
@@ -279,6 +328,7 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
         slots: slots?,
         nginx: nginx?,
         user: user?,
+        runtime: runtime?,
         images: images?,
         docker_options: docker_options?,
         state_dir: state_dir?,

@@ -107,15 +107,7 @@ pub(super) fn replica(
     node.section(|section| {
         let command = replica_command(&section.at("command"));
         let engine = section.at("engine").choice(Engine::Vllm, &[("vllm", Engine::Vllm)]);
-        let runtime = section.at("runtime").choice(
-            Runtime::Auto,
-            &[
-                ("auto", Runtime::Auto),
-                ("systemd", Runtime::Systemd),
-                ("process", Runtime::Process),
-                ("docker", Runtime::Docker),
-            ],
-        );
+        let runtime = runtime(&section.at("runtime"));
         let image = image(section, runtime);
         let docker_options = docker_options(section, runtime);
         let user = section.at("user").optional(&form::USER);
@@ -133,6 +125,11 @@ pub(super) fn replica(
             docker_options: docker_options?,
         })
     })?
+}
+
+/// What supervises a replica.
+pub(super) fn runtime(node: &Node<'_>) -> Option<Runtime> {
+    node.choice(Runtime::Auto, &Runtime::ALL.map(|runtime| (runtime.word(), runtime)))
 }
 
 /// The image of a container, and of nothing else.

@@ -147,6 +147,21 @@ pub enum Runtime {
     Docker,
 }
 
+impl Runtime {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Systemd, Self::Process, Self::Docker];
+
+    /// How it is called in a file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Systemd => "systemd",
+            Self::Process => "process",
+            Self::Docker => "docker",
+        }
+    }
+}
+
 /// How weights come to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchSpec {

@@ -99,9 +99,10 @@ fn a_container_is_of_a_listed_image_and_sees_of_the_machine_what_is_listed() {
     let listed = "images: [ \"vllm/*\" ]\ndocker_options: [--ipc=host]\n";
     let options = "  docker_options: [--ipc=host]\n";
     assert_eq!(objections(listed, docker(options)), [""; 0]);
-    assert!(
-        objections("", docker(""))[0].starts_with("image \"vllm/vllm-openai:v0.33.0\" is none")
-    );
+    let found = objections("", docker(""));
+    let image = "image \"vllm/vllm-openai:v0.33.0\" is none of the allowed ones (none)";
+    let runtime = "replica.runtime is docker, not one without containers: root allows it with `runtime: docker`";
+    assert_eq!(found, [runtime, image]);
     let mut pinned = docker(options);
     pinned.spec.replica.pinned = Some("evil/image".to_owned());
     let found = objections(listed, pinned);
@@ -110,6 +111,42 @@ fn a_container_is_of_a_listed_image_and_sees_of_the_machine_what_is_listed() {
         let found = objections(listed, docker(other));
         assert_eq!(found, ["replica.docker_options are not those of the listing"]);
     }
+}
+
+/// The command that root has foreseen in a container would have the whole server.
+#[test]
+fn what_is_tied_to_containers_starts_nothing_beside_them() {
+    let objections = |listing: &str, (runtime, image): (Runtime, Option<&str>)| -> Vec<String> {
+        let listing = Listing::load(&format!("{TEXT}{listing}"), "chat.yaml").unwrap();
+        let mut asked = asked("", "");
+        asked.spec.replica.runtime = runtime;
+        asked.spec.replica.image = image.map(str::to_owned);
+        let found = listing.objections(&Command::Status(asked)).into_iter();
+        found.map(|failure| failure.message).collect()
+    };
+    let images = "images: [ \"vllm/*\" ]\n";
+    let image = Some("vllm/vllm-openai:v0.33.0");
+    for (runtime, word) in
+        [(Runtime::Auto, "auto"), (Runtime::Systemd, "systemd"), (Runtime::Process, "process")]
+    {
+        let expected =
+            format!("replica.runtime is {word}, not docker: root allows it with `runtime: {word}`");
+        assert_eq!(objections(images, (runtime, None)), [expected]);
+        assert_eq!(objections("", (runtime, None)), [""; 0]);
+        // Root's own word counts, whatever is listed beside it.
+        let listed = format!("runtime: {word}\n{images}");
+        assert_eq!(objections(&listed, (runtime, None)), [""; 0]);
+        assert_eq!(objections(&listed, (Runtime::Docker, image)).len(), 1);
+        assert_eq!(
+            objections(&listed, (runtime, image)),
+            [format!("replica.runtime {word} has no use for image {:?}", image.unwrap())]
+        );
+    }
+    assert_eq!(objections(images, (Runtime::Docker, image)), [""; 0]);
+    assert_eq!(
+        objections(images, (Runtime::Docker, None)),
+        ["replica.runtime docker has no image"]
+    );
 }
 
 #[test]
@@ -181,6 +218,7 @@ revisions: [ "*" ]
 commands: [ "vllm serve {model} --host 127.0.0.1 --port {port} --config /srv/vllm/* --dtype ?*" ]
 env: [ "*" ]
 images: [ "*" ]
+runtime: auto
 slots:
   a: { port: 8001, gpus: [0] }
   b: { port: 8002, gpus: [1] }
@@ -205,12 +243,11 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         move |asked: &mut Asked| asked.spec.replica.command[at] = word.to_owned()
     };
     type Change<'a> = &'a dyn Fn(&mut Asked);
-    let rows: [(Change<'_>, &str); 12] = [
+    let rows: [(Change<'_>, &str); 11] = [
         (&|it| it.spec.model = "/srv/models/../../tmp/x".to_owned(), "leads out of its folder"),
         (&|it| it.spec.model = "--trust-remote-code".to_owned(), "is not a model name or path"),
         (&|it| it.spec.model = "/srv/a\nb".to_owned(), "is not a model name or path"),
         (&|it| it.spec.model_revision = Some("v1/../x".to_owned()), "leads out of its folder"),
-        (&|it| it.spec.replica.image = Some("--privileged".to_owned()), "is not an image"),
         (&name("HF_X=1\nLD_PRELOAD"), "is not the name of an environment variable"),
         (&|it| drop(it.secrets.0.insert("A B".to_owned(), String::new())), "is not the name of"),
         (&|it| it.spec.ready.timeout = Duration::MAX, "ready.timeout is longer than 30days"),
@@ -226,6 +263,8 @@ nginx: { config: /etc/nginx/conf.d/llm.conf, upstream: llm }
         let found = objections(change);
         assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
     }
+    let found = objections(&|it| it.spec.replica.image = Some("--privileged".to_owned()));
+    assert!(found.iter().any(|it| it.contains("\"--privileged\" is not an image")), "{found:?}");
 }
 
 #[test]
