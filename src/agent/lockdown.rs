@@ -1,10 +1,13 @@
 //! `server install`: ties a key to the agent. Says what is needed, or does it; each piece can be repeated.
 
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 
 use crate::host::durable::{self, DurableError};
 use crate::host::process::{Inherited, ProcessError};
@@ -62,6 +65,14 @@ pub enum LockdownError {
         /// The line's number, from 1.
         line: usize,
     },
+    /// Whoever may write a link says what root reads and writes by it.
+    #[error("{} is a link to {}", path.display(), target.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
     /// The disk refused.
     #[error("cannot {act} {}", path.display())]
     Io {
@@ -84,6 +95,9 @@ impl Hint for LockdownError {
             Self::User { .. } => "make the user first: useradd --create-home NAME",
             Self::NoSudo { .. } => "install sudo, or log in as root",
             Self::OtherWayIn { .. } => "remove that line, then run this again",
+            Self::Link { .. } => {
+                "put what it leads to in its place, owned by the user, then run this again"
+            }
             Self::Io { .. } | Self::Durable(_) => "run this as root on the server",
         };
         vec![hint.to_owned()]
@@ -155,6 +169,7 @@ impl Lockdown {
         let lets_in =
             |other: &str| other != line && other.split_whitespace().any(|word| word == blob);
         for file in KEYS.map(|name| home.join(name)) {
+            no_link(file.parent().unwrap_or(&home))?;
             if let Some(index) = read(&file)?.lines().position(lets_in) {
                 return Err(LockdownError::OtherWayIn { file, line: index + 1 });
             }
@@ -183,6 +198,9 @@ impl Piece {
             }
             Self::Folder(path) => folder(path, 0o755),
             Self::Line { file, line, mode, owner: (uid, gid) } => {
+                let own = file.parent().unwrap_or(Path::new("/"));
+                no_link(own)?;
+                let there = fs::symlink_metadata(file).is_ok();
                 let mut text = read(file)?;
                 if text.lines().any(|there| there == line) {
                     return Ok(());
@@ -192,17 +210,18 @@ impl Piece {
                 }
                 text.push_str(line);
                 text.push('\n');
-                if file.exists() {
+                if there {
                     return Ok(durable::replace(file, text.as_bytes())?);
                 }
-                let own = file.parent().unwrap_or(Path::new("/"));
                 if !own.is_dir() {
                     // Only `.ssh` is ever missing: sshd wants it to be the user's alone.
-                    folder(own, 0o700)?;
-                    chown(own, Some(*uid), Some(*gid)).map_err(failed("give away", own))?;
+                    let mut builder = DirBuilder::new();
+                    builder.recursive(true).mode(0o700).create(own).map_err(failed("make", own))?;
+                    lchown(own, Some(*uid), Some(*gid)).map_err(failed("give away", own))?;
                 }
                 durable::write(file, text.as_bytes(), *mode)?;
-                chown(file, Some(*uid), Some(*gid)).map_err(failed("give away", file))
+                // Whatever the user may have put there meanwhile.
+                lchown(file, Some(*uid), Some(*gid)).map_err(failed("give away", file))
             }
         }
     }
@@ -215,9 +234,21 @@ fn folder(path: &Path, mode: u32) -> Result<(), LockdownError> {
 
 /// What a file holds; nothing if it is not there.
 fn read(path: &Path) -> Result<String, LockdownError> {
-    match fs::read_to_string(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-        read => read.map_err(failed("read", path)),
+    no_link(path)?;
+    // It may have become one since.
+    let opened = open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let file = match opened {
+        Err(Errno::NOENT) => return Ok(String::new()),
+        opened => File::from(opened.map_err(|error| failed("read", path)(error.into()))?),
+    };
+    io::read_to_string(file).map_err(failed("read", path))
+}
+
+/// Refuses a link: what it leads to may be nothing of the user's.
+fn no_link(path: &Path) -> Result<(), LockdownError> {
+    match fs::read_link(path) {
+        Ok(target) => Err(LockdownError::Link { path: path.to_owned(), target }),
+        Err(_) => Ok(()),
     }
 }
 
@@ -239,6 +270,8 @@ fn blob(line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ ci";
@@ -308,6 +341,39 @@ mod tests {
         assert!(error.starts_with(&expected), "{error}");
         fs::remove_file(second).unwrap();
         lockdown.pieces().unwrap();
+    }
+
+    /// `.ssh` is the user's, who could have root read and write whatever a link leads to.
+    #[test]
+    fn what_a_link_leads_to_is_neither_read_nor_written() {
+        let (root, lockdown) = server(&own_user(), KEY);
+        fs::create_dir_all(root.path().join("etc/sudoers.d")).unwrap();
+        let key = lockdown.pieces().unwrap().pop().unwrap();
+        let Piece::Line { file, .. } = &key else { panic!("{key:?}") };
+        let shadow = root.path().join("shadow");
+        fs::write(&shadow, "root:secret\n").unwrap();
+        let folder = file.parent().unwrap();
+        let refused = |path: &Path, target: &Path| {
+            let expected = format!("{} is a link to {}", path.display(), target.display());
+            for error in [key.apply().unwrap_err(), lockdown.pieces().unwrap_err()] {
+                assert_eq!(error.to_string(), expected);
+            }
+        };
+        fs::create_dir_all(folder).unwrap();
+        for target in [shadow.clone(), root.path().join("none")] {
+            symlink(&target, file).unwrap();
+            refused(file, &target);
+            fs::remove_file(file).unwrap();
+        }
+        fs::remove_dir(folder).unwrap();
+        let elsewhere = root.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, folder).unwrap();
+        refused(folder, &elsewhere);
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0, "written through a link");
+        assert_eq!(fs::read_to_string(&shadow).unwrap(), "root:secret\n");
+        fs::remove_file(folder).unwrap();
+        key.apply().unwrap();
     }
 
     #[test]
