@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use crate::host::durable;
 use crate::model::event::{Event, EventKind};
 use crate::model::ids::SwapId;
+use crate::model::line::line;
 use crate::model::wire::WIRE_VERSION;
 
 /// More events than a power loss ever takes from the disk. Whoever goes on counts on from beyond them: a follower that has
@@ -83,7 +84,7 @@ impl EventLog {
         self.seq += 1;
         self.concluded = concludes(&kind).unwrap_or(self.concluded);
         let event = Event { v: WIRE_VERSION, swap: self.swap.clone(), seq: self.seq, at, kind };
-        if let Ok(line) = serde_json::to_vec(&event) {
+        if let Ok(line) = line(&event) {
             self.untold.extend(line);
             self.untold.push(b'\n');
             write_what_fits(&mut self.file, &mut self.untold);

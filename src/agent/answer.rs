@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use crate::model::line::line;
 use crate::model::wire::{Frame, SENTINEL};
 
 /// The way back to the runner.
@@ -28,9 +29,14 @@ impl Answers {
 
     /// Sends a frame; the first write that fails is the last that is tried.
     pub(super) fn send(&mut self, frame: &Frame) {
-        if let Ok(text) = serde_json::to_vec(frame) {
+        if let Ok(text) = line(frame) {
             self.line(&text);
         }
+    }
+
+    /// Whether anybody reads them, as far as is known.
+    pub(super) fn are_heard(&self) -> bool {
+        self.out.is_some()
     }
 
     /// Sends nothing more, and lets the reader see the end.

@@ -13,6 +13,7 @@ use crate::model::record::UpstreamImage;
 use crate::model::replica::{Found, ImageHere, Keeper, Replica, Systemd};
 
 pub mod agent_unit;
+pub mod body;
 pub mod disk;
 pub mod docker;
 pub mod durable;

@@ -4,6 +4,7 @@ pub mod checkup;
 pub mod event;
 pub mod failure;
 pub mod ids;
+pub mod line;
 pub mod moment;
 pub mod outcome;
 pub mod plan;

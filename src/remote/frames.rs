@@ -8,10 +8,8 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use super::agent::last_words;
 use super::error::RemoteError;
 use super::exec::{Ended, Process, Tail};
+use crate::model::line::LONGEST_LINE;
 use crate::model::wire::Frame;
-
-/// The longest line that is read, in bytes: far above any plan or report, far below what hurts.
-pub const LONGEST_LINE: usize = 4 << 20;
 
 /// How many of the program's last lines on standard error explain a lost answer.
 const LAST_LINES: usize = 5;

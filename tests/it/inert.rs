@@ -115,3 +115,27 @@ async fn a_model_of_a_hostile_name_is_named_and_not_obeyed() -> Result<()> {
     assert_inert(&run);
     Ok(())
 }
+
+/// A line of the story that nobody could read would lose the swap for whoever follows it.
+#[tokio::test]
+async fn a_model_of_an_endless_name_ends_its_swap_in_plain_words() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.ready = "2s".to_owned();
+    world.settings.flags = "--stub-long-name 5000000".to_owned();
+    let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(4, "failed");
+    assert!(run.stdout.contains("/v1/models: the answer is longer than 1048576 bytes"), "{run}");
+    assert_inert(&run);
+    assert_eq!(world.serves().await?, OLD);
+    Ok(())
+}
+
+/// As much as is read, in names that no file system and no hub has.
+#[tokio::test]
+async fn a_model_of_a_long_name_is_shown_by_the_beginning_of_it() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.flags = "--stub-long-name 1000000 --stub-report-model Qwen/Wrong".to_owned();
+    let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(4, "failed");
+    assert!(run.stdout.contains("and serves chat (Qwen/Wrong), xxxx"), "{run}");
+    assert_inert(&run);
+    Ok(())
+}

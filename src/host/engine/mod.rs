@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 
+use super::body::BodyError;
 use crate::model::failure::Hint;
 use crate::model::ids::Port;
 use crate::model::sample::Load;
@@ -25,6 +26,19 @@ const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The first completion of a fresh engine may compile kernels: 30 to 60 seconds are known.
 const COMPLETION_LIMIT: Duration = Duration::from_secs(120);
+
+/// The longest list of models that is read, in bytes: thousands of adapters.
+const LONGEST_LIST: usize = 1 << 20;
+
+/// The longest page of metrics that is read, in bytes: vLLM 0.33 with one engine sends 50 kB, and one engine more
+/// adds as much at most.
+const LONGEST_METRICS: usize = 16 << 20;
+
+/// The longest name that is kept whole, in characters: as long as a path can be.
+const LONGEST_NAME: usize = 4096;
+
+/// How many names are shown.
+const SHOWN: usize = 16;
 
 /// What a replica says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +132,14 @@ pub enum EngineError {
         /// Why.
         source: reqwest::Error,
     },
+    /// An answer that is not read to its end.
+    #[error("cannot read {url}")]
+    Body {
+        /// The page.
+        url: String,
+        /// Why.
+        source: BodyError,
+    },
     /// An answer of another kind.
     #[error("{url} answered {status}")]
     Status {
@@ -145,7 +167,7 @@ impl Hint for EngineError {
                         .to_owned(),
                 ]
             }
-            Self::NoAnswer { .. } => Vec::new(),
+            Self::NoAnswer { .. } | Self::Body { .. } => Vec::new(),
         }
     }
 }
@@ -234,8 +256,12 @@ impl Models {
 
 impl fmt::Display for Models {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entries: Vec<_> = self.entries.iter().map(ToString::to_string).collect();
-        f.write_str(&entries.join(", "))
+        let entries: Vec<_> = self.entries.iter().take(SHOWN).map(ToString::to_string).collect();
+        f.write_str(&entries.join(", "))?;
+        match self.entries.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
     }
 }
 

@@ -39,7 +39,8 @@ async fn double(answer: fn(&str) -> (&'static str, String)) -> Double {
                 "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
             );
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            // Nobody has to read it to its end.
+            drop(stream.write_all(answer.as_bytes()).await);
         }
     });
     Double { port, task }
@@ -125,6 +126,36 @@ async fn another_server_is_not_taken_for_a_ready_one() {
         matches!(error, EngineError::NoCount { name: "vllm:num_requests_running", .. }),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_not_read_to_its_end() {
+    let endless = double(|request| match request.split(' ').nth(1).unwrap() {
+        "/health" => ("200 OK", String::new()),
+        "/metrics" => ("200 OK", "# HELP x\n".repeat(LONGEST_METRICS / 8)),
+        _ => ("200 OK", MODELS.replace("chat", &"x".repeat(LONGEST_LIST))),
+    });
+    let endless = endless.await;
+    let too_long = Answer::Unwell("/v1/models: the answer is longer than 1048576 bytes".to_owned());
+    assert_eq!(ask(Engine::Vllm, endless.port, None).await, too_long);
+    let error = in_flight(Engine::Vllm, endless.port).await.unwrap_err();
+    assert!(matches!(error, EngineError::Body { .. }), "{error}");
+    assert_eq!(fingerprint(Engine::Vllm, endless.port, "chat", None).await, None);
+}
+
+#[tokio::test]
+async fn a_long_name_is_kept_as_far_as_a_path_can_be_long_and_many_are_counted() {
+    let long = double(|request| match request.split(' ').nth(1).unwrap() {
+        "/health" => ("200 OK", String::new()),
+        _ => ("200 OK", MODELS.replace("chat", &"é".repeat(2 * LONGEST_NAME))),
+    });
+    let long = long.await;
+    let Answer::Ready(mut models) = ask(Engine::Vllm, long.port, None).await else { panic!() };
+    assert_eq!(models.entries[0].id, format!("{}…", "é".repeat(LONGEST_NAME)));
+    models.entries = vec![models.entries[1].clone(); SHOWN + 3];
+    let shown = models.to_string();
+    assert!(shown.starts_with("lora (/l), lora (/l), "), "{shown}");
+    assert!(shown.ends_with("lora (/l) and 3 more"), "{shown}");
 }
 
 #[test]

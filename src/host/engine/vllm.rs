@@ -2,17 +2,19 @@
 
 mod template;
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, COMPLETION_LIMIT, EngineError, Expected, InFlight, ModelEntry, Models, get, is_refused,
-    metrics, request, url, url_at,
+    Answer, COMPLETION_LIMIT, EngineError, Expected, InFlight, LONGEST_LIST, LONGEST_METRICS,
+    LONGEST_NAME, ModelEntry, Models, get, is_refused, metrics, request, url, url_at,
 };
+use crate::host::body;
 use crate::model::ids::Port;
 use crate::model::sample::Load;
 
@@ -77,13 +79,17 @@ pub(super) async fn ask(at: SocketAddr, api_key: Option<&str>) -> Answer {
         Err(error) => return Answer::Unwell(format!("/v1/models: {}", cause(&error))),
     };
     match answer.status() {
-        StatusCode::OK => match answer.json::<ModelList>().await {
+        StatusCode::OK => match models(answer).await {
             Ok(list) => Answer::Ready(list.into()),
-            Err(error) => Answer::Unwell(format!("/v1/models: {}", cause(&error))),
+            Err(error) => Answer::Unwell(format!("/v1/models: {}", cause(&*error))),
         },
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Answer::Locked,
         status => Answer::Unwell(format!("/v1/models answered {status}")),
     }
+}
+
+async fn models(answer: Response) -> Result<ModelList, Box<dyn Error>> {
+    Ok(serde_json::from_slice(&body::read(answer, LONGEST_LIST).await?)?)
 }
 
 pub(super) fn expected(argv: &[String], model: &str) -> Expected {
@@ -161,8 +167,10 @@ async fn metrics_page(port: Port) -> Result<(String, String), EngineError> {
     if answer.status() != StatusCode::OK {
         return Err(EngineError::Status { url, status: answer.status() });
     }
-    let page = answer.text().await.map_err(no_answer)?;
-    Ok((url, page))
+    match body::read(answer, LONGEST_METRICS).await {
+        Ok(page) => Ok((url, String::from_utf8_lossy(&page).into_owned())),
+        Err(source) => Err(EngineError::Body { url, source }),
+    }
 }
 
 /// `system_fingerprint` is `vllm-<version>-<hash of the configuration>`.
@@ -171,11 +179,12 @@ pub(super) async fn fingerprint(
     served_name: &str,
     api_key: Option<&str>,
 ) -> Option<String> {
-    let body = json!({ "model": served_name, "prompt": "1", "max_tokens": 1, "temperature": 0 });
+    let wanted = json!({ "model": served_name, "prompt": "1", "max_tokens": 1, "temperature": 0 });
     let request =
         request(Method::POST, &url(port, "/v1/completions"), api_key, COMPLETION_LIMIT).ok()?;
+    let answer = request.json(&wanted).send().await.ok()?.error_for_status().ok()?;
     let answer: Value =
-        request.json(&body).send().await.ok()?.error_for_status().ok()?.json().await.ok()?;
+        serde_json::from_slice(&body::read(answer, LONGEST_LIST).await.ok()?).ok()?;
     answer.get("system_fingerprint")?.as_str().map(str::to_owned)
 }
 
@@ -233,17 +242,26 @@ fn positional(argv: &[String]) -> Option<&str> {
 impl From<ModelList> for Models {
     fn from(list: ModelList) -> Self {
         let entry = |card: ModelCard| ModelEntry {
-            id: card.id,
-            root: card.root,
+            id: cut(card.id),
+            root: card.root.map(cut),
             max_model_len: card.max_model_len,
         };
         Self { entries: list.data.into_iter().map(entry).collect() }
     }
 }
 
+/// A name that is longer than any is, as far as it is told from others.
+fn cut(mut name: String) -> String {
+    if let Some((end, _)) = name.char_indices().nth(LONGEST_NAME) {
+        name.truncate(end);
+        name.push('…');
+    }
+    name
+}
+
 /// The innermost cause: the outer ones only repeat the URL.
-fn cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+fn cause(error: &dyn Error) -> String {
+    let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
     }

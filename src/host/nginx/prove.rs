@@ -12,6 +12,7 @@ use super::error::NginxError;
 use super::process::{Master, is_alive};
 use super::reload::Reloaded;
 use super::sockets::{self, Held};
+use crate::host::body;
 use crate::model::ids::{Port, ProcessId};
 use crate::model::survey::Entrance;
 
@@ -39,6 +40,12 @@ const AT_ONCE: usize = 8;
 
 /// Pause between two looks at the sockets while requests are under way.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
+
+/// The longest answer that is read, in bytes: a list of models, or one token.
+const LONGEST_ANSWER: usize = 1 << 20;
+
+/// The longest identity of somebody else that is shown, in characters.
+const LONGEST_SHOWN: usize = 200;
 
 /// Where new requests should go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,7 +248,10 @@ impl Probe {
         };
         match answer {
             Ok(seen) if seen.contains(expected) => Answer::Candidate,
-            Ok(seen) => Answer::Other(format!("`{}` instead of `{expected}`", seen.join("`, `"))),
+            Ok(seen) => {
+                let seen: String = seen.join("`, `").chars().take(LONGEST_SHOWN).collect();
+                Answer::Other(format!("`{seen}` instead of `{expected}`"))
+            }
             Err(seen) => Answer::Unknown(seen),
         }
     }
@@ -277,16 +287,15 @@ impl Probe {
             request = request.bearer_auth(key);
         }
         // The innermost cause is the one that says something: refused, reset, timed out.
-        let why = |error: reqwest::Error| {
-            let mut cause: &dyn std::error::Error = &error;
+        let why = |mut cause: &dyn std::error::Error| {
             while let Some(next) = cause.source() {
                 cause = next;
             }
             cause.to_string()
         };
-        let response = request.send().await.map_err(why)?;
+        let response = request.send().await.map_err(|error| why(&error))?;
         let status = response.status().as_u16();
-        let body = response.bytes().await.map_err(why)?;
+        let body = body::read(response, LONGEST_ANSWER).await.map_err(|error| why(&error))?;
         Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 

@@ -59,10 +59,12 @@ async fn exposition(State(engine): Shared) -> Response {
 }
 
 async fn models(State(engine): Shared) -> Json<Value> {
+    let long = engine.options.stub.stub_long_name.map(|length| "x".repeat(length));
     let cards: Vec<Value> = engine
         .options
         .served_names()
         .iter()
+        .chain(&long)
         .map(|name| {
             json!({
                 "id": name,

@@ -127,6 +127,9 @@ pub struct Knobs {
     /// Reports this model as `root` in place of the one asked for.
     #[arg(long)]
     pub stub_report_model: Option<String>,
+    /// Reports one more name, of so many bytes.
+    #[arg(long)]
+    pub stub_long_name: Option<usize>,
     /// The time that one token takes.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "2ms")]
     pub stub_token_delay: Duration,
