@@ -1,4 +1,4 @@
-//! Follows a swap's event log for a runner, from any number on, for as long as it asked.
+//! Follows a swap's event log for a runner, from any number on, for as long as it asked and is there.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::answer::Answers;
+use super::stdin;
 use crate::event_log::EventReader;
 use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
@@ -49,13 +50,22 @@ pub(super) fn at_work(folder: &Path) -> Option<ProcessId> {
     boot.is_none_or(|boot| boot == process::boot()).then_some(process)
 }
 
-/// Sends the events after `since` until the stream may end.
+/// Sends the events after `since` until the stream may end, or nobody is there who reads it.
 pub(super) async fn follow(
     dir: &ServiceDir,
     swap: &SwapId,
-    (since, wait): (u64, Wait),
+    known: (u64, Wait),
     answers: &mut Answers,
 ) {
+    tokio::select! {
+        biased;
+        () = tell(dir, swap, known, answers) => {}
+        // A link that is lost ends it: whoever makes another one has another session.
+        () = stdin::ended() => {}
+    }
+}
+
+async fn tell(dir: &ServiceDir, swap: &SwapId, (since, wait): (u64, Wait), answers: &mut Answers) {
     let folder = dir.swap(swap);
     let mut watch = Watch::folder(&folder);
     if !folder.is_dir() {
@@ -80,7 +90,7 @@ pub(super) async fn follow(
             if event.seq > since {
                 answers.send(&Frame::Event(event));
             }
-            if last {
+            if last || !answers.are_heard() {
                 return;
             }
         }

@@ -23,6 +23,7 @@ mod resume;
 mod rollback;
 mod run;
 mod sampling;
+mod stdin;
 mod stuck;
 mod turn;
 mod uninstall;
@@ -74,20 +75,17 @@ pub enum Access {
 pub async fn session(access: Access) {
     let mut answers = Answers::on_stdout();
     answers.greet();
-    let mut line = String::new();
-    let read = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
-    if let Err(refusal) = serve(read.map(|_| line.as_str()), &access, &mut answers).await {
+    let served = match stdin::request().await {
+        Ok(line) => serve(&line, &access, &mut answers).await,
+        Err(refusal) => Err(refusal),
+    };
+    if let Err(refusal) = served {
         answers.send(&Frame::Refused(refusal));
     }
     answers.send(&Frame::End);
 }
 
-async fn serve(
-    line: std::io::Result<&str>,
-    access: &Access,
-    answers: &mut Answers,
-) -> Result<(), Refusal> {
-    let line = line.map_err(|error| Refusal::input(Failure::from_error(&error)))?;
+async fn serve(line: &str, access: &Access, answers: &mut Answers) -> Result<(), Refusal> {
     let request = parse(line)?;
     if let Access::Listed(folder) = access {
         listed::check(folder, &request.command)?;

@@ -3,9 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use tokio::io::{AsyncBufReadExt, BufReader};
-
 use super::abort::{never_begun, not_its_turn};
 use super::answer::Answers;
 use super::ending::{bring_all_to_end, bring_to_end};
@@ -13,7 +10,7 @@ use super::rerun::{self, ROLLBACK, SWAP};
 use super::turn::{self, NoTurn};
 use super::{
     Access, aftermath, arming, barred, brought_back, confirm_route, follow, listed, parse, place,
-    prune, recover, report_of_others, rollback, sampling, stuck, uninstall,
+    prune, recover, report_of_others, rollback, sampling, stdin, stuck, uninstall,
 };
 use crate::abort;
 use crate::event_log::EventLog;
@@ -33,6 +30,7 @@ use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest, W
 use crate::service_dir::{self, SPEC, ServiceDir, StateError};
 use crate::swap::outline;
 use crate::swap::planner::{self, Decision};
+use jiff::Timestamp;
 
 /// What is to be done, from either command.
 struct Work {
@@ -49,13 +47,7 @@ pub async fn run(access: Access) {
     // From here on no hang-up of the ssh session reaches this process.
     let _ = rustix::process::setsid();
     let mut answers = Answers::on_stdout();
-    let mut line = String::new();
-    let read = BufReader::new(tokio::io::stdin()).read_line(&mut line).await;
-    let request = read
-        .map_err(|error| Refusal::input(Failure::from_error(&error)))
-        .and_then(|_| parse(&line));
-    drop(line);
-    let request = match request {
+    let request = match stdin::request().await.and_then(|line| parse(&line)) {
         Ok(request) => request,
         Err(refusal) => return answers.send(&Frame::Refused(refusal)),
     };

@@ -1,18 +1,21 @@
 //! The agent's side of the wire, spoken to directly: which versions it answers, and from which event on it tells.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command as Program, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
 use model_swap::model::event::EventKind;
+use model_swap::model::line::LONGEST_REQUEST;
 use model_swap::model::state::Requester;
 use model_swap::model::wire::{
     AbortRequest, Asked, Command, ConfirmRequest, Fault, Frame, Hello, RepairRequest, Request,
     SENTINEL, Secrets, Unknown, WIRE_VERSION, Wait,
 };
 
-use crate::support::{NEW, World, binary};
+use crate::step::Step;
+use crate::support::{NEW, World, binary, until};
 
 /// What the agent answers to one line, but for its greeting.
 async fn answers(line: String) -> Result<Vec<Frame>> {
@@ -76,6 +79,52 @@ async fn another_version_of_the_wire_is_refused_with_both_versions_and_the_way_o
         assert!(hints.iter().any(|hint| hint.contains("same release")), "{hints:?}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_is_refused() -> Result<()> {
+    let frames = answers("x".repeat(LONGEST_REQUEST)).await?;
+    let [Frame::Refused(refusal), Frame::End] = &frames[..] else { panic!("{frames:?}") };
+    assert_eq!(refusal.fault, Fault::Input);
+    assert_eq!(refusal.failures[0].message, "the request is longer than 1048576 bytes");
+    Ok(())
+}
+
+/// Each link that is lost would leave one more of them else, root's where the key is tied.
+#[tokio::test]
+async fn whoever_tells_a_swaps_story_ends_with_the_link() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.flags = "--stub-load-time 10m".to_owned();
+    let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready b").await?;
+    let story = world.told();
+    let swap = story.split("\"swap\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    let swap = swap.context("no swap in the story")?;
+    let (asked, wait) = (asked(&world)?, Wait::Promoted);
+    let command = Command::Follow { asked, swap: swap.parse()?, since: 0, wait };
+    let line = serde_json::to_string(&Request { v: WIRE_VERSION, command })?;
+    let mut teller = Program::new(binary())
+        .args(["agent", "session"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stdin = teller.stdin.take().context("no stdin")?;
+    std::io::Write::write_all(&mut stdin, format!("{line}\n").as_bytes())?;
+    let mut told = BufReader::new(teller.stdout.take().context("no stdout")?).lines();
+    ensure!(
+        told.any(|line| line.is_ok_and(|line| line.contains("step_started"))),
+        "the story is not told"
+    );
+    assert!(teller.try_wait()?.is_none(), "it is told while somebody is there");
+    drop(stdin);
+    let ended =
+        until("nobody tells it any more", || matches!(teller.try_wait(), Ok(Some(_)))).await;
+    if ended.is_err() {
+        teller.kill()?;
+    }
+    Step::run(world.action("abort", NEW, &[])?).await?.ended(0, "aborted");
+    step.finish().await?.ended(6, "aborted");
+    ended
 }
 
 #[tokio::test]
