@@ -47,12 +47,13 @@ use crate::host::{Host, SystemHost, exec, process, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
+use crate::model::spec::SwapSpec;
 use crate::model::state::StatusReport;
 use crate::model::wire::{
     Asked, Command, ConfirmRequest, Fault, Frame, Hello, Refusal, Request, RollbackRequest,
     SurveyRequest, SwapRequest, WIRE_VERSION, spoken,
 };
-use crate::service_dir::ServiceDir;
+use crate::service_dir::{SPEC, ServiceDir};
 use crate::swap::planner::Decision;
 use answer::Answers;
 
@@ -141,7 +142,7 @@ async fn about_service(
             answers.send(&Frame::Checkup { checkup });
             Ok(())
         }
-        Command::Logs(asked) => logs(&place::host(&dir, asked), &dir, answers).await,
+        Command::Logs(asked) => logs(place::host(&dir, asked), &dir, answers).await,
         Command::Follow { swap, since, wait, .. } => {
             follow::follow(&dir, swap, (*since, *wait), answers).await;
             Ok(())
@@ -253,22 +254,31 @@ async fn plan(
     Ok(())
 }
 
-async fn logs(host: &SystemHost, dir: &ServiceDir, answers: &mut Answers) -> Result<(), Refusal> {
+async fn logs(host: SystemHost, dir: &ServiceDir, answers: &mut Answers) -> Result<(), Refusal> {
     let newest = dir.swaps().into_iter().find_map(|swap| {
         let folder = dir.swap(&swap);
         let (plan, records) = (Journal::plan(&folder)?, Journal::read(&folder).ok()?);
-        executor::started(&plan, &swap, &records, dir.replica_log(&swap))
+        let replica = executor::started(&plan, &swap, &records, dir.replica_log(&swap))?;
+        Some((replica, secret_names(&folder)))
     });
-    let Some(replica) = newest else {
+    let Some((replica, secrets)) = newest else {
         return Err(Refusal::input(Failure::new(format!(
             "no replica of service {} was started by model-swap yet",
             dir.service()
         ))));
     };
+    let host = host.hiding_of(&replica, &secrets).await;
     for text in host.log_tail(&replica, LOG_LINES).await {
         answers.send(&Frame::Line { text });
     }
     Ok(())
+}
+
+/// Names of the variables that a swap gave its replica as secrets.
+fn secret_names(folder: &Path) -> Vec<String> {
+    let text = std::fs::read(folder.join(SPEC)).unwrap_or_default();
+    let spec: Option<SwapSpec> = serde_json::from_slice(&text).ok();
+    spec.map(|spec| spec.replica.secret_env).unwrap_or_default()
 }
 
 /// Has the detached agent bring something to its end, and relays its answer. `Some` is the swap to follow.

@@ -61,6 +61,25 @@ impl SystemHost {
         self
     }
 
+    /// The same for the log of a replica that was given secrets of these names, perhaps others than this step has: what they are
+    /// its process, its unit's file or its container tells. Where one of them cannot be seen any more, what looks secret in a line, or
+    /// stands behind such a name, is hidden.
+    #[must_use]
+    pub async fn hiding_of(mut self, replica: &Replica, names: &[String]) -> Self {
+        let seen = self.snapshot(replica).await.ok();
+        let value = |name: &String| match (&seen, &replica.keeper) {
+            (Some(seen), _) if seen.env.contains_key(name) => seen.env.get(name).cloned(),
+            (_, Keeper::Unit(unit)) => runtime::variable(unit, name),
+            _ => None,
+        };
+        let values: Vec<_> = names.iter().map(value).collect();
+        if values.contains(&None) {
+            self.hidden.by_names_and_looks(names);
+        }
+        self.hidden.add(values.into_iter().flatten());
+        self.hiding(seen)
+    }
+
     /// The API key, where a unit of ours was given it: for an agent that nobody hands secrets to.
     pub fn kept_secrets(spec: &SwapSpec) -> Secrets {
         let name = key_name(spec);

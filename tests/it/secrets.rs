@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use testbed::github::FakeGitHub;
+use testbed::server::listeners;
 
-use crate::step::{LOOK_EVERY, Step, processes_with};
-use crate::support::{NAME, NEW, Run, World};
+use crate::step::{LOOK_EVERY, Step, processes_with, send};
+use crate::support::{NAME, NEW, Run, World, alive, until};
 
 /// A part of secrets' values that no other text on the machine has.
 pub(crate) fn canary(name: &str) -> String {
@@ -201,6 +202,40 @@ async fn an_engine_that_says_its_secrets_and_dies_is_told_of_without_them() -> R
     }
     let (argvs, looks) = lookout.report()?;
     assert!(looks > 10 && argvs.is_empty(), "{looks} looks: {argvs:#?}");
+    Ok(())
+}
+
+/// The secrets that count are those of the engine, whatever the step that asks has by then.
+#[tokio::test]
+async fn a_log_is_shown_without_the_secrets_of_then_by_a_step_that_has_others_or_none() -> Result<()>
+{
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    let canaries = ["token", "lines"].map(canary);
+    let [token, lines] = &canaries;
+    let config =
+        world.config(NEW).replace("replica:\n", "replica:\n  secret_env: [HF_TOKEN, SSL_KEY]\n");
+    let line = config.lines().find(|line| line.starts_with("  command: ")).context("a command")?;
+    let engine = line.trim_start_matches("  command: ").trim();
+    let says = r#"echo "I have $HF_TOKEN and $SSL_KEY"; echo "HF_TOKEN=$HF_TOKEN"; exec "$@""#;
+    let words = ["/bin/bash", "-c", says, "bash"].into_iter().chain(engine.split(' '));
+    let words: Vec<_> = words.map(|word| serde_json::json!(word).to_string()).collect();
+    let config = config.replacen(line, &format!("  command: [{}]", words.join(", ")), 1);
+    let action = |command: &str| -> Result<_> {
+        Ok(world.action(command, NEW, &[])?.on_github(&github).with_config(&config)?)
+    };
+    let swap = action("swap")?.with(&[("HF_TOKEN", token), ("SSL_KEY", &key_file(lines))]);
+    Step::run(swap).await?.ended(0, "promoted");
+    for others in [&[][..], &[("HF_TOKEN", "another one"), ("SSL_KEY", "another one")]] {
+        let run = Step::run(action("logs")?.with(others)).await?;
+        assert_nowhere((&world, &github), &run, &canaries, &["/replica.log"])?;
+        run.answered(&["I have *** and ***"]);
+    }
+    // Nobody can tell them any more.
+    let [engine] = listeners(world.server.slot_ports().1)?[..] else { panic!("no engine") };
+    send("-KILL", engine)?;
+    until("the engine is gone", || !alive(engine)).await?;
+    Step::run(action("logs")?).await?.answered(&["HF_TOKEN=***"]);
     Ok(())
 }
 
