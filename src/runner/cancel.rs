@@ -132,6 +132,8 @@ pub(super) async fn give_up(
         return Ok(());
     }
     let what = order.what;
+    // What was so before the order is not its doing: such a swap comes to nothing by itself, and ends otherwise.
+    followed.traffic.back = None;
     warn(voice, &format!("asking the server to abort the {what}"));
     let ended = tokio::select! {
         ended = until_back(session, line, order, (&mut *followed, &mut *voice, &mut *reporter)) => Some(ended),

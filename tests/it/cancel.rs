@@ -268,3 +268,27 @@ async fn a_job_whose_order_was_heard_before_its_link_went_down_does_not_say_that
     assert_eq!(Facts::of(&world)?, before);
     Ok(())
 }
+
+/// It comes to nothing by itself, and traffic is back already: whoever gives it up then and is heard by nobody knows no outcome.
+#[tokio::test]
+async fn a_job_whose_order_nobody_heard_does_not_call_a_failed_swap_aborted() -> Result<()> {
+    let mut world = World::start().await?;
+    let url = format!("http://127.0.0.1:{}/v1/models", free_port()?);
+    world.settings.verify = format!("{{ url: {url:?}, within: 1s }}");
+    // It is not stopped for half a minute, and its swap is without an outcome for so long.
+    world.settings.flags = "--stub-hang-on-term".to_owned();
+    let relay = relay(&world).await?;
+    let mut step = Step::start(through(&relay, &world)?)?;
+    step.says("traffic is where it was: ").await?;
+    relay.shut();
+    relay.cut();
+    step.says("the server goes on by itself; trying again in 5s").await?;
+    let run = cancelled(step, async { Ok(()) }).await?;
+    run.refused(3, &["the server could not be asked to abort: the swap goes on on the server"]);
+    until("nobody is at work", || kills::agent(&world).is_none()).await?;
+    assert_eq!(
+        (world.serves().await?.as_str(), outcome(&world).await?.as_str()),
+        (OLD, "rolled-back")
+    );
+    Ok(())
+}
