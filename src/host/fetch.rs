@@ -151,6 +151,12 @@ fn failed(order: &Fetch, status: ExitStatus) -> Failure {
             "{program} may not write where it puts the weights, which is to be {folder}: a file system there is mounted read-only"
         ))
         .hint("mount it for writing on the server, or have fetch.command and fetch.folder name another one")
+    } else if lacks_a_right(&said) {
+        let user = process::user_name(order.launch.identity.uid);
+        Failure::new(format!(
+            "{program} may not do with a file what it wants to, most likely write where it puts the weights, which is to be {folder}"
+        ))
+        .hint(let_write(&user))
     } else {
         Failure::new(format!("{program} failed: {status}"))
             .hint("the last lines that it wrote say why; what it has brought so far is kept")
@@ -169,6 +175,23 @@ fn token(order: &Fetch) -> String {
 /// Whether a program's last words, in lower case, say that a token was not accepted.
 fn is_denied(said: &str) -> bool {
     DENIED.iter().chain(&STATUS).any(|words| said.contains(words))
+}
+
+/// Whether they say that the file system has refused something; a server that is asked for weights over ssh says it of a key.
+fn lacks_a_right(said: &str) -> bool {
+    const WORDS: &str = "permission denied";
+    said.match_indices(WORDS).any(|(at, _)| {
+        let after = said[at + WORDS.len()..].trim_start();
+        let of_a_key = |rest: &str| rest.starts_with(char::is_alphabetic);
+        !after.starts_with(", please try again") && !after.strip_prefix('(').is_some_and(of_a_key)
+    })
+}
+
+/// What mends it that `fetch` may not write where it brings the weights to.
+pub fn let_write(user: &str) -> String {
+    format!(
+        "let {user} write there (chown, chmod or a mount without `ro`), or name in replica.user as whom both run"
+    )
 }
 
 /// Refuses to begin what cannot be brought to its end: so many bytes in all, in a folder where some may be already.
@@ -321,6 +344,24 @@ mod tests {
         }
         let broken = told("Error: Revision not found in model 'acme/llm'.", &["HF_TOKEN"]);
         assert!(broken.message.starts_with("hf failed: "), "{broken:?}");
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_written_is_told_from_a_key_that_is_not_let_in() {
+        for said in [
+            "PermissionError: [Errno 13] Permission denied: '/srv/models/qwen'",
+            "mkdir: cannot create directory '/srv/models': Permission denied\n",
+            "rsync: mkstemp \"/srv/models/.x\" failed: Permission denied (13)",
+        ] {
+            assert!(lacks_a_right(&said.to_lowercase()), "{said}");
+        }
+        for said in [
+            "git@hub: Permission denied (publickey).",
+            "Permission denied, please try again.",
+            "connection reset by peer",
+        ] {
+            assert!(!lacks_a_right(&said.to_lowercase()), "{said}");
+        }
     }
 
     #[test]

@@ -81,6 +81,11 @@ async fn what_keeps_weights_from_coming_is_named_and_nothing_else_was_begun() ->
     let rows = [
         (refused, "", "the token was not accepted, or may not read this model"),
         ("echo 'mkdir: Read-only file system' >&2; exit 1", "", "is mounted read-only"),
+        (
+            "echo 'OSError: [Errno 13] Permission denied: model.safetensors' >&2; exit 1",
+            "",
+            "most likely write where it puts the weights",
+        ),
         ("echo broken >&2; exit 7", "", "failed: exit status: 7"),
         (
             "touch begun",

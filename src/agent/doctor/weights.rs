@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{replicas, size};
 use crate::agent::outlook;
 use crate::host::disk;
-use crate::host::fetch::{bytes, room_for};
+use crate::host::fetch::{bytes, let_write, room_for};
 use crate::host::nginx::UpstreamView;
 use crate::host::process::{Inherited, may_write};
 use crate::host::{Host, SystemHost};
@@ -131,9 +131,7 @@ fn right(spec: &SwapSpec, (user, here): (&Inherited, Option<&ImageHere>)) -> Fin
         return Finding::ok(RIGHT, format!("{name}, as whom `fetch` runs, may write to {there}"));
     };
     let seen = format!("{name}, as whom `fetch` runs, may not write to {there}: {why}");
-    let mend = format!(
-        "let {name} write there (chown, chmod or a mount without `ro`), or name in replica.user as whom both run"
-    );
+    let mend = let_write(&name);
     match place == folder {
         // It may all be there, and nothing to be written.
         true => Finding::warn(RIGHT, seen, mend),
