@@ -16,15 +16,12 @@ use crate::commands::Terminal;
 use crate::doctor::{NVIDIA_SMI, mark};
 use crate::init::init;
 use crate::step::{Step, send, until};
-use crate::support::docked::{CLIENT, COMPOSED, Docked};
+use crate::support::docked::{AWAY, CLIENT, COMPOSED, Docked};
 use crate::support::scene::Scene;
 use crate::support::{NAME, NEW, OLD, Run, World, alive};
 
 /// The container of slot b.
 const OURS: &str = "model-swap-chat.b";
-
-/// Docker's client, where no Engine answers.
-const AWAY: &str = "#!/bin/sh\nDOCKER_HOST=unix:///nowhere exec /usr/bin/docker \"$@\"\n";
 
 /// Docker's client, where to show a whole log takes longer than anybody waits.
 const LENGTHY: &str = "#!/bin/sh\ncase \"$*\" in *--tail*) ;; logs*) exec sleep 600 ;; esac\nexec /usr/bin/docker \"$@\"\n";

@@ -38,6 +38,7 @@ mod nginx;
 mod nginx_upgrade;
 mod on_itself;
 mod output;
+mod packet_filter;
 mod pid1;
 mod plan;
 mod power;

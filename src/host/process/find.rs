@@ -10,7 +10,7 @@ use super::listen::listening;
 use super::program::Program;
 use super::table::{Row, Table, row};
 use crate::model::ids::{Port, ProcessId};
-use crate::model::replica::Found;
+use crate::model::replica::{Found, Keeper};
 use crate::swap::redact::redact;
 
 /// The process tree that listens on a TCP port of this host, on any address; `None` if nobody does.
@@ -18,7 +18,7 @@ use crate::swap::redact::redact;
 /// A port that is published by packet filter alone (Docker without its proxy) has no listener here.
 ///
 /// # Errors
-/// If the owner of the socket can't be seen, or if unrelated processes share the port.
+/// If the owner of the socket can't be seen, if unrelated processes share the port, or if it is one that others live on.
 pub async fn find(port: Port) -> Result<Option<Found>, ProcessError> {
     let table = Table::read()?;
     let listeners: Vec<_> = listeners(port)?.into_iter().filter(|id| table.holds(*id)).collect();
@@ -44,6 +44,10 @@ pub async fn find(port: Port) -> Result<Option<Found>, ProcessError> {
     let tree = table.tree(main);
     let Some(program) = Program::of(main) else { return Ok(None) };
     let keeper = keeper(main, &tree, &table).await?;
+    let is_foundation = main.pid == 1 || program.is_foundation();
+    if is_foundation && !matches!(keeper, Keeper::Container(_)) {
+        return Err(ProcessError::Foundation { port, process: describe(main) });
+    }
     Ok(Some(Found {
         main,
         tree,

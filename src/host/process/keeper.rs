@@ -12,8 +12,10 @@ use crate::model::ids::ProcessId;
 use crate::model::replica::{Keeper, Unit};
 use crate::swap::redact::redact;
 
-/// Programs that hold a published port open for a container, with the container's address in their argv.
-const PORT_PROXIES: &[&str] = &["docker-proxy", "rootlessport"];
+/// Programs that hold a published port open for a container, some with the container's address in their argv. Where a packet
+/// filter forwards it, the engine itself listens and answers nobody, to keep others from the port.
+const PORT_PROXIES: &[&str] =
+    &["conmon", "docker-proxy", "dockerd", "pasta", "rootlesskit", "rootlessport", "slirp4netns"];
 
 /// Finds out what supervises `main`, the root of `tree`.
 pub(super) async fn keeper(

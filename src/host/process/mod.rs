@@ -67,6 +67,14 @@ pub enum ProcessError {
         /// The root of each tree that listens: pid and redacted command.
         processes: Vec<String>,
     },
+    /// Not a model, by its name: an engine of containers, a server of others, or process 1.
+    #[error("port {port} is held by process {process}, which is never stopped as a model is")]
+    Foundation {
+        /// The port.
+        port: Port,
+        /// Pid and redacted command.
+        process: String,
+    },
     /// The process ended meanwhile, or its pid belongs to another one by now.
     #[error("process {0} is gone")]
     Gone(ProcessId),
@@ -159,6 +167,9 @@ impl Hint for ProcessError {
             }
             Self::SharedPort { port, .. } => {
                 format!("stop all but one of them: each gets a share of the requests to port {port}")
+            }
+            Self::Foundation { .. } => {
+                "Give the slot the port that the model itself listens on, and let the upstream name that".to_owned()
             }
             Self::BlankEnvironment(_) => {
                 "name the variables that it needs under replica.env and replica.secret_env".to_owned()

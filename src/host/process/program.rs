@@ -53,6 +53,20 @@ const SUPERVISORS: &[&str] = &[
     "watchexec",
 ];
 
+/// Programs that others live on: whatever they listen for, none of them is a model, and to stop one would stop far more.
+const FOUNDATIONS: &[&str] = &[
+    "containerd",
+    "crio",
+    "dockerd",
+    "init",
+    "kubelet",
+    "nginx",
+    "podman",
+    "rootlesskit",
+    "sshd",
+    "systemd",
+];
+
 const SHELLS: &[&str] = &["ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"];
 
 /// Programs whose executable says nothing about what they run.
@@ -95,6 +109,12 @@ impl Program {
     pub(super) fn is_supervisor(&self) -> bool {
         let own = std::iter::once(self.name());
         own.chain(self.script()).any(|name| SUPERVISORS.contains(&name.to_lowercase().as_str()))
+    }
+
+    /// Whether others live on it, so that it is never stopped as a model: by its own name, or its executable's.
+    pub(super) fn is_foundation(&self) -> bool {
+        let exe = self.exe.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        std::iter::once(self.name()).chain(exe).any(|name| FOUNDATIONS.contains(&name))
     }
 
     /// Whether it is a shell.

@@ -189,7 +189,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     steps.push(cut_over(spec, from, to));
     steps.extend(verify(spec, to));
     steps.push(promote(spec, to));
-    let later = later(spec, from, incumbent.as_ref().or_else(|| away(from, seen)));
+    let later = later(spec, seen, incumbent.as_ref().or_else(|| away(from, seen)));
     let mut notes = notes(spec, seen, from);
     notes.extend(unpinned(spec, to));
     notes.extend(stops_warm(spec, seen).filter(|_| warm.is_none()));
@@ -218,18 +218,18 @@ fn away<'a>(slot: &SlotName, seen: &'a Observed) -> Option<&'a Replica> {
 }
 
 /// The steps after `promote`, about what served before.
-fn later(spec: &SwapSpec, from: &SlotName, before: Option<&Replica>) -> Vec<PlannedStep> {
-    before.into_iter().flat_map(|old| [drain(spec, from), retire(old)]).collect()
+fn later(spec: &SwapSpec, seen: &Observed, before: Option<&Replica>) -> Vec<PlannedStep> {
+    before.into_iter().flat_map(|old| [drain(spec, &old.slot), retire(old, seen)]).collect()
 }
 
 /// Retires what a slot still holds.
 fn make_room(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Vec<PlannedStep> {
     if let Some(old) = replica_in(slot, spec, seen) {
-        return vec![drain(spec, slot), retire(&old)];
+        return vec![drain(spec, slot), retire(&old, seen)];
     }
     // It listens no more, but its children may be there still, and hold the GPU.
     let dead = seen.state.retained.as_ref().filter(|retained| &retained.replica.slot == slot);
-    dead.map(|dead| retire(&dead.replica)).into_iter().collect()
+    dead.map(|dead| retire(&dead.replica, seen)).into_iter().collect()
 }
 
 /// That what is kept warm makes room, and so the fast way back ends before its time, if so.
@@ -266,7 +266,7 @@ pub fn plan_clearing(
         strategy: Strategy::BlueGreen,
         candidate: serving.clone().unwrap_or_else(|| side_of(spec, left.clone())),
         incumbent: serving,
-        steps: first.into_iter().chain([retire(left)]).collect(),
+        steps: first.into_iter().chain([retire(left, seen)]).collect(),
         later: Vec::new(),
         notes: Vec::new(),
         digest: String::new(),

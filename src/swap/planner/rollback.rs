@@ -140,7 +140,7 @@ impl Back {
         let mut plan = Plan {
             service: spec.service.clone(),
             strategy: self.strategy,
-            later: later(spec, from, incumbent.as_ref().or_else(|| away(from, seen))),
+            later: later(spec, seen, incumbent.as_ref().or_else(|| away(from, seen))),
             incumbent: incumbent.map(|replica| side_of(spec, replica)),
             candidate: side(spec, to, self.what),
             steps,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Observed;
 use crate::config::command;
 use crate::model::ids::SlotName;
 use crate::model::plan::PlannedStep;
@@ -105,7 +106,17 @@ pub(super) fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     PlannedStep { step: Step::Drain { slot: slot.clone() }, does }
 }
 
-pub(super) fn retire(replica: &Replica) -> PlannedStep {
-    let does = format!("stop {} (process {}) for good", replica.revision, replica.main);
+/// What is stopped, by its program where that is seen, and by whose means.
+pub(super) fn retire(replica: &Replica, seen: &Observed) -> PlannedStep {
+    let found = seen.slots.get(&replica.slot).and_then(|occupant| occupant.found.as_ref());
+    let program = found.filter(|found| replica.is(found)).and_then(|found| found.argv.first());
+    let mut who = format!("process {}", replica.main);
+    if let Some(program) = program {
+        who.push_str(&format!(" of {program}"));
+    }
+    if replica.keeper.restarts() {
+        who.push_str(&format!(", kept by {}", replica.keeper));
+    }
+    let does = format!("stop {} ({who}) for good", replica.revision);
     PlannedStep { step: Step::Retire { slot: replica.slot.clone() }, does }
 }

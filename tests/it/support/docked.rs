@@ -16,6 +16,10 @@ use super::World;
 /// Docker's client.
 pub(crate) const CLIENT: &str = "#!/bin/sh\nexec /usr/bin/docker \"$@\"\n";
 
+/// The same, where no Engine answers.
+pub(crate) const AWAY: &str =
+    "#!/bin/sh\nDOCKER_HOST=unix:///nowhere exec /usr/bin/docker \"$@\"\n";
+
 /// A world whose replicas are containers. Dropping it removes them before the server's processes are ended.
 pub(crate) struct Docked {
     _containers: Containers,
@@ -34,7 +38,16 @@ impl Docked {
         spec: ServerSpec,
         start: impl FnOnce(&Engine, &GpuServer, (&str, Vec<String>)) -> Result<ByHand>,
     ) -> Result<Self> {
-        let engine = Rc::new(Lent::any()?);
+        Self::on_engine(Lent::any()?, spec, start).await
+    }
+
+    /// The same, on an Engine of another kind.
+    async fn on_engine(
+        engine: Lent,
+        spec: ServerSpec,
+        start: impl FnOnce(&Engine, &GpuServer, (&str, Vec<String>)) -> Result<ByHand>,
+    ) -> Result<Self> {
+        let engine = Rc::new(engine);
         let image = engine.image_of(&built::program("stub-engine")?, &["serve"])?;
         let client = tempfile::tempdir()?;
         let session_env = [
@@ -80,7 +93,21 @@ impl Docked {
         options: &[&str],
         flags: &[&str],
     ) -> Result<Self> {
-        Self::with(spec, |engine, server, (image, argv)| {
+        Self::made_by(Lent::any()?, spec, (options, flags)).await
+    }
+
+    /// The same, by an Engine whose ports the packet filter of this thread's network forwards.
+    pub(crate) async fn forwarded() -> Result<Self> {
+        let how: (&[&str], &[&str]) = (&["--restart", "always"], &[]);
+        Self::made_by(Lent::filtering()?, ServerSpec::default(), how).await
+    }
+
+    async fn made_by(
+        engine: Lent,
+        spec: ServerSpec,
+        (options, flags): (&[&str], &[&str]),
+    ) -> Result<Self> {
+        Self::on_engine(engine, spec, |engine, server, (image, argv)| {
             let (mark, scratch) = server.mark();
             let port = server.slot_ports().0.to_string();
             let mut run = engine.docker(["run", "--detach"]);

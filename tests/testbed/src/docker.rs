@@ -52,11 +52,30 @@ cat >/dev/null
 wait
 ended"#;
 
+/// How published ports of an Engine are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publishes {
+    /// Through its proxies, which need no rule of the firewall.
+    ByProxy,
+    /// Through the packet filter of the network that it is in; it listens there itself, to keep others from the port.
+    ByFilter,
+}
+
+impl Publishes {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::ByProxy => &["--iptables=false", "--ip-forward=false", "--ip-masq=false"],
+            Self::ByFilter => &["--userland-proxy=false"],
+        }
+    }
+}
+
 /// A running Engine.
 pub struct Engine {
     keeper: Child,
     folder: PathBuf,
     network: Network,
+    publishes: Publishes,
 }
 
 impl Engine {
@@ -67,20 +86,20 @@ impl Engine {
     /// If dockerd is missing or does not come up, or there can be no bridge.
     pub fn start(data: &Path) -> Result<Self> {
         fs::create_dir_all(data)?;
-        Self::launch(folder()?, data)
+        Self::launch(folder()?, data, Publishes::ByProxy)
     }
 
     /// Starts one with nothing in it but what is put there.
     ///
     /// # Errors
     /// As [`Engine::start`].
-    pub fn empty() -> Result<Self> {
+    pub fn empty(publishes: Publishes) -> Result<Self> {
         let folder = folder()?;
         let data = folder.join("data");
-        Self::launch(folder, &data)
+        Self::launch(folder, &data, publishes)
     }
 
-    fn launch(folder: PathBuf, data: &Path) -> Result<Self> {
+    fn launch(folder: PathBuf, data: &Path, publishes: Publishes) -> Result<Self> {
         let network = network()?;
         let at = |name: &str| folder.join(name);
         let namespace = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -96,10 +115,9 @@ impl Engine {
         keeper.args(["--containerd-namespace", &namespace]);
         keeper.args(["--containerd-plugins-namespace", &format!("{namespace}-plugins")]);
         keeper.arg(format!("--bridge={bridge}"));
-        // Published ports go through its proxies, which need no rule of the firewall.
-        keeper.args(["--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        keeper.args(publishes.options());
         let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        let engine = Self { keeper, folder, network };
+        let engine = Self { keeper, folder, network, publishes };
         engine.until_it_answers()?;
         Ok(engine)
     }
@@ -139,6 +157,14 @@ impl Engine {
     pub fn returns(&self) -> Result<()> {
         fs::remove_file(self.folder.join("away"))?;
         self.until_it_answers()
+    }
+
+    /// The pid of dockerd.
+    ///
+    /// # Errors
+    /// If it has not said it.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(fs::read_to_string(self.folder.join("pid"))?.trim().parse()?)
     }
 
     /// Where it listens.

@@ -85,6 +85,18 @@ async fn a_hand_started_process_is_found_by_its_port() {
 }
 
 #[tokio::test]
+async fn what_others_live_on_is_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("containerd");
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    let (socket, port) = socket();
+    let child = Process::start(&[program.to_str().unwrap(), "1000"], socket);
+    until_runs(child.id(), program.to_str().unwrap()).await;
+    let refused = find(port).await.unwrap_err();
+    assert!(matches!(refused, ProcessError::Foundation { .. }), "{refused}");
+}
+
+#[tokio::test]
 async fn ipv6_listeners_are_found_as_well() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
     let port = Port(listener.local_addr().unwrap().port());

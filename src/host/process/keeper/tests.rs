@@ -50,6 +50,8 @@ fn a_published_port_belongs_to_a_container() {
     let argv = "/usr/bin/docker-proxy -proto tcp -host-port 8001 -container-ip 172.17.0.2 -container-port 8000";
     let argv = shell_words::split(argv).unwrap();
     assert_eq!(published(&argv).unwrap(), "behind docker-proxy, at 172.17.0.2:8000");
+    let filtered = ["/usr/bin/dockerd", "--userland-proxy=false"].map(str::to_owned);
+    assert_eq!(published(&filtered).unwrap(), "behind dockerd");
     assert_eq!(published(&["vllm".to_owned(), "serve".to_owned()]), None);
     assert_eq!(published(&[]), None);
 }

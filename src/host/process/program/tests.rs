@@ -51,6 +51,19 @@ fn a_common_interpreter_proves_nothing_and_a_common_program_does() {
 }
 
 #[test]
+fn what_others_live_on_is_known_by_its_name_or_its_title() {
+    for (exe, argv) in [
+        ("/usr/bin/dockerd", "/usr/bin/dockerd -H fd://"),
+        ("/usr/sbin/nginx", "'nginx: master process /usr/sbin/nginx'"),
+        ("/usr/sbin/sshd", "'sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups'"),
+        ("/usr/lib/systemd/systemd", "/sbin/init splash"),
+    ] {
+        assert!(program(exe, argv).is_foundation(), "{argv}");
+    }
+    assert!(!program(PYTHON, "/srv/.venv/bin/python /srv/.venv/bin/vllm serve m").is_foundation());
+}
+
+#[test]
 fn another_user_is_another_program() {
     let child = program("/usr/bin/ollama", "ollama runner");
     let parent = Program { uid: 0, ..program("/usr/bin/ollama", "ollama serve") };

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
-use super::{Engine, said};
+use super::{Engine, Publishes, said};
 
 /// Those that nobody uses now. They end with this process.
 static FREE: Mutex<Vec<Engine>> = Mutex::new(Vec::new());
@@ -20,7 +20,15 @@ impl Lent {
     /// As [`Engine::empty`].
     pub fn any() -> Result<Self> {
         let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Ok(Self(Some(free.map_or_else(Engine::empty, Ok)?)))
+        Ok(Self(Some(free.map_or_else(|| Engine::empty(Publishes::ByProxy), Ok)?)))
+    }
+
+    /// A new one whose ports the packet filter forwards. It belongs to the network of this thread, and is lent once.
+    ///
+    /// # Errors
+    /// As [`Engine::empty`].
+    pub fn filtering() -> Result<Self> {
+        Ok(Self(Some(Engine::empty(Publishes::ByFilter)?)))
     }
 
     /// Removes every container, whatever it does.
@@ -49,7 +57,8 @@ impl Deref for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let is_clear = self.remove_containers().is_ok();
-        if let Some(engine) = self.0.take().filter(|_| is_clear) {
+        let is_for_all = |engine: &Engine| is_clear && engine.publishes == Publishes::ByProxy;
+        if let Some(engine) = self.0.take().filter(is_for_all) {
             FREE.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
         }
     }
