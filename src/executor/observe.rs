@@ -12,7 +12,7 @@ use crate::journal::Journal;
 use crate::lease::{Lease, waiting};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, SlotName, SwapId};
-use crate::model::replica::Replica;
+use crate::model::replica::{Found, Replica};
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::state::{SlotReport, StatusReport};
 use crate::model::wire::{Asked, Secrets};
@@ -76,9 +76,11 @@ async fn look_at_slots<H: Host>(
     let nginx_port = upstream.map_or(NOWHERE, |upstream| upstream.port);
     let mut slots = BTreeMap::new();
     for (name, slot) in &spec.slots {
-        let mut occupant = Occupant { found: host.find(slot.port).await?, ..Occupant::default() };
+        let (found, answer) = met(host, slot.port).await?;
+        let forwarded = found.is_none() && answer.is_a_replicas();
+        let mut occupant = Occupant { found, forwarded, ..Occupant::default() };
         if occupant.found.is_some()
-            && let Answer::Ready(models) = host.ask(slot.port).await
+            && let Answer::Ready(models) = answer
         {
             occupant.ready = true;
             occupant.names = models.names();
@@ -112,6 +114,19 @@ async fn look_at_slots<H: Host>(
     let replica = |name: &SlotName| Some((name.clone(), planner::replica_in(name, spec, &seen)?));
     let replicas = spec.slots.keys().filter_map(replica).collect();
     Ok((seen, replicas))
+}
+
+/// Who listens on a port, and how it answers: that it may where nobody listens, if a packet filter forwards it.
+///
+/// # Errors
+/// If that cannot be seen.
+pub async fn met<H: Host>(host: &H, port: Port) -> Result<(Option<Found>, Answer), Failure> {
+    let (found, answer) = (host.find(port).await?, host.ask(port).await);
+    match found {
+        // It may have come up between the two looks.
+        None if answer.is_a_replicas() => Ok((host.find(port).await?, answer)),
+        found => Ok((found, answer)),
+    }
 }
 
 /// Why a slot cannot be claimed: of each whose port or GPU another service has.
@@ -183,6 +198,7 @@ async fn report<H: Host>(
         let replica = candidate.or_else(|| replicas.get(name));
         let serves = Some(slot.port) == nginx_port;
         let role = match replica {
+            None if occupant.is_some_and(|occupant| occupant.forwarded) => "unknown",
             None if serves => "down",
             None => "free",
             Some(_) if serves && found.is_some() && astray.is_none() => "serving",

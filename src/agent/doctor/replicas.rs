@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{containers, size};
 use crate::agent::brought_back;
-use crate::executor::{Underway, prove_route};
+use crate::executor::{Underway, met, prove_route};
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
@@ -94,17 +94,21 @@ async fn slots<'a>(
 ) -> (Vec<Finding>, BTreeMap<&'a SlotName, Occupant>) {
     let (mut findings, mut occupants) = (Vec::new(), BTreeMap::new());
     for (name, slot) in &spec.slots {
-        let found = match host.find(slot.port).await {
-            Ok(found) => found,
+        let seen = match met(host, slot.port).await {
+            Ok((None, answer)) if answer.is_a_replicas() => {
+                Err(planner::forwarded(name, slot.port))
+            }
+            seen => seen,
+        };
+        let (found, answer) = match seen {
+            Ok(seen) => seen,
             Err(failure) => {
                 findings.push(Finding::fail(place(name, slot), failure));
                 continue;
             }
         };
         let candidate = underway.and_then(|it| it.candidate_in(host, name, found.as_ref()));
-        if let Some(found) = found {
-            occupants.insert(name, Occupant { found, answer: host.ask(slot.port).await });
-        }
+        occupants.extend(found.map(|found| (name, Occupant { found, answer })));
         let occupant = occupants.get(name);
         let role = match (serving, underway) {
             (Some(serving), _) if serving == name => Role::Serving,

@@ -53,6 +53,13 @@ pub enum Answer {
     Unwell(String),
 }
 
+impl Answer {
+    /// Whether a replica surely answers. Silence, refusals and errors may be another program's, or a packet filter's own.
+    pub fn is_a_replicas(&self) -> bool {
+        matches!(self, Self::Ready(_) | Self::Locked)
+    }
+}
+
 /// The models that a replica serves.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Models {

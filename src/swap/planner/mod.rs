@@ -25,7 +25,7 @@ mod steps;
 
 use fetch::fetch;
 pub(super) use fetch::fetched;
-pub use obstacles::{LOOPBACK_WAY, cutting_nginx};
+pub use obstacles::{LOOPBACK_WAY, cutting_nginx, forwarded};
 use obstacles::{obstacles, unpublished};
 pub use rollback::{
     Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
@@ -69,6 +69,8 @@ pub struct Observed {
 pub struct Occupant {
     /// The process tree that listens; `None` if nobody does.
     pub found: Option<Found>,
+    /// Whether the port answers although nobody listens: a packet filter forwards it.
+    pub forwarded: bool,
     /// Whether it answers as ready.
     pub ready: bool,
     /// Public names that it answers to.
@@ -279,6 +281,7 @@ fn notes(spec: &SwapSpec, seen: &Observed, from: &SlotName) -> Vec<String> {
     let mut notes = Vec::new();
     let serving = seen.slots.get(from).cloned().unwrap_or_default();
     match &serving.found {
+        None if serving.forwarded => notes.push(forwarded(from, seen.nginx_port).to_string()),
         None => notes
             .push(format!("nothing listens on port {} now: the service is down", seen.nginx_port)),
         Some(found) => {

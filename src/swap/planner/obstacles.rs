@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Observed, recorded};
 use crate::model::failure::Failure;
-use crate::model::ids::SlotName;
+use crate::model::ids::{Port, SlotName};
 use crate::model::replica::{Found, Keeper, Systemd, Unit};
 use crate::model::spec::{Runtime, SwapSpec};
 
@@ -31,12 +31,27 @@ pub(super) fn obstacles(
         );
     }
     for slot in [from, to] {
+        if seen.slots.get(slot).is_some_and(|occupant| occupant.forwarded) {
+            failures.push(forwarded(slot, spec.slots[slot].port));
+        }
         let found = seen.slots.get(slot).and_then(|o| o.found.as_ref());
         if let Some(kept) = found.and_then(|found| kept_by(slot, found, seen.systemd)) {
             failures.push(kept);
         }
     }
     failures
+}
+
+/// Why a port that answers although nobody listens there is in the way: whoever answers can be neither seen nor stopped.
+pub fn forwarded(slot: &SlotName, port: Port) -> Failure {
+    Failure::new(format!(
+        "port {port} of slot {slot} answers, and no process of this server listens there: a packet filter forwards it, and \
+         whoever answers can be neither drained nor stopped"
+    ))
+    .hint(
+        "have the model listen on the port itself, as a process, a unit or a container that the Docker Engine publishes it \
+         for; or give the slot another port",
+    )
 }
 
 /// What lets nginx reach every replica.

@@ -49,6 +49,7 @@ fn found(pid: i32) -> Found {
 
 fn occupied(pid: i32) -> Occupant {
     Occupant {
+        forwarded: false,
         found: Some(found(pid)),
         ready: true,
         names: vec!["chat".to_owned()],
