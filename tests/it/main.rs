@@ -15,6 +15,7 @@ mod commands;
 mod config;
 mod contract;
 mod docker;
+mod docker_client;
 mod doctor;
 mod drain;
 mod drift;

@@ -183,10 +183,10 @@ pub(super) async fn undo<H: Host>(
 ) -> Result<Undone, Failure> {
     let mut away = Away::new(cx, keeper);
     loop {
-        let failure = match cx.host.marked(keeper, marker).await {
+        let failure = match left(cx, slot, (keeper, marker)).await {
             Ok(None) => return Ok(Undone::Quietly("no process of it is left".to_owned())),
-            Ok(Some(order)) => {
-                let how = drained(cx, slot, &order).await?;
+            Ok(Some((order, listens))) => {
+                let how = if listens { drained(cx, slot, &order).await? } else { Ending::Graceful };
                 match cx.host.stop(&order, how).await {
                     Ok(stopped) => return Ok(Undone::Quietly(ended(&stopped))),
                     Err(failure) => failure,
@@ -198,28 +198,36 @@ pub(super) async fn undo<H: Host>(
     }
 }
 
-/// How a candidate is stopped, once it has nothing in flight or may be cut.
+/// What is left of a candidate, and whether it listens: what does not do so yet had no traffic, and while it loads it cannot
+/// say so.
+async fn left<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    (keeper, marker): (&Keeper, &str),
+) -> Result<Option<(StopOrder, bool)>, Failure> {
+    let Some(order) = cx.host.marked(keeper, marker).await? else { return Ok(None) };
+    // A child that wrote a title over its environment carries no marker any more.
+    let tree = [order.tree.as_slice(), &cx.host.tree(order.main)?].concat();
+    let listeners = cx.host.listeners(cx.slot(slot).port).await?;
+    let listens = listeners.iter().any(|process| tree.contains(process));
+    Ok(Some((order, listens)))
+}
+
+/// How a candidate that listens is stopped, once it has nothing in flight or may be cut: it may have had traffic for a moment,
+/// if cut_over came so far.
 async fn drained<H: Host>(
     cx: &Context<'_, H>,
     slot: &SlotName,
     order: &StopOrder,
 ) -> Result<Ending, Failure> {
     let port = cx.slot(slot).port;
-    // It may have had traffic for a moment, if cut_over came so far. Whatever does not listen yet had none, and while
-    // it loads it cannot say so.
-    // A child that wrote a title over its environment carries no marker any more.
-    let tree = [order.tree.as_slice(), &cx.host.tree(order.main)?].concat();
-    let listens = cx.host.listeners(port).await?.iter().any(|process| tree.contains(process));
-    if listens {
-        refuse_what_serves(cx, slot).await?;
-    }
+    refuse_what_serves(cx, slot).await?;
     let limit = cx.host.now() + cx.spec().drain.timeout;
     // Its engine may be started without its count, or it is no engine: what it never got need not be counted.
     let uncounted = if cx.never_begun() { Uncounted::None } else { Uncounted::Some };
     let since = cx.host.now();
     let watched = Watched { port, main: order.main, old_workers: &[], since, uncounted };
-    let idle = if listens { drain::until_idle(cx, &watched, limit).await } else { Idle::Yes };
-    match idle {
+    match drain::until_idle(cx, &watched, limit).await {
         Idle::Yes => Ok(Ending::Graceful),
         Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ok(Ending::Cut),
         // Whoever asks it goes past nginx, as a monitor does, and may never stop.

@@ -266,21 +266,27 @@ pub(in crate::host) async fn find(
 }
 
 /// Who listens on a port. Where Docker listens for a container it is that container, once somebody listens in there.
+///
+/// # Errors
+/// If that cannot be seen, or Docker, which listens there, does not say for whom.
 pub(in crate::host) async fn listeners(
     port: Port,
     listeners: Result<Vec<ProcessId>, ProcessError>,
 ) -> Result<Vec<ProcessId>, Failure> {
-    let all_forward = listeners.as_ref().map_or(true, |all| {
+    let forward = |all: &Vec<ProcessId>| {
         !all.is_empty() && all.iter().all(|process| process::forwards(*process))
-    });
-    if all_forward
-        && let Ok(Some(container)) = docker::published(port).await
-        && let Some(main) = main(&container)
-    {
-        let inside = process::listens_within(main, container.inside(port))?;
-        return Ok(if inside { vec![main] } else { Vec::new() });
-    }
-    Ok(listeners?)
+    };
+    let container = match &listeners {
+        Ok(all) if forward(all) => docker::published(port).await?,
+        Ok(_) => None,
+        // Others' sockets only Docker may know.
+        Err(_) => docker::published(port).await.ok().flatten(),
+    };
+    let Some((container, main)) = container.and_then(|it| main(&it).map(|main| (it, main))) else {
+        return Ok(listeners?);
+    };
+    let inside = process::listens_within(main, container.inside(port))?;
+    Ok(if inside { vec![main] } else { Vec::new() })
 }
 
 #[cfg(test)]

@@ -188,7 +188,13 @@ async fn every_failed_undo_is_stuck(kind: Kind) {
                 let (scene, attempt, before, conclusion) = run(kind, &[first, second]).await;
                 assert_eq!(scene.host.struck(), [call.clone(), undoing.clone()], "{what}");
                 // What supervises it may only have been away, and is asked once more.
-                let again = undoing.verb == "stop" && !attempt.plan.candidate.keeper.is_process();
+                let is_start = matches!(
+                    attempt.plan.steps.get(step).map(|planned| &planned.step),
+                    Some(Step::StartReplica { .. })
+                );
+                let is_asked = ["marked", "tree", "listeners", "stop"].contains(&undoing.verb);
+                let again = is_start && is_asked && !attempt.plan.candidate.keeper.is_process();
+                assert!(conclusion.outcome != Outcome::Stuck || !again, "{what}: {conclusion:#?}");
                 if conclusion.outcome != Outcome::Stuck {
                     let decides = DECISIVE.contains(&undoing.verb) && !again;
                     assert!(!decides, "{what}: was overlooked");

@@ -1,0 +1,56 @@
+//! Docker's client is slow, outlives the agent, or finds its Engine away for a moment: with a real Engine.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use testbed::load::{Kind, Load, LoadSpec};
+use testbed::server::{Aim, ServerSpec};
+
+use crate::kills::{self, CUT_OVER};
+use crate::step::{Step, send};
+use crate::support::docked::{COMPOSED, Docked};
+use crate::support::{NAME, NEW};
+
+/// Docker's client, whose Engine is away when it is asked whose a port is, once for each file `away` beside it.
+const AWAY_ONCE: &str = r#"#!/bin/sh
+case "$*" in *publish=*) if rm "${0%/*}/away" 2>/dev/null; then export DOCKER_HOST=unix:///nowhere; fi ;; esac
+exec /usr/bin/docker "$@"
+"#;
+
+/// A file beside the client.
+fn beside(docked: &Docked, name: &str) -> PathBuf {
+    docked.world.server.scratch().join("bin").join(name)
+}
+
+/// Between a cutover and its undo the new model got requests, and who listens for it only Docker can say.
+#[tokio::test]
+async fn a_new_model_is_drained_although_docker_was_away_when_it_was_asked() -> Result<()> {
+    let spec = ServerSpec { faults: true, ..ServerSpec::default() };
+    let mut docked = Docked::composed_on(spec, &[]).await?;
+    docked.world.settings.flags = "--stub-token-delay 20ms".to_owned();
+    docked.world.server.put_program("docker", AWAY_ONCE)?;
+    docked.world.server.strike(Some(Aim::Freeze(CUT_OVER)))?;
+    let step = Step::start(docked.world.action("swap", NEW, &[])?)?;
+    let (agent, _) = kills::frozen(&docked.world).await?;
+    docked.world.server.strike(None)?;
+    docked.world.until_serves(NEW).await?;
+    let long = LoadSpec {
+        streams: 1,
+        stream_tokens: 200,
+        ..LoadSpec::none(docked.world.server.nginx_addr(), NAME)
+    };
+    let load = Load::start(long);
+    load.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    let abort = Step::start(docked.world.action("abort", NEW, &[])?)?;
+    kills::ordered(&docked.world).await?;
+    // From now on only the agent asks, once traffic is back.
+    fs::write(beside(&docked, "away"), "")?;
+    send("-CONT", agent)?;
+    abort.finish().await?.ended(0, "aborted");
+    let run = step.finish().await?.ended(6, "aborted");
+    assert!(!beside(&docked, "away").exists(), "nobody asked\n{run}");
+    assert_eq!(docked.names()?, [COMPOSED]);
+    load.stop().await.assert_clean();
+    Ok(())
+}
