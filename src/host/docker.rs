@@ -32,7 +32,7 @@ use crate::model::replica::ImageHere;
 const CLIENT: &str = "docker";
 
 /// The Engine answers within milliseconds; one that pulls, removes and starts at once within seconds.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// What comes on top of a container's own grace until its Engine says that it has ended: it kills, and unmounts.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
@@ -49,6 +49,10 @@ pub const REPLICA: &str = "model-swap.replica";
 
 /// Label with the file that a container's output is kept in when it is removed.
 pub const LOG: &str = "model-swap.log";
+
+/// The variable of a client that starts a container: the marker of the replica that the container is. In the container it is
+/// not.
+pub const STARTS: &str = "MODEL_SWAP_STARTS";
 
 /// The container that a port of this machine is published for, if there is one.
 ///
@@ -167,7 +171,11 @@ impl Layers {
 ///
 /// # Errors
 /// If docker refuses.
-pub async fn run(args: &[String], env: &BTreeMap<String, String>) -> Result<(), DockerError> {
+pub async fn run(
+    args: &[String],
+    env: &BTreeMap<String, String>,
+    marker: &str,
+) -> Result<(), DockerError> {
     let mut lines = String::new();
     for (name, value) in env {
         if value.contains(['\n', '\r']) {
@@ -178,6 +186,7 @@ pub async fn run(args: &[String], env: &BTreeMap<String, String>) -> Result<(), 
     let mut child = Command::new(CLIENT)
         .args(["run", "--detach", "--env-file", "/dev/stdin"])
         .args(args)
+        .env(STARTS, marker)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -203,8 +212,13 @@ pub async fn run(args: &[String], env: &BTreeMap<String, String>) -> Result<(), 
 ///
 /// # Errors
 /// If docker refuses.
-pub async fn start(container: &str) -> Result<(), DockerError> {
-    ask(&["start", container], &format!("start {container}"), LIMIT).await.map(drop)
+pub async fn start(container: &str, marker: &str) -> Result<(), DockerError> {
+    let argv = with_client(&["start", container].map(str::to_owned));
+    let output = exec::run_with(&argv, &[(STARTS, marker)], LIMIT).await?;
+    if output.success() {
+        return Ok(());
+    }
+    Err(refused(&format!("start {container}"), &output.stderr))
 }
 
 /// Asks a container's first process to end, kills all of it after the grace, and returns when it has ended.

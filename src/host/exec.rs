@@ -50,9 +50,22 @@ impl Output {
 /// # Errors
 /// If it cannot be started or does not end in time.
 pub async fn run(argv: &[String], limit: Duration) -> Result<Output, ExecError> {
+    run_with(argv, &[], limit).await
+}
+
+/// The same, with more variables.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    argv: &[String],
+    env: &[(&str, &str)],
+    limit: Duration,
+) -> Result<Output, ExecError> {
     let program = argv.first().cloned().unwrap_or_default();
     let child = Command::new(&program)
         .args(argv.iter().skip(1))
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

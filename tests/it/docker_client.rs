@@ -4,17 +4,26 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use testbed::docker::said;
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::server::{Aim, ServerSpec};
 
 use crate::kills::{self, CUT_OVER};
-use crate::step::{Step, send};
+use crate::step::{Step, send, until};
 use crate::support::docked::{COMPOSED, Docked};
+use crate::support::scene::Scene;
 use crate::support::{NAME, NEW};
 
 /// Docker's client, whose Engine is away when it is asked whose a port is, once for each file `away` beside it.
 const AWAY_ONCE: &str = r#"#!/bin/sh
 case "$*" in *publish=*) if rm "${0%/*}/away" 2>/dev/null; then export DOCKER_HOST=unix:///nowhere; fi ;; esac
+exec /usr/bin/docker "$@"
+"#;
+
+/// Docker's client, which starts a container only once somebody writes to the pipe `go` beside it; it reads that with a
+/// built-in, so that it is one process.
+const HELD: &str = r#"#!/bin/sh
+case "$1" in run | start) : >"${0%/*}/held"; read -r _ <"${0%/*}/go" ;; esac
 exec /usr/bin/docker "$@"
 "#;
 
@@ -52,5 +61,28 @@ async fn a_new_model_is_drained_although_docker_was_away_when_it_was_asked() -> 
     assert!(!beside(&docked, "away").exists(), "nobody asked\n{run}");
     assert_eq!(docked.names()?, [COMPOSED]);
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// The client outlives an agent that is killed, and the container would run that nobody knows.
+#[tokio::test]
+async fn a_container_whose_start_outlives_the_agent_is_stopped_with_its_swap() -> Result<()> {
+    let docked = Docked::composed(&[]).await?;
+    let go = beside(&docked, "go");
+    said(std::process::Command::new("mkfifo").arg(&go))?;
+    docked.world.server.put_program("docker", HELD)?;
+    let step = Step::start(docked.world.action("swap", NEW, &[])?)?;
+    let held = beside(&docked, "held");
+    until("the client is held", || Ok(held.exists().then_some(()))).await?;
+    docked.kill_agent().await?;
+    step.finish().await?.refused(3, &["is gone"]);
+
+    let mut abort = Step::start(docked.world.action("abort", NEW, &[])?)?;
+    abort.says("↩ undo start_replica b").await?;
+    tokio::task::spawn_blocking(move || fs::write(go, "\n")).await??;
+    abort.finish().await?.ended(0, "aborted");
+    let gone = || docked.world.server.leftovers().iter().all(|line| !line.contains("docker run"));
+    until("the client ends", || Ok(gone().then_some(()))).await?;
+    assert_eq!(docked.names()?, [COMPOSED]);
     Ok(())
 }

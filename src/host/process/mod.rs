@@ -40,7 +40,7 @@ pub use log::{KEPT, LogEnd, keep_end, last_lines, log_tail};
 pub use resolve::resolve;
 pub use snapshot::Snapshot;
 pub use stop::{StopOrder, Stopped, cut, exited, restarted_by, stop};
-pub use table::{alive, boot, find_marked, outputs, own, programs_in, tree, with_pid};
+pub use table::{alive, boot, carrying, find_marked, outputs, own, programs_in, tree, with_pid};
 
 /// Something could not be learned about a process, or done to it.
 #[derive(Debug, thiserror::Error)]

@@ -64,12 +64,21 @@ pub fn tree(main: ProcessId) -> Result<Vec<ProcessId>, ProcessError> {
 /// # Errors
 /// If the processes can't be listed.
 pub fn find_marked(marker: &str) -> Result<Vec<ProcessId>, ProcessError> {
+    carrying(MARKER, marker)
+}
+
+/// Living processes that have a variable with this value in their environment, oldest first.
+///
+/// # Errors
+/// If the processes can't be listed.
+pub fn carrying(name: &str, value: &str) -> Result<Vec<ProcessId>, ProcessError> {
+    let entry = format!("{name}={value}");
     let table = Table::read()?;
     let own = table.own_line();
     let mut marked: Vec<_> = table
         .rows()
         .map(|row| row.id)
-        .filter(|id| !own.contains(id) && mark(*id, marker) == Mark::Present)
+        .filter(|id| !own.contains(id) && mark(*id, &entry) == Mark::Present)
         .collect();
     marked.sort_by_key(|id| (id.start, id.pid));
     Ok(marked)
@@ -84,7 +93,7 @@ pub(super) struct Row {
     session: i32,
 }
 
-/// Whether a process carries a marker.
+/// Whether a process carries a variable.
 #[derive(Debug, PartialEq, Eq)]
 enum Mark {
     Present,
@@ -161,7 +170,8 @@ impl Table {
         }
         let members =
             self.rows().filter(|row| row.session == main.pid && row.id.start >= main.start);
-        members.map(|row| row.id).filter(|id| mark(*id, marker) != Mark::Absent).collect()
+        let entry = format!("{MARKER}={marker}");
+        members.map(|row| row.id).filter(|id| mark(*id, &entry) != Mark::Absent).collect()
     }
 
     /// Whether the process leads a session.
@@ -190,12 +200,11 @@ fn living(stat: &Stat) -> Option<Row> {
     (!ended).then_some(Row { id, parent: stat.ppid, session: stat.session })
 }
 
-fn mark(process: ProcessId, marker: &str) -> Mark {
+fn mark(process: ProcessId, entry: &str) -> Mark {
     let Ok(environ) = std::fs::read(format!("/proc/{process}/environ")) else {
         return Mark::Absent;
     };
-    let wanted = format!("{MARKER}={marker}");
-    if environ.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) {
+    if environ.split(|byte| *byte == 0).any(|there| there == entry.as_bytes()) {
         Mark::Present
     } else if is_blank(&environ) {
         Mark::Unknown

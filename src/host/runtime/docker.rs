@@ -46,13 +46,16 @@ impl Docker<'_> {
 
     /// Starts it, made anew by what a launch says; without that, as it was made by somebody else.
     async fn launch(&self, launch: &Launch, grace: Duration) -> Result<(), Failure> {
-        let Some(asked) = &launch.container else { return Ok(docker::start(self.0).await?) };
+        let marker = launch.env.get(MARKER).map_or("", String::as_str);
+        let Some(asked) = &launch.container else {
+            return Ok(docker::start(self.0, marker).await?);
+        };
         // One that ended and outlived its record: nothing runs in it, and its name is needed.
         if let Some(old) = self.container().await?.filter(|old| old.label(REPLICA).is_some()) {
             clear(&old).await?;
         }
         let args = arguments(self.0, launch, asked, grace);
-        Ok(docker::run(&args, &launch.env).await?)
+        Ok(docker::run(&args, &launch.env, marker).await?)
     }
 }
 
@@ -93,6 +96,8 @@ impl Runtime for Docker<'_> {
     }
 
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
+        // It outlives an agent that is killed, and what it has not started yet nobody sees.
+        until_started(marker).await?;
         let container = match docker::marked(marker).await? {
             Some(container) => Some(container),
             // What somebody else made carries no label of ours, and its keeper says which it is.
@@ -195,6 +200,25 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
     args.push(asked.image.id.clone());
     args.extend(launch.argv.iter().cloned());
     args
+}
+
+/// Returns once no client starts the container of a replica any more.
+///
+/// # Errors
+/// If that cannot be seen, or one had to be ended: what its Engine makes of it shows in a moment.
+async fn until_started(marker: &str) -> Result<(), Failure> {
+    for client in process::carrying(docker::STARTS, marker)? {
+        if tokio::time::timeout(docker::LIMIT, process::exited(client)).await.is_ok() {
+            continue;
+        }
+        let (tree, grace, keeper) = (vec![client], Duration::ZERO, Keeper::Nobody);
+        process::cut(&StopOrder { main: client, tree, marker: None, grace, keeper }).await?;
+        let limit = humantime::format_duration(docker::LIMIT);
+        return Err(Failure::new(format!(
+            "docker (process {client}) did not start a container within {limit}, and was ended"
+        )));
+    }
+    Ok(())
 }
 
 /// 128 and the number of SIGKILL.
