@@ -237,8 +237,14 @@ pub async fn stop(container: &str, grace: Duration) -> Result<(), DockerError> {
 /// If docker refuses.
 pub async fn kill(container: &str) -> Result<(), DockerError> {
     let doing = format!("kill {container}");
-    ask(&["kill", container], &doing, LIMIT).await?;
-    ask(&["wait", container], &doing, STOP_MARGIN).await.map(drop)
+    for (verb, limit) in [("kill", LIMIT), ("wait", STOP_MARGIN)] {
+        match ask(&[verb, container], &doing, limit).await {
+            // One that is removed as soon as it ends is gone.
+            Err(DockerError::Refused { said, .. }) if said.contains("No such container") => break,
+            said => said?,
+        };
+    }
+    Ok(())
 }
 
 /// Decides when the Engine starts a container again.

@@ -27,6 +27,12 @@ case "$1" in run | start) : >"${0%/*}/held"; read -r _ <"${0%/*}/go" ;; esac
 exec /usr/bin/docker "$@"
 "#;
 
+/// Docker's client, which waits for the end of a container only once that is gone.
+const LATE: &str = r#"#!/bin/sh
+if [ "$1" = wait ]; then while /usr/bin/docker inspect "$2" >/dev/null 2>&1; do sleep 0.05; done; fi
+exec /usr/bin/docker "$@"
+"#;
+
 /// A file beside the client.
 fn beside(docked: &Docked, name: &str) -> PathBuf {
     docked.world.server.scratch().join("bin").join(name)
@@ -84,5 +90,23 @@ async fn a_container_whose_start_outlives_the_agent_is_stopped_with_its_swap() -
     let gone = || docked.world.server.leftovers().iter().all(|line| !line.contains("docker run"));
     until("the client ends", || Ok(gone().then_some(()))).await?;
     assert_eq!(docked.names()?, [COMPOSED]);
+    Ok(())
+}
+
+/// It is gone at once when it is killed, and that is the end that was wanted.
+#[tokio::test]
+async fn a_container_that_docker_removes_may_be_cut() -> Result<()> {
+    let mut docked = Docked::made(&["--rm"], &["--stub-token-delay", "20ms"]).await?;
+    docked.world.settings.drain = "{ timeout: 1s, on_timeout: cut }".to_owned();
+    docked.world.settings.retain = "0s".to_owned();
+    docked.world.server.put_program("docker", LATE)?;
+    let addr = docked.world.server.nginx_addr();
+    let load =
+        Load::start(LoadSpec { streams: 1, stream_tokens: 4000, ..LoadSpec::none(addr, NAME) });
+    load.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
+    let run = docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    assert!(run.stdout.contains("cutting what is left"), "{run}");
+    assert!(!docked.names()?.contains(&COMPOSED.to_owned()), "{run}");
+    drop(load);
     Ok(())
 }
