@@ -138,7 +138,7 @@ async fn own_means(
     let Some(side) = then.filter(|side| side.port == spec.slots[free].port) else {
         return Ok(None);
     };
-    Ok(host.can_start(&side.keeper).await.then_some(side.keeper))
+    Ok(host.can_start(&side.keeper).await?.then_some(side.keeper))
 }
 
 /// The adopted incumbent of a swap, for the slot that is free now.

@@ -89,7 +89,10 @@ impl SystemHost {
     }
 
     /// Whether what once kept a replica can start it again by its own means.
-    pub async fn can_start(&self, keeper: &Keeper) -> bool {
+    ///
+    /// # Errors
+    /// If what supervises it does not say.
+    pub async fn can_start(&self, keeper: &Keeper) -> Result<bool, Failure> {
         runtime::can_start(keeper).await
     }
 

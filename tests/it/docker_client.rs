@@ -10,9 +10,9 @@ use testbed::server::{Aim, ServerSpec};
 
 use crate::kills::{self, CUT_OVER};
 use crate::step::{Step, send, until};
-use crate::support::docked::{COMPOSED, Docked};
+use crate::support::docked::{AWAY, CLIENT, COMPOSED, Docked};
 use crate::support::scene::Scene;
-use crate::support::{NAME, NEW};
+use crate::support::{NAME, NEW, OLD};
 
 /// Docker's client, whose Engine is away when it is asked whose a port is, once for each file `away` beside it.
 const AWAY_ONCE: &str = r#"#!/bin/sh
@@ -109,4 +109,19 @@ async fn a_container_that_docker_removes_may_be_cut() -> Result<()> {
     assert!(!docked.names()?.contains(&COMPOSED.to_owned()), "{run}");
     drop(load);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_rollback_says_that_docker_is_away_and_not_that_its_container_is_gone() -> Result<()> {
+    let mut docked = Docked::composed(&[]).await?;
+    docked.world.settings.retain = "0s".to_owned();
+    docked.world.settings.image = None;
+    docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    docked.world.server.put_program("docker", AWAY)?;
+    let run = docked.world.run("rollback", NEW, &[]).await?;
+    let run = run.refused(3, &["docker cannot", "systemctl start docker"]);
+    assert!(!run.stdout.contains("is gone"), "{run}");
+    docked.world.server.put_program("docker", CLIENT)?;
+    docked.world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
+    docked.world.until_serves(OLD).await
 }

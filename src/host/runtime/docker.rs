@@ -36,8 +36,11 @@ pub(super) struct Docker<'a>(pub(super) &'a str);
 
 impl Docker<'_> {
     /// Whether it is there, to be started again.
-    pub(super) async fn is_there(&self) -> bool {
-        matches!(docker::inspect(self.0).await, Ok(Some(_)))
+    ///
+    /// # Errors
+    /// If docker does not say.
+    pub(super) async fn is_there(&self) -> Result<bool, Failure> {
+        Ok(self.container().await?.is_some())
     }
 
     async fn container(&self) -> Result<Option<Container>, Failure> {

@@ -173,11 +173,14 @@ pub(super) fn variable(unit: &Unit, name: &str) -> Option<String> {
 }
 
 /// Whether a unit or a container can be started again by its own means.
-pub(super) async fn can_start(keeper: &Keeper) -> bool {
+///
+/// # Errors
+/// If what supervises it does not say.
+pub(super) async fn can_start(keeper: &Keeper) -> Result<bool, Failure> {
     match keeper {
         Keeper::Unit(unit) => Systemd(unit).can_start().await,
         Keeper::Docker(name) => Docker(name).is_there().await,
-        Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Container(_) => false,
+        Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Container(_) => Ok(false),
     }
 }
 

@@ -169,8 +169,9 @@ impl Runtime for Systemd<'_> {
 
 impl Systemd<'_> {
     /// Whether the unit can be started again by its own means.
-    pub(in crate::host) async fn can_start(&self) -> bool {
-        systemctl::show(self.0).await.is_ok_and(|shown| shown.is_there() && !shown.is_transient())
+    pub(in crate::host) async fn can_start(&self) -> Result<bool, Failure> {
+        let shown = systemctl::show(self.0).await?;
+        Ok(shown.is_there() && !shown.is_transient())
     }
 
     /// What its program has in a variable, if it is one of ours.
