@@ -120,7 +120,6 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
     let expected = engine::expected(Engine::Vllm, &found.argv, "");
     let model = models.entries.iter().find_map(|entry| entry.root.clone()).or(Some(expected.root));
     let names: Vec<String> = models.entries.iter().map(|entry| entry.id.clone()).collect();
-    let env = process::environment(found.main).unwrap_or_default();
     let mut seen = Listener {
         port,
         process: found.main,
@@ -131,13 +130,19 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
         model: model.filter(|model| !model.is_empty()),
         names: if names.is_empty() { expected.names } else { names },
         start: Start::default(),
-        gpus: used(&found, &env, gpus),
+        gpus: Vec::new(),
         keeper: found.keeper.clone(),
     };
     let container = match &found.keeper {
         Keeper::Docker(name) => docker::inspect(name).await.ok().flatten(),
         _ => None,
     };
+    // Of root's processes only root sees the variables; Docker tells them of its containers.
+    let env = match &container {
+        Some(container) => container.env(),
+        None => process::environment(found.main).unwrap_or_default(),
+    };
+    seen.gpus = used(&found, &env, gpus);
     let image = match &container {
         Some(container) => docker::image(&container.image).await.ok().flatten(),
         None => None,

@@ -1,17 +1,19 @@
 //! `init`: a first configuration from a look at the server, with which a swap works.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
 use serde_json::json;
+use testbed::built;
 use testbed::guest::{GPUS, GuestSpec, SLOTS};
 use testbed::server::{GpuServer, Ports, ServerSpec, default_upstream_file};
 
 use crate::commands::Terminal;
 use crate::step::Step;
+use crate::support::docked::Docked;
 use crate::support::guest::{on_guest, on_guest_of};
 use crate::support::{NAME, NEW, OLD, World, engine};
 
@@ -333,4 +335,23 @@ fn an_nginx_in_a_container_of_another_engine_works_once_it_is_said_how_it_is_cal
         load.stop().await.assert_clean();
         Ok(())
     })
+}
+
+/// Of a container's processes, which are root's, only root sees the variables, and some programs clear or overwrite their own.
+#[tokio::test]
+async fn init_takes_the_variables_of_a_container_from_docker() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cleared = folder.path().join("cleared");
+    let program = built::program("stub-engine")?;
+    let script = format!("#!/bin/sh\nexec env -i {} serve \"$@\"\n", program.display());
+    fs::write(&cleared, script)?;
+    fs::set_permissions(&cleared, fs::Permissions::from_mode(0o755))?;
+    let mount = format!("--volume={}:/cleared:ro", cleared.display());
+    let programs = ["--volume=/bin/sh:/bin/sh:ro", "--volume=/usr/bin/env:/usr/bin/env:ro"];
+    let own = ["--entrypoint=/cleared", "--env=HF_HUB_OFFLINE=1", &mount];
+    let docked = Docked::made(&[&programs[..], &own].concat(), &[]).await?;
+    let terminal = Terminal::at(&docked.world)?;
+    let (code, text) = init(&docked.world, &terminal, &["--config", "-"]).await?;
+    assert!(code == Some(0) && text.contains("HF_HUB_OFFLINE"), "{text}");
+    Ok(())
 }
