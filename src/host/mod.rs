@@ -153,8 +153,8 @@ pub trait Host {
     /// If something of it is left.
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure>;
 
-    /// How long the spec's engine may take from SIGTERM to its end.
-    fn stop_grace(&self) -> Duration;
+    /// How long an engine that was started with this argv may take from SIGTERM to its end; never shorter than the spec's.
+    fn stop_grace(&self, argv: &[String]) -> Duration;
 
     /// The process that a wrapper started again after its program was stopped.
     async fn restarted(&self, wrapper: ProcessId, argv: &[String]) -> Option<ProcessId>;

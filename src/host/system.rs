@@ -124,6 +124,11 @@ impl SystemHost {
         command::render(&self.spec.replica.command, self.spec.weights(), slot.port, &slot.gpus)
     }
 
+    /// How long the spec's engine may take from SIGTERM to its end.
+    fn own_grace(&self) -> Duration {
+        engine::stop_grace(self.spec.replica.engine, &self.any_argv())
+    }
+
     /// argv of the spec's replica, in a slot of no matter.
     fn any_argv(&self) -> Vec<String> {
         self.spec.slots.keys().next().map(|slot| self.argv(slot)).unwrap_or_default()
@@ -226,7 +231,7 @@ impl Host for SystemHost {
     }
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
-        let mut started = runtime::start(launch, self.stop_grace()).await;
+        let mut started = runtime::start(launch, self.stop_grace(&launch.argv)).await;
         if let Err(failure) = &mut started {
             self.hide_secrets(&mut failure.log_tail);
         }
@@ -245,7 +250,7 @@ impl Host for SystemHost {
     }
 
     async fn marked(&self, keeper: &Keeper, marker: &str) -> Result<Option<StopOrder>, Failure> {
-        runtime::marked(keeper, marker, self.stop_grace()).await
+        runtime::marked(keeper, marker, self.own_grace()).await
     }
 
     async fn booted(&self, keeper: &Keeper) -> Result<bool, Failure> {
@@ -264,8 +269,8 @@ impl Host for SystemHost {
         runtime::stop(order, how).await
     }
 
-    fn stop_grace(&self) -> Duration {
-        engine::stop_grace(self.spec.replica.engine, &self.any_argv())
+    fn stop_grace(&self, argv: &[String]) -> Duration {
+        engine::stop_grace(self.spec.replica.engine, argv).max(self.own_grace())
     }
 
     async fn restarted(&self, wrapper: ProcessId, argv: &[String]) -> Option<ProcessId> {

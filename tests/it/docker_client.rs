@@ -125,3 +125,20 @@ async fn a_rollback_says_that_docker_is_away_and_not_that_its_container_is_gone(
     docked.world.run("rollback", NEW, &[]).await?.ended(0, "rolled-back");
     docked.world.until_serves(OLD).await
 }
+
+/// Whoever has made it knows how long it takes to end.
+#[tokio::test]
+async fn a_container_gets_the_time_to_end_that_it_was_made_with() -> Result<()> {
+    const WRITES: &str = "#!/bin/sh\ncase $1 in stop) echo \"$*\" >>\"$0.log\" ;; esac\nexec /usr/bin/docker \"$@\"\n";
+    let mut docked = Docked::made(&["--stop-timeout", "4711"], &[]).await?;
+    docked.world.settings.retain = "0s".to_owned();
+    docked.world.settings.flags = "--shutdown-timeout 600".to_owned();
+    docked.world.server.put_program("docker", WRITES)?;
+    docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    docked.world.settings.flags = String::new();
+    docked.world.run("swap", "Qwen/Newer", &[("wait", "retired")]).await?.ended(0, "promoted");
+    let told = fs::read_to_string(beside(&docked, "docker.log"))?;
+    let times: Vec<_> = told.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(times, ["4711", "630"], "{told}");
+    Ok(())
+}

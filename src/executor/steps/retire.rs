@@ -35,7 +35,8 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
         None => (replica.main, cx.host.tree(replica.main)?, Keeper::Nobody, Vec::new()),
     };
     let marker = replica.swap.as_ref().map(|swap| cx.marker_of(swap, slot));
-    let grace = cx.host.stop_grace();
+    // Its own: what is stopped is seldom what the specification describes by now.
+    let grace = cx.host.stop_grace(&argv);
     let order = StopOrder { main, tree, marker, grace, keeper: replica.keeper.clone() };
     let detail = ended(&cx.host.stop(&order, how).await?);
     cx.dir.release(slot)?;

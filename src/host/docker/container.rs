@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -147,6 +148,9 @@ pub struct ContainerConfig {
     /// Its variables, those of its image too, as `NAME=value`. They hold secrets.
     #[serde(default)]
     env: Option<Vec<String>>,
+    /// Seconds from the request to end to the kill, where it was made with another time than the Engine's; negative for ever.
+    #[serde(default)]
+    stop_timeout: Option<i64>,
     /// Labels.
     #[serde(default)]
     labels: Option<BTreeMap<String, String>>,
@@ -326,6 +330,14 @@ impl Container {
     pub fn env(&self) -> BTreeMap<String, String> {
         let entries = self.config.env.iter().flatten().filter_map(|entry| entry.split_once('='));
         entries.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    /// The time that it was made to be given from the request to end to the kill, if one that ends.
+    pub fn stop_timeout(&self) -> Option<Duration> {
+        self.config
+            .stop_timeout
+            .and_then(|seconds| seconds.try_into().ok())
+            .map(Duration::from_secs)
     }
 
     /// Its working folder, inside.

@@ -127,7 +127,11 @@ impl Runtime for Docker<'_> {
             }
             match (how, main) {
                 (Ending::Cut, Some(_)) => docker::kill(self.0).await?,
-                (Ending::Graceful | Ending::Cut, _) => docker::stop(self.0, order.grace).await?,
+                (Ending::Graceful | Ending::Cut, _) => {
+                    // Whoever made it may know that it takes longer.
+                    let grace = container.stop_timeout().unwrap_or_default().max(order.grace);
+                    docker::stop(self.0, grace).await?;
+                }
             }
             if let Some(left) = stopped.ended.iter().find(|process| process::alive(**process)) {
                 return Err(Failure::new(format!(

@@ -376,7 +376,7 @@ impl Host for SimHost {
         })
     }
 
-    fn stop_grace(&self) -> Duration {
+    fn stop_grace(&self, _: &[String]) -> Duration {
         Duration::from_secs(30)
     }
 
