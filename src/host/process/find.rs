@@ -44,8 +44,7 @@ pub async fn find(port: Port) -> Result<Option<Found>, ProcessError> {
     let tree = table.tree(main);
     let Some(program) = Program::of(main) else { return Ok(None) };
     let keeper = keeper(main, &tree, &table).await?;
-    let is_foundation = main.pid == 1 || program.is_foundation();
-    if is_foundation && !matches!(keeper, Keeper::Container(_)) {
+    if is_foundation(main) && !matches!(keeper, Keeper::Container(_)) {
         return Err(ProcessError::Foundation { port, process: describe(main) });
     }
     Ok(Some(Found {
@@ -111,6 +110,19 @@ fn root(listener: ProcessId, table: &Table) -> ProcessId {
         }
     }
     root
+}
+
+/// Whether others live on a process: it is never a model.
+fn is_foundation(process: ProcessId) -> bool {
+    process.pid == 1 || Program::of(process).is_some_and(|program| program.is_foundation())
+}
+
+/// The last look before the main process of a tree is stopped.
+///
+/// # Errors
+/// If others live on it, whatever made it pass for a replica's.
+pub(in crate::host) fn spare(main: ProcessId) -> Result<(), ProcessError> {
+    if is_foundation(main) { Err(ProcessError::Spared(describe(main))) } else { Ok(()) }
 }
 
 fn describe(process: ProcessId) -> String {

@@ -28,6 +28,7 @@ mod table;
 mod testing;
 
 pub use crate::swap::redact::redact;
+pub(in crate::host) use find::spare;
 pub use find::{find, listeners};
 pub use inherit::{
     Identity, Inherited, argv, environment, inherited, may_write, reaches, user_name,
@@ -75,6 +76,9 @@ pub enum ProcessError {
         /// Pid and redacted command.
         process: String,
     },
+    /// The main process of a tree to be stopped is one that others live on, whatever made it pass for a replica's.
+    #[error("process {0} has others live on it, and is not stopped")]
+    Spared(String),
     /// The process ended meanwhile, or its pid belongs to another one by now.
     #[error("process {0} is gone")]
     Gone(ProcessId),
@@ -170,6 +174,9 @@ impl Hint for ProcessError {
             }
             Self::Foundation { .. } => {
                 "Give the slot the port that the model itself listens on, and let the upstream name that".to_owned()
+            }
+            Self::Spared(_) => {
+                "A record takes it for a replica: model-swap status names the slot; give that another port".to_owned()
             }
             Self::BlankEnvironment(_) => {
                 "name the variables that it needs under replica.env and replica.secret_env".to_owned()

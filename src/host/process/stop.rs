@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ProcessError;
+use super::find::spare;
 use super::program::Program;
 use super::table::{Table, alive, find_marked};
 use crate::model::failure::Failure;
@@ -93,7 +94,8 @@ pub async fn exited(process: ProcessId) -> Result<(), ProcessError> {
 /// If the main process is gone already, the first of those that it left behind are asked instead.
 ///
 /// # Errors
-/// If a process can't be signalled, if some outlive SIGKILL (they are named), or if the tree holds this agent.
+/// If a process can't be signalled, if some outlive SIGKILL (they are named), if the tree holds this agent, or if others live on
+/// its main process.
 pub async fn stop(order: &StopOrder) -> Result<Stopped, ProcessError> {
     let mut known = members(order)?;
     let asked = if alive(order.main) { vec![order.main] } else { roots(&known)? };
@@ -140,6 +142,7 @@ pub async fn restarted_by(
 
 /// Everything that an order concerns, living or not.
 fn members(order: &StopOrder) -> Result<BTreeSet<ProcessId>, ProcessError> {
+    spare(order.main)?;
     let table = Table::read()?;
     let named = order.tree.iter().copied().chain([order.main]);
     let mut known: BTreeSet<_> = named.filter(|process| *process != ProcessId::GONE).collect();

@@ -51,6 +51,21 @@ async fn a_process_that_ends_when_asked_is_not_forced() {
 }
 
 #[tokio::test]
+async fn what_others_live_on_is_not_stopped_whatever_a_record_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("dockerd");
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    let program = program.to_str().unwrap();
+    let main = Process::start(&[program, "1000"], Stdio::null());
+    until_runs(main.id(), program).await;
+    let order = order(main.id(), PATIENT);
+    for refused in [stop(&order).await, cut(&order).await] {
+        assert!(matches!(refused, Err(ProcessError::Spared(_))), "{refused:?}");
+    }
+    assert!(alive(main.id()));
+}
+
+#[tokio::test]
 async fn only_the_main_process_is_asked_and_the_rest_is_forced() {
     // The shell ends when asked; its child, which nobody asks, stays.
     let (main, _strays) = shell("trap 'exit 0' TERM; sleep 1000 & wait", 2).await;

@@ -99,6 +99,7 @@ impl Runtime for Systemd<'_> {
     }
 
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
+        process::spare(main_of(&systemctl::show(self.0).await?))?;
         // First, so that a boot in between does not bring back what is about to go.
         self.on_boot(Boot::Leaves).await?;
         let shown = systemctl::show(self.0).await?;
