@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::observe::names_of_gpus;
-use crate::abort;
+use crate::abort::{self, AbortOrder};
 use crate::event_log::EventLog;
 use crate::host::Host;
 use crate::host::process::Snapshot;
@@ -55,7 +55,8 @@ pub struct Context<'a, H> {
     cutover: RefCell<Cutover>,
     never_begun: Cell<bool>,
     index: Cell<usize>,
-    heeds_orders: Cell<bool>,
+    has_arrived: Cell<bool>,
+    goes_forward: Cell<bool>,
 }
 
 impl<'a, H: Host> Context<'a, H> {
@@ -79,7 +80,8 @@ impl<'a, H: Host> Context<'a, H> {
             cutover: RefCell::new(Cutover::Unknown),
             never_begun: Cell::new(false),
             index: Cell::new(0),
-            heeds_orders: Cell::new(true),
+            has_arrived: Cell::new(false),
+            goes_forward: Cell::new(false),
         }
     }
 
@@ -114,14 +116,24 @@ impl<'a, H: Host> Context<'a, H> {
         self.tell(EventKind::GatePassed { index, gate, measured });
     }
 
-    /// From now on an order to abort counts for nothing: what served before does not come back, and traffic cannot.
-    pub(super) fn heed_no_order(&self) {
-        self.heeds_orders.set(false);
+    /// From now on the swap is finished: nobody served before, or what did does not come back, and traffic cannot.
+    pub(super) fn go_forward(&self) {
+        self.goes_forward.set(true);
     }
 
-    /// Whether what served before does not come back, so that the swap can only be finished.
+    /// Whether there is nobody whom traffic could go back to, so that the swap is finished.
     pub(super) fn goes_forward(&self) -> bool {
-        !self.heeds_orders.get()
+        self.goes_forward.get()
+    }
+
+    /// Who gives the swap up, if somebody does. It counts for nothing where what served before does not come back; where
+    /// nobody served, a person may want that again.
+    pub(super) fn order(&self) -> Option<AbortOrder> {
+        abort::ordered(self.dir, &self.swap).filter(|_| self.heeds_orders())
+    }
+
+    fn heeds_orders(&self) -> bool {
+        !self.goes_forward.get() || self.plan.incumbent.is_none()
     }
 
     /// Waits for something that changes nothing, unless the swap is to be aborted; after `promote` nobody can.
@@ -129,7 +141,7 @@ impl<'a, H: Host> Context<'a, H> {
         &self,
         wait: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        if self.after_promote() || !self.heeds_orders.get() {
+        if self.after_promote() || !self.heeds_orders() {
             return wait.await;
         }
         tokio::select! {
@@ -181,6 +193,16 @@ impl<'a, H: Host> Context<'a, H> {
     /// Whether no cutover of the swap was ever begun, so that nginx was never told of its candidate.
     pub(super) fn never_begun(&self) -> bool {
         self.never_begun.get()
+    }
+
+    /// Notes that the swap's cutover was done once: its candidate had the traffic.
+    pub(super) fn note_arrived(&self) {
+        self.has_arrived.set(true);
+    }
+
+    /// Whether requests were proven to go to the candidate, in this life of the agent or in an earlier one.
+    pub(super) fn has_arrived(&self) -> bool {
+        self.has_arrived.get()
     }
 
     /// Whether nginx is known never to have loaded the cutover that was begun.

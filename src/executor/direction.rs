@@ -1,4 +1,5 @@
-//! In which direction a swap goes on whose agent is gone: back to what served before, unless that does not come back.
+//! In which direction a swap goes on whose agent is gone: back to what served before, unless nobody did, or that does not come
+//! back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +35,8 @@ pub enum Wanted {
 pub enum Direction {
     /// As its journal says: it is unwound, unless it was promoted.
     Back,
-    /// Traffic was moved, and what served before does not come back. One whose cutover is being undone only a person ends so.
+    /// Traffic was moved, and nobody served before, or what did does not come back. One whose cutover is being undone only a person
+    /// ends so.
     Forward,
 }
 
@@ -46,36 +48,63 @@ pub async fn direction<H: Host>(
 ) -> Direction {
     let is_past = recovery::is_past_cutover(journal.status(), &cx.plan);
     let turns = wanted == Wanted::Repair && recovery::undoes_cutover(journal.status(), &cx.plan);
-    let Some(incumbent) = cx.plan.incumbent.as_ref().filter(|_| is_past || turns) else {
+    if !is_past && !turns {
         return Direction::Back;
-    };
+    }
     let candidate = &cx.plan.candidate;
     let deadline = cx.host.now() + cx.spec().ready.timeout;
     loop {
         let is_late = cx.host.now() >= deadline;
-        let comes_back = match presence(cx.host, incumbent.port).await {
-            Presence::Ready => return Direction::Back,
-            // It has too much to do, and is there.
-            Presence::Unready if incumbent.keeper.is_process() => return Direction::Back,
-            Presence::Unready => !is_late,
-            // A plain process that is gone stays gone.
-            Presence::Gone => !is_late && incumbent.keeper.restarts(),
+        let before = before(cx).await;
+        let comes_back = match before {
+            Before::There => return Direction::Back,
+            Before::Comes => !is_late,
+            Before::Gone | Before::Nobody => false,
         };
         // Who gives the swap up waits for nothing: until what comes back is there, the undo leaves traffic where it is. Who repairs
         // has seen it stuck there.
         let gives_up = wanted == Wanted::End && abort::ordered(cx.dir, &cx.swap).is_some();
-        if comes_back && gives_up {
+        if gives_up && (comes_back || before == Before::Nobody) {
             return Direction::Back;
         }
-        let points = cx.host.upstream().await.is_ok_and(|view| view.port == candidate.port);
-        let serves = || presence(cx.host, candidate.port);
-        if !comes_back && points && serves().await == Presence::Ready {
+        let named = cx.host.upstream().await.ok().map(|view| view.port);
+        let seen = presence(cx.host, candidate.port).await;
+        if !comes_back && named == Some(candidate.port) && seen == Presence::Ready {
             return Direction::Forward;
         }
-        if !comes_back && (is_late || candidate.keeper.is_process()) {
+        let is_elsewhere = named.is_some_and(|port| port != candidate.port);
+        // A plain process that is gone stays gone.
+        let is_gone = seen == Presence::Gone && candidate.keeper.is_process();
+        if !comes_back && (is_late || is_elsewhere || is_gone) {
             return Direction::Back;
         }
         cx.host.pause(LOOK).await;
+    }
+}
+
+/// What has become of what served before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// It is there.
+    There,
+    /// Its keeper may have it there yet.
+    Comes,
+    /// It is gone for good.
+    Gone,
+    /// Nobody served.
+    Nobody,
+}
+
+async fn before<H: Host>(cx: &Context<'_, H>) -> Before {
+    let Some(incumbent) = &cx.plan.incumbent else { return Before::Nobody };
+    match presence(cx.host, incumbent.port).await {
+        Presence::Ready => Before::There,
+        // It has too much to do, and is there.
+        Presence::Unready if incumbent.keeper.is_process() => Before::There,
+        Presence::Unready => Before::Comes,
+        Presence::Gone if incumbent.keeper.restarts() => Before::Comes,
+        // A plain process that is gone stays gone.
+        Presence::Gone => Before::Gone,
     }
 }
 

@@ -41,7 +41,7 @@ pub async fn execute<H: Host>(
 ) -> Result<Conclusion, JournalError> {
     cx.note(Cutover::NotLoaded);
     for index in 0..cx.plan.steps.len() {
-        if let Some(order) = abort::ordered(cx.dir, &cx.swap) {
+        if let Some(order) = cx.order() {
             return unwind(cx, journal, order.failure()).await;
         }
         if let Err(failure) = perform(cx, journal, index).await? {
@@ -165,8 +165,8 @@ fn why_unwound<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> Failure {
     failed.unwrap_or_else(|| Failure::new(died))
 }
 
-/// Finishes a swap whose agent is gone, whose traffic was moved, and whose incumbent does not come back; also one that is stuck at
-/// the undo of its cutover.
+/// Finishes a swap whose agent is gone, whose traffic was moved, and which had no incumbent or one that does not come back; also one
+/// that is stuck at the undo of its cutover.
 ///
 /// # Errors
 /// If the journal cannot be written.
@@ -174,18 +174,20 @@ pub async fn finish<H: Host>(
     cx: &Context<'_, H>,
     journal: &mut Journal,
 ) -> Result<Conclusion, JournalError> {
-    cx.heed_no_order();
-    let before = cx.plan.incumbent.as_ref();
-    let served = before.map_or_else(
-        || "what served before".to_owned(),
-        |side| format!("{} in slot {}, which served before,", side.revision.model, side.slot),
+    cx.go_forward();
+    let why = cx.plan.incumbent.as_ref().map_or_else(
+        || "nobody served before".to_owned(),
+        |Side { slot, revision, .. }| {
+            format!("{} in slot {slot}, which served before, does not come back", revision.model)
+        },
     );
-    let text = format!(
-        "{served} does not come back: the swap goes on to its end with {}",
-        cx.plan.candidate.revision.model
-    );
+    let model = &cx.plan.candidate.revision.model;
+    let text = format!("{why}: the swap goes on to its end with {model}");
     cx.tell(EventKind::Warning { text });
     for index in 0..cx.plan.steps.len() {
+        if let Some(order) = cx.order() {
+            return unwind(cx, journal, order.failure()).await;
+        }
         let done = match journal.status().steps[index] {
             StepStatus::Succeeded => continue,
             StepStatus::Pending => perform(cx, journal, index).await?,
@@ -196,7 +198,7 @@ pub async fn finish<H: Host>(
             return unwind(cx, journal, failure).await;
         }
     }
-    if let Some(order) = abort::ordered(cx.dir, &cx.swap) {
+    if let Some(order) = abort::ordered(cx.dir, &cx.swap).filter(|_| cx.plan.incumbent.is_some()) {
         let asked = order.failure().message;
         let text =
             format!("{asked}, but what served before is gone: traffic stays with the new model");
@@ -256,6 +258,9 @@ async fn unwind<H: Host>(
     if recovery::never_cut_over(journal.status(), &cx.plan) {
         cx.note_never_begun();
     }
+    if has_arrived(cx, journal) {
+        cx.note_arrived();
+    }
     for index in to_undo {
         let Some(planned) = cx.plan.steps.get(index) else { continue };
         let (undo, moved) = (undo_of(journal, index), was_moved(journal, index));
@@ -285,7 +290,10 @@ async fn unwind<H: Host>(
     let outcome = match cx.plan.strategy {
         // Whatever went wrong meanwhile: it was given up, and is.
         _ if abort::ordered(cx.dir, &cx.swap).is_some() => Outcome::Aborted,
-        Strategy::BlueGreen if traffic_returned(journal) => Outcome::RolledBack,
+        // Nor does a swap that leaves the service as it found it: down.
+        Strategy::BlueGreen if cx.plan.incumbent.is_some() && traffic_returned(journal) => {
+            Outcome::RolledBack
+        }
         Strategy::BlueGreen | Strategy::WarmRollback | Strategy::ColdRollback => Outcome::Failed,
     };
     journal.append(RecordKind::Concluded { outcome }, cx.host.now())?;
@@ -357,6 +365,13 @@ fn came_to_nothing(
 
 fn is_cutover<H: Host>(cx: &Context<'_, H>, index: usize) -> bool {
     cx.plan.steps.get(index).is_some_and(|planned| matches!(planned.step, Step::CutOver { .. }))
+}
+
+/// Whether a cutover of the swap was ever done, whatever became of it since.
+fn has_arrived<H: Host>(cx: &Context<'_, H>, journal: &Journal) -> bool {
+    journal.records().iter().any(
+        |record| matches!(record.kind, RecordKind::Succeeded { step, .. } if is_cutover(cx, step)),
+    )
 }
 
 /// Whether traffic was away and came back, in this life of the agent or in an earlier one.

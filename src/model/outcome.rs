@@ -16,7 +16,8 @@ pub enum Outcome {
     RolledBack,
     /// Given up on request before `promote`; what served before serves.
     Aborted,
-    /// Failed before cutover, traffic was never touched; or a rollback that failed, and traffic is where it was before.
+    /// Failed before cutover, traffic was never touched; or a rollback that failed, and traffic is where it was before; or nobody
+    /// served before, and nobody does.
     Failed,
     /// An undo failed; a person is needed.
     Stuck,
@@ -46,7 +47,7 @@ pub enum Exit {
     Input,
     /// 3: the environment: ssh, host, nginx or a lost connection; GitHub, where a command cannot do without its answer.
     Environment,
-    /// 4: failed before cutover, traffic untouched; a rollback also after it, and traffic is back.
+    /// 4: failed before cutover, traffic untouched; also after it a rollback, and traffic is back, or where nobody served before.
     Failed,
     /// 5: rolled back after cutover.
     RolledBack,

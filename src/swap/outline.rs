@@ -5,7 +5,7 @@ use crate::model::failure::Failure;
 use crate::model::plan::{Outline, Plan, PlanDigest, Strategy};
 use crate::model::spec::{Slot, SwapSpec};
 
-use super::planner::{bound, drained, fetched, verified};
+use super::planner::{ROLL_BACK, bound, drained, fetched, verified};
 use super::redact::redact;
 use super::revision;
 
@@ -32,7 +32,7 @@ pub fn outline(spec: &SwapSpec) -> Outline {
         ("promote", format!("record it as what serves {}", spec.service)),
     ]);
     if let Some(verify) = &spec.verify {
-        steps.insert(steps.len() - 1, ("verify", verified(verify)));
+        steps.insert(steps.len() - 1, ("verify", verified(verify, ROLL_BACK)));
     }
     let later = vec![
         ("drain", format!("wait until the old replica has nothing in flight, {}", drained(spec))),

@@ -184,13 +184,8 @@ async fn await_incumbent<H: Host>(
     cx: &Context<'_, H>,
     (from, to): (&SlotName, &SlotName),
 ) -> Result<(), Failure> {
-    let Some(side) = &cx.plan.incumbent else { return Ok(()) };
+    let Some(side) = &cx.plan.incumbent else { return refuse_nobody(cx, (from, to)).await };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
-    let is_moved = async || {
-        let named = cx.host.upstream().await.map_or(new, |view| view.port);
-        // What nginx is known never to have loaded nobody has to look for.
-        named == new || (!cx.never_loaded() && is_astray(cx.host, new, old).await)
-    };
     let mut limit = None;
     loop {
         let seen = presence(cx.host, old).await;
@@ -202,7 +197,7 @@ async fn await_incumbent<H: Host>(
             Presence::Unready => presence(cx.host, new).await == Presence::Ready,
             Presence::Gone => presence(cx.host, new).await != Presence::Gone,
         };
-        if !is_better || !is_moved().await {
+        if !is_better || !is_moved(cx, (old, new)).await {
             return Ok(());
         }
         let limit = *limit.get_or_insert_with(|| cx.host.now() + cx.spec().ready.timeout);
@@ -223,6 +218,36 @@ async fn await_incumbent<H: Host>(
         }
         cx.host.pause(INCUMBENT_LOOK).await;
     }
+}
+
+/// Where nobody served before, nothing is given back to him while the candidate has the traffic and answers, unless a person
+/// wants that.
+async fn refuse_nobody<H: Host>(
+    cx: &Context<'_, H>,
+    (from, to): (&SlotName, &SlotName),
+) -> Result<(), Failure> {
+    let (old, new) = (cx.slot(from).port, cx.slot(to).port);
+    // What was never proven to have the traffic is no better than nobody.
+    if !cx.has_arrived() || cx.order().is_some() {
+        return Ok(());
+    }
+    if presence(cx.host, new).await != Presence::Ready || !is_moved(cx, (old, new)).await {
+        return Ok(());
+    }
+    let model = &cx.plan.candidate.revision.model;
+    Err(Failure::new(format!(
+        "nobody served before, and {model} in slot {to} answers: traffic stays there"
+    ))
+    .hint(format!(
+        "`model-swap repair` as it is ends the swap with {model}; if that shall not serve, stop what listens on port {new} first"
+    )))
+}
+
+/// Whether traffic may be at the candidate.
+async fn is_moved<H: Host>(cx: &Context<'_, H>, (old, new): (Port, Port)) -> bool {
+    let named = cx.host.upstream().await.map_or(new, |view| view.port);
+    // What nginx is known never to have loaded nobody has to look for.
+    named == new || (!cx.never_loaded() && is_astray(cx.host, new, old).await)
 }
 
 /// How traffic came back.

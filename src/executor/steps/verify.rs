@@ -1,5 +1,5 @@
 //! `verify`: waits for the runner's word that customers meet the candidate. Nothing to undo; without the word the swap is,
-//! unless what served before is gone.
+//! unless nobody served before, or what did is gone.
 
 use super::Acted;
 use super::promote::alive;
@@ -9,7 +9,7 @@ use crate::executor::route::{Presence, presence};
 use crate::host::Host;
 use crate::model::event::EventKind;
 use crate::model::failure::Failure;
-use crate::model::ids::SlotName;
+use crate::model::ids::{Port, SlotName};
 use crate::model::record::Record;
 use crate::model::spec::VerifySpec;
 use crate::swap::revision::hex;
@@ -60,22 +60,26 @@ async fn unconfirmed<H: Host>(cx: &Context<'_, H>, verify: &VerifySpec) -> Resul
         verify.url,
         verify.expect_model
     );
-    if !cx.goes_forward() || is_back(cx).await {
+    let gone = match &cx.plan.incumbent {
+        None => Some("nobody served before"),
+        Some(incumbent) if cx.goes_forward() && !is_back(cx, incumbent.port).await => {
+            Some("what served before is gone")
+        }
+        Some(_) => None,
+    };
+    let Some(gone) = gone else {
         return Err(Failure::new(nobody)
             .hint("the log of the step says what it met there; a step that has ended confirms nothing")
             .hint("if customers only need longer to meet the new model, raise verify.within"));
-    }
+    };
     let model = &cx.plan.candidate.revision.model;
-    let text = format!("{nobody}, and what served before is gone: {model} is kept unconfirmed");
+    let text = format!("{nobody}, and {gone}: {model} is kept unconfirmed");
     cx.tell(EventKind::Warning { text });
     Ok(())
 }
 
 /// Whether what served before is there after all: a person may have started it again. One that only listens is still loading:
 /// it was gone when this began, so that it cannot be busy.
-async fn is_back<H: Host>(cx: &Context<'_, H>) -> bool {
-    match &cx.plan.incumbent {
-        Some(incumbent) => presence(cx.host, incumbent.port).await == Presence::Ready,
-        None => false,
-    }
+async fn is_back<H: Host>(cx: &Context<'_, H>, port: Port) -> bool {
+    presence(cx.host, port).await == Presence::Ready
 }

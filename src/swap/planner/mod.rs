@@ -30,8 +30,8 @@ use obstacles::{obstacles, unpublished};
 pub use rollback::{
     Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
 };
+pub(super) use steps::{ROLL_BACK, bound, drained, verified};
 use steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start, verify};
-pub(super) use steps::{bound, drained, verified};
 
 /// What the server looks like before anything is done.
 #[derive(Debug, Clone)]
@@ -189,7 +189,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     }
     steps.push(await_ready(spec, to));
     steps.push(cut_over(spec, from, to));
-    steps.extend(verify(spec, to));
+    steps.extend(verify(spec, to, incumbent.as_ref()));
     steps.push(promote(spec, to));
     let later = later(spec, seen, incumbent.as_ref().or_else(|| away(from, seen)));
     let mut notes = notes(spec, seen, from);

@@ -61,16 +61,25 @@ pub(super) fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> Plann
     PlannedStep { step: Step::CutOver { from: from.clone(), to: to.clone() }, does }
 }
 
-/// The gate of a swap before `promote`. Going back waits for nobody: a rollback has none.
-pub(super) fn verify(spec: &SwapSpec, slot: &SlotName) -> Option<PlannedStep> {
-    let does = verified(spec.verify.as_ref()?);
+/// The gate of a swap before `promote`, which goes on without a word where there is nobody to go back to. Going back waits for
+/// nobody: a rollback has none.
+pub(super) fn verify(
+    spec: &SwapSpec,
+    slot: &SlotName,
+    before: Option<&Replica>,
+) -> Option<PlannedStep> {
+    let unmet = if before.is_some() { ROLL_BACK } else { "keep it, since nobody served before" };
+    let does = verified(spec.verify.as_ref()?, unmet);
     Some(PlannedStep { step: Step::Verify { slot: slot.clone() }, does })
 }
 
-/// What is waited for, and what if it does not come.
-pub(in crate::swap) fn verified(verify: &VerifySpec) -> String {
+/// What a swap does whose model nobody meets.
+pub(in crate::swap) const ROLL_BACK: &str = "roll back";
+
+/// What is waited for, and what is done if it does not come.
+pub(in crate::swap) fn verified(verify: &VerifySpec, unmet: &str) -> String {
     format!(
-        "wait until the step has met {} at {}, at most {}, then roll back",
+        "wait until the step has met {} at {}, at most {}, then {unmet}",
         verify.expect_model,
         verify.url,
         bound(verify.within)

@@ -58,6 +58,12 @@ pub(crate) enum Kind {
     First,
     /// The same, promoted only on the word of somebody who looks from outside.
     Verified,
+    /// A swap where nobody serves.
+    Lone,
+    /// The same, for which somebody is to look from outside.
+    LoneVerified,
+    /// A warm rollback where what served has crashed, and its unit has not started it again.
+    LoneRollback,
     /// A swap into the slot of a retained replica.
     IntoRetained,
     /// A warm rollback.
@@ -75,6 +81,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Those away from somebody.
     pub(crate) const ALL: [Self; 9] = [
         Self::First,
         Self::Verified,
@@ -182,13 +189,16 @@ impl Scene {
             Kind::First => {}
             Kind::Plain => scene.host.world.borrow_mut().systemd = Systemd::Absent,
             Kind::FromUnit => scene.host.world.borrow_mut().in_unit(A, "vllm.service"),
-            Kind::Verified => {
-                scene.spec.verify = Some(VerifySpec {
-                    url: "https://llm.example.com/v1/models".to_owned(),
-                    expect_model: "Qwen/New".to_owned(),
-                    within: Duration::from_secs(30),
-                    api_key_env: None,
-                });
+            Kind::Verified => scene.spec.verify = Some(verify()),
+            Kind::Lone | Kind::LoneVerified | Kind::LoneRollback => {
+                if kind == Kind::LoneRollback {
+                    scene.promoted("s-1", "Qwen/New").await;
+                }
+                scene.spec.verify = (kind == Kind::LoneVerified).then(verify);
+                scene.host.allow_nobody();
+                let mut world = scene.host.world.borrow_mut();
+                let serving = world.on(world.loaded).expect("an incumbent").id;
+                world.kill(serving);
             }
             Kind::IntoRetained => {
                 // Two swaps, so that what is retained was started here and has claims of its own.
@@ -216,11 +226,14 @@ impl Scene {
     /// Plans a command in a world that is there for its kind.
     pub(crate) async fn planned(&self, kind: Kind, id: &str) -> Attempt {
         match kind {
-            Kind::First | Kind::Verified | Kind::Plain | Kind::FromUnit => {
-                self.swap(id, "Qwen/New").await
-            }
+            Kind::First
+            | Kind::Verified
+            | Kind::Lone
+            | Kind::LoneVerified
+            | Kind::Plain
+            | Kind::FromUnit => self.swap(id, "Qwen/New").await,
             Kind::IntoRetained => self.swap(id, "Qwen/Newest").await,
-            Kind::Rollback => self.rollback(id).await,
+            Kind::Rollback | Kind::LoneRollback => self.rollback(id).await,
             Kind::ColdRollback => self.cold_rollback(id, "Qwen/New").await,
             Kind::ColdAdopted | Kind::BackToUnit => self.cold_rollback_to_adopted(id).await,
         }
@@ -443,6 +456,16 @@ impl Scene {
     pub(crate) fn events(&self, attempt: &Attempt) -> Vec<EventKind> {
         let events = EventReader::new(&self.dir.swap(&attempt.swap)).read().expect("events");
         events.into_iter().map(|event| event.kind).collect()
+    }
+}
+
+/// Somebody is to look from outside.
+fn verify() -> VerifySpec {
+    VerifySpec {
+        url: "https://llm.example.com/v1/models".to_owned(),
+        expect_model: "Qwen/New".to_owned(),
+        within: Duration::from_secs(30),
+        api_key_env: None,
     }
 }
 
