@@ -17,7 +17,7 @@ use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::plan::Side;
-use crate::model::record::{Done, Undo, UpstreamImage};
+use crate::model::record::{Done, Record, Undo, UpstreamImage};
 use crate::model::replica::Keeper;
 use crate::swap::nginx_conf::port_of;
 
@@ -57,9 +57,9 @@ pub(super) async fn prepare<H: Host>(
 /// Another agent may have begun it: nginx's file names the candidate then, and whether that is loaded nobody knows.
 pub(super) async fn act<H: Host>(
     cx: &Context<'_, H>,
-    from: &SlotName,
-    to: &SlotName,
+    (from, to): (&SlotName, &SlotName),
     undo: &Undo,
+    records: &[Record],
 ) -> Result<Acted, Failure> {
     let Undo::Upstream { image, unbooted } = undo else {
         return Err(Failure::new("cut_over has no image of the upstream"));
@@ -70,12 +70,7 @@ pub(super) async fn act<H: Host>(
     // Another service's reload in between would make its new workers look like ours.
     let _lock = cx.unless_aborted(cx.lock_host()).await?;
     // Only now: a reload of another service's may have taken its time.
-    let answer = cx.unless_aborted(async { Ok(cx.host.ask(new).await) }).await?;
-    if !matches!(answer, Answer::Ready(_)) {
-        return Err(Failure::new(format!(
-            "the replica in slot {to} does not answer as ready any more"
-        )));
-    }
+    cx.unless_aborted(confirm_ready(cx, to, records)).await?;
     // Before nginx's file names the candidate: whenever the power fails, a boot starts what it points at.
     if let Some(keeper) = unbooted {
         cx.host.on_boot(keeper, Boot::Starts).await?;
@@ -95,6 +90,27 @@ pub(super) async fn act<H: Host>(
     old_workers
         .extend(retiring.into_iter().filter(|worker| !reloaded.old_workers.contains(worker)));
     Ok(Acted { done: Done::CutOver { old_workers }, detail: proof.to_string() })
+}
+
+/// Whether the candidate is ready still. An older one may want a key that nobody has; and where it alone is left, nothing is
+/// better than it.
+async fn confirm_ready<H: Host>(
+    cx: &Context<'_, H>,
+    slot: &SlotName,
+    records: &[Record],
+) -> Result<(), Failure> {
+    let is_new = || {
+        let candidate = cx.candidate(records);
+        candidate.is_some_and(|candidate| candidate.swap.as_ref() == Some(&cx.swap))
+    };
+    match cx.host.ask(cx.slot(slot).port).await {
+        Answer::Ready(_) => Ok(()),
+        Answer::Locked if cx.goes_forward() || !is_new() => Ok(()),
+        Answer::Locked | Answer::Refused | Answer::Unwell(_) => {
+            let text = format!("the replica in slot {slot} does not answer as ready any more");
+            Err(Failure::new(text))
+        }
+    }
 }
 
 /// Waits until no worker from before takes new connections, so that whoever asks from now on meets the candidate.

@@ -100,7 +100,7 @@ pub(super) async fn act<H: Host>(
         Step::ReserveSlot { slot } => reserve_slot::act(cx, slot).await,
         Step::StartReplica { slot } => start_replica::act(cx, slot).await,
         Step::AwaitReady { slot } => await_ready::act(cx, slot, records).await,
-        Step::CutOver { from, to } => cut_over::act(cx, from, to, undo).await,
+        Step::CutOver { from, to } => cut_over::act(cx, (from, to), undo, records).await,
         Step::Verify { slot } => verify::act(cx, slot, records).await,
         Step::Promote { .. } => promote::act(cx, records).await,
         Step::Drain { slot } => drain::act(cx, slot).await,
@@ -116,7 +116,7 @@ pub(super) async fn again<H: Host>(
     records: &[Record],
 ) -> Result<Acted, Failure> {
     match (step, undo) {
-        (Step::CutOver { from, to }, undo) => cut_over::act(cx, from, to, undo).await,
+        (Step::CutOver { from, to }, undo) => cut_over::act(cx, (from, to), undo, records).await,
         // Whoever gave his word gave it to the agent that is gone.
         (Step::Verify { slot }, _) => verify::act(cx, slot, records).await,
         (Step::Promote { .. }, Undo::State(before)) => {

@@ -396,6 +396,7 @@ impl Host for SimHost {
         let right = |world: &SimWorld| match world.on(port) {
             None => Answer::Refused,
             Some(replica) if world.hangs || replica.loads => Answer::Unwell("it hangs".to_owned()),
+            Some(_) if world.locked == Some(port) => Answer::Locked,
             Some(replica) => Answer::Ready(Models {
                 entries: vec![ModelEntry {
                     id: "chat".to_owned(),

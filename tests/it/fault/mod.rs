@@ -14,6 +14,7 @@ mod forward;
 mod history;
 mod host;
 mod judge;
+mod locked;
 mod lone;
 mod scene;
 mod stuck;

@@ -69,6 +69,8 @@ pub(crate) struct SimWorld {
     pub(crate) looks_old: bool,
     /// The port that nginx's own way does not lead to.
     pub(crate) walled: Option<Port>,
+    /// Where a replica wants a key that nobody has.
+    pub(crate) locked: Option<Port>,
     /// Whether no replica answers.
     pub(crate) hangs: bool,
     /// Where a replica says nothing of how many requests it has.
@@ -123,6 +125,7 @@ impl SimWorld {
             loaded: port,
             looks_old: false,
             walled: None,
+            locked: None,
             hangs: false,
             uncounted: None,
             struck: None,
