@@ -57,6 +57,8 @@ pub(super) async fn act<H: Host>(
         }
     }
     cx.host.promoted(&candidate.keeper).await?;
+    // Who died before its keeper was to start it again stays dead.
+    let candidate = alive(cx, candidate).await?;
     let revision = candidate.revision.clone();
     state.serving = Some(candidate);
     state.serving_swap = serving_swap;

@@ -328,3 +328,22 @@ async fn what_a_promotion_claims_it_claims_under_the_lock_of_the_host() {
     assert_eq!(conclusion.unwrap().outcome, Outcome::Promoted);
     assert!(claim.exists());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_dies_before_its_keeper_is_to_start_it_again_is_not_promoted() {
+    for kind in [Kind::First, Kind::Verified, Kind::Rollback, Kind::Lone] {
+        let (scene, attempt) = Scene::of(kind).await;
+        let before = scene.facts();
+        scene.host.allow_nobody();
+        scene.host.world.borrow_mut().frail = true;
+        let conclusion = scene.execute(&attempt, &[]).await.unwrap().unwrap();
+        let returned = matches!(kind, Kind::First | Kind::Verified);
+        let outcome = if returned { Outcome::RolledBack } else { Outcome::Failed };
+        assert_eq!(conclusion.outcome, outcome, "{kind:?}: {conclusion:#?}");
+        let message = conclusion.failure.unwrap().message;
+        assert!(message.contains("ended before it was promoted"), "{kind:?}: {message}");
+        let (now, port) = (scene.facts(), attempt.plan.candidate.port);
+        assert_eq!((now.loaded, &now.lines), (before.loaded, &before.lines), "{kind:?}");
+        assert_eq!(now.without(port), before.without(port), "{kind:?}");
+    }
+}

@@ -356,7 +356,7 @@ impl Host for SimHost {
 
     async fn promoted(&self, _: &Keeper) -> Result<(), Failure> {
         self.judge_record("promoted");
-        self.call("promoted", |_| Ok(()))
+        self.call("promoted", SimWorld::promoted)
     }
 
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {

@@ -71,6 +71,8 @@ pub(crate) struct SimWorld {
     pub(crate) walled: Option<Port>,
     /// Where a replica wants a key that nobody has.
     pub(crate) locked: Option<Port>,
+    /// Whether a replica dies of being promoted, and nothing starts it again.
+    pub(crate) frail: bool,
     /// Whether no replica answers.
     pub(crate) hangs: bool,
     /// Where a replica says nothing of how many requests it has.
@@ -126,6 +128,7 @@ impl SimWorld {
             looks_old: false,
             walled: None,
             locked: None,
+            frail: false,
             hangs: false,
             uncounted: None,
             struck: None,
@@ -321,6 +324,16 @@ impl SimWorld {
             self.strike(expected.candidate, struck);
         }
         Ok(Proof::Answers(3))
+    }
+
+    /// Its keeper is to start a replica again from now on, unless that is dead by then.
+    pub(crate) fn promoted(&mut self) -> Result<(), Failure> {
+        self.answers()?;
+        if self.frail {
+            let loaded = self.loaded;
+            self.replicas.retain(|replica| replica.port != loaded);
+        }
+        Ok(())
     }
 
     /// A replica has died, and its keeper has started it again.
