@@ -29,6 +29,11 @@ use crate::swap::transition::StepStatus;
 /// Between two looks whether nginx and Docker answer; a boot takes seconds.
 const BOOT_LOOK: Duration = Duration::from_secs(1);
 
+/// Before a replica that could not be retired is tried again, at first: an edit or a restart is soon over.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// The same at last: each try is told and recorded.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
 /// The swap that has its outcome and has left a replica warm, whose story nobody has closed.
 pub(super) fn kept_by(dir: &ServiceDir) -> Result<Option<SwapId>, Failure> {
     let Some(retained) = dir.load()?.retained else { return Ok(None) };
@@ -135,21 +140,10 @@ async fn later<H: Host>(
             if is_done {
                 continue;
             }
-            // Held while it is stopped, so that no command builds on what is about to go.
-            let _lease = match its_time(cx, slot, &holder).await? {
-                Ok(lease) => lease,
+            match retired(cx, journal, (index, slot), &holder).await? {
+                Ok(()) => continue,
                 Err(failure) => return Ok(Closing::Kept { slot: slot.clone(), failure }),
-            };
-            // Under the lease what failed is this swap's to tell, even if the replica itself is gone: something else
-            // may run in its place.
-            let failure = match executor::perform(cx, journal, index).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(failure)) => failure,
-                // A record that the disk refused does not tell whether it was done.
-                Err(_) if mine(cx).is_none() => return Err(GivenUp::Uncertain),
-                Err(error) => error.into(),
-            };
-            return Ok(Closing::Kept { slot: slot.clone(), failure });
+            }
         }
         // By another agent, which ended before it was through.
         if is_done {
@@ -166,6 +160,48 @@ async fn later<H: Host>(
         }
     }
     Ok(closing)
+}
+
+/// Retires the replica once its time has come, and tries again for as long as what is in the way may pass: an nginx.conf that
+/// somebody edits, a Docker that is started anew.
+async fn retired<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    (index, slot): (usize, &SlotName),
+    holder: &Holder,
+) -> Result<Result<(), Failure>, GivenUp> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let failure = match its_time(cx, slot, holder).await? {
+            // Held while it is stopped, so that no command builds on what is about to go.
+            Ok(_lease) => match executor::perform(cx, journal, index).await {
+                Ok(Ok(())) => return Ok(Ok(())),
+                Ok(Err(failure)) => failure,
+                // A record that the disk refused does not tell whether it was done.
+                Err(_) if mine(cx).is_none() => return Err(GivenUp::Uncertain),
+                // Nor does this process write another one.
+                Err(error) => return Ok(Err(error.into())),
+            },
+            Err(failure) => failure,
+        };
+        if !may_pass(cx).await {
+            return Ok(Err(failure));
+        }
+        if pause == FIRST_PAUSE {
+            cx.tell(EventKind::Overdue { failure });
+        }
+        tokio::select! {
+            () = cx.host.pause(pause) => {}
+            () = superseded(cx) => return Err(GivenUp::Superseded),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether what could not be retired may be later: it is there, and nobody has nginx point at it again.
+async fn may_pass<H: Host>(cx: &Context<'_, H>) -> bool {
+    let Some(Retained { replica, .. }) = mine(cx) else { return false };
+    !cx.host.upstream().await.is_ok_and(|view| view.port == replica.port)
 }
 
 /// Waits until the retained replica's time is over and it has nothing in flight; then takes the lease, under which both

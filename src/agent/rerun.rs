@@ -147,6 +147,7 @@ mod tests {
             unfinished: None,
             serving_swap: (!is_rollback).then_some(swap),
             rollback_until: None,
+            overdue: None,
             history: vec![past],
         };
         (state_dir, dir, report)

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::route::confirm_route;
 use super::underway::Underway;
 use crate::host::Host;
@@ -12,9 +14,10 @@ use crate::journal::Journal;
 use crate::lease::{Lease, waiting};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, SlotName, SwapId};
+use crate::model::record::RecordKind;
 use crate::model::replica::{Found, Replica};
 use crate::model::spec::{Slot, SwapSpec};
-use crate::model::state::{SlotReport, StatusReport};
+use crate::model::state::{ServiceState, SlotReport, StatusReport};
 use crate::model::wire::{Asked, Secrets};
 use crate::service_dir::ServiceDir;
 use crate::swap::planner::{self, Observed, Occupant};
@@ -238,9 +241,21 @@ async fn report<H: Host>(
             .retained
             .as_ref()
             .filter(|retained| Some(&retained.swap) == state.serving_swap.as_ref())
-            .map(|retained| retained.until),
+            .map(|retained| retained.until)
+            .filter(|until| *until > host.now()),
+        overdue: overdue(dir, state, host.now()),
         history: state.history.clone(),
     }
+}
+
+/// Why what a swap has left is still there although its time is over, by its journal.
+fn overdue(dir: &ServiceDir, state: &ServiceState, now: Timestamp) -> Option<Failure> {
+    let retained = state.retained.as_ref().filter(|retained| retained.until <= now)?;
+    let records = Journal::read(&dir.swap(&retained.swap)).ok()?;
+    records.into_iter().rev().find_map(|record| match record.kind {
+        RecordKind::Failed { failure, .. } => Some(failure),
+        _ => None,
+    })
 }
 
 /// The step that a swap is in, by its journal.

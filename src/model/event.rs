@@ -116,9 +116,10 @@ pub enum EventKind {
         /// One line.
         text: String,
     },
-    /// The drain's deadline passed; the replica is kept, watched, and retired once it is drained.
+    /// The replica that lost its traffic is kept, watched, and retired later: the drain's deadline passed, or something that may
+    /// pass is in the way.
     Overdue {
-        /// What is left in flight.
+        /// What is left in flight, or what is in the way.
         failure: Failure,
     },
     /// What replicas and GPUs do; told now and then, whatever step is performed.

@@ -209,6 +209,9 @@ pub struct StatusReport {
     pub serving_swap: Option<SwapId>,
     /// Until when a warm rollback is possible.
     pub rollback_until: Option<Timestamp>,
+    /// Why what was to be retired is still there although its time is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overdue: Option<Failure>,
     /// The latest swaps, newest last.
     pub history: Vec<Past>,
 }

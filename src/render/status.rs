@@ -37,6 +37,10 @@ pub fn lines(report: &StatusReport) -> Vec<Line> {
     text.extend(report.rollback_until.map(|until| {
         format!("a warm rollback is possible until {}: `model-swap rollback`", moment(until))
     }));
+    if let Some(failure) = &report.overdue {
+        text.push(format!("what was to be retired is still there: {}", inert(&failure.message)));
+        text.extend(why(failure));
+    }
     text.extend(at_work(report));
     text.extend(report.waiting.iter().map(|asked| {
         format!(
@@ -229,6 +233,7 @@ mod tests {
             unfinished: Some(("s-3".parse().unwrap(), "its agent ended\n in cut_over".to_owned())),
             serving_swap: Some("s-2".parse().unwrap()),
             rollback_until: Some(at("2026-11-23T09:25:00Z")),
+            overdue: None,
             history: vec![
                 Past {
                     swap: "s-1".parse().unwrap(),
@@ -275,6 +280,16 @@ history, newest first:
   2026-11-22 09:15:00 UTC  s-1  rolled-back  Qwen/A (r-a)
 "
         );
+    }
+
+    #[test]
+    fn what_should_be_gone_is_said_to_be_there_with_the_reason() {
+        let failure = Failure::new("nginx -t\n fails").hint("mend it");
+        let late = StatusReport { overdue: Some(failure), rollback_until: None, ..report() };
+        let shown = shown(lines(&late));
+        let told = "what was to be retired is still there: nginx -t\\n fails\n  mend it\n";
+        assert!(shown.contains(told), "{shown}");
+        assert!(!shown.contains("a warm rollback is possible"), "{shown}");
     }
 
     #[test]

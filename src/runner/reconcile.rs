@@ -131,6 +131,7 @@ mod tests {
             unfinished: None,
             serving_swap: serving_swap.map(|swap| swap.parse().unwrap()),
             rollback_until: None,
+            overdue: None,
             history: history.to_vec(),
         }
     }

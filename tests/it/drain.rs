@@ -29,6 +29,28 @@ async fn an_upload_that_nginx_has_not_passed_on_yet_holds_an_idle_old_model() ->
     Ok(())
 }
 
+/// As while somebody edits it.
+#[tokio::test]
+async fn an_old_model_is_retired_once_nginx_can_be_seen_again() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.retain = "0s".to_owned();
+    let upload = Unfinished::begin(world.server.nginx_addr(), Cut::InBody).await?;
+    let running = world.action("swap", NEW, &[("wait", "retired")])?.spawn()?;
+    world.until_told(", with no connection to the port").await?;
+    let file = world.server.nginx_config();
+    let whole = std::fs::read(&file)?;
+    std::fs::write(&file, [&whole[..], b"oops"].concat())?;
+    upload.finish().await?;
+    let run = running.finish().await?.ended(0, "promoted");
+    said(&run, "kept and watched: ");
+    assert!(world.old_runs()?);
+    std::fs::write(&file, whole)?;
+    world.until_told("\"closing\":\"retired\"").await?;
+    assert!(!world.old_runs()?);
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
 #[tokio::test]
 async fn requests_that_go_past_nginx_hold_the_old_model() -> Result<()> {
     let mut world = World::on(ServerSpec::default(), &SLOW).await?;

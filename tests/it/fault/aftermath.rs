@@ -1,19 +1,24 @@
 //! After `promote`, after a swap and after a rollback: every verb fails, the agent dies at every call, others take over.
-//! What serves is never touched, and what served before is drained and retired once and for good, or runs on.
+//! What serves is never touched, and what served before is drained and retired once and for good, as soon as it can be.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use model_swap::agent::aftermath;
+use model_swap::executor;
 use model_swap::host::process;
 use model_swap::lease::Lease;
 use model_swap::model::event::{Closing, EventKind};
+use model_swap::model::failure::Failure;
 use model_swap::model::outcome::Outcome;
 use model_swap::model::record::RecordKind;
 use model_swap::model::state::{Holder, Requester};
 
+use tokio::time::Instant;
+
 use super::host::{Call, Fault, SURE, Stage};
-use super::scene::{Attempt, Facts, Kind, Scene, until_death};
+use super::scene::{A, Attempt, Facts, Kind, Scene, until_death};
 use super::wrong::Wrong;
 
 impl Scene {
@@ -112,7 +117,7 @@ async fn assert_another_begins(scene: &Scene, what: &str) {
 
 async fn whatever_fails(kind: Kind) {
     let (calls, after, _) = clean(kind).await;
-    let mut kept = BTreeSet::new();
+    let mut late = BTreeSet::new();
     for (number, call) in calls.iter().enumerate().filter(|(_, call)| !SURE.contains(&call.verb)) {
         for wrong in [Wrong::Fails, Wrong::DoesAndFails] {
             let what = format!("{kind:?}: {call:?} number {number} {wrong:?}");
@@ -123,26 +128,91 @@ async fn whatever_fails(kind: Kind) {
             let now = scene.facts();
             assert_eq!((now.loaded, &now.lines), (before.loaded, &before.lines), "{what}");
             assert_eq!(now.state.serving, before.state.serving, "{what}");
-            match closing {
-                Some(Closing::Retired { .. }) => {
-                    assert_retired(&scene, &attempt, &after, &what).await;
-                }
-                Some(Closing::Kept { failure, .. }) => {
+            assert!(matches!(closing, Some(Closing::Retired { .. })), "{what}: {closing:?}");
+            match &overdue(&scene, &attempt)[..] {
+                [] => {}
+                [failure] => {
                     let why = format!("{failure:?}");
                     assert!(why.contains("as ordered"), "{what}: {why}");
-                    // What may run on is on record, for whoever comes next.
-                    assert_eq!(now.state, before.state, "{what}");
-                    assert_eq!(now.claims, before.claims, "{what}");
-                    kept.insert(call.verb);
+                    late.insert(call.verb);
                 }
-                closing => panic!("{what}: {closing:?}"),
+                several => panic!("{what}: {several:#?}"),
             }
+            assert_retired(&scene, &attempt, &after, &what).await;
             assert_another_begins(&scene, &what).await;
         }
     }
     for verb in ["find", "stop", "upstream"] {
-        assert!(kept.contains(verb), "{kind:?}: a failure of {verb} was overlooked: {kept:?}");
+        assert!(late.contains(verb), "{kind:?}: a failure of {verb} was overlooked: {late:?}");
     }
+}
+
+/// Why what was to be retired was kept, as it was told.
+fn overdue(scene: &Scene, attempt: &Attempt) -> Vec<Failure> {
+    let told = |event| match event {
+        EventKind::Overdue { failure } => Some(failure),
+        _ => None,
+    };
+    scene.events(attempt).into_iter().filter_map(told).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_retired_while_nginx_is_away_is_retired_when_it_is_back() {
+    let (_, after, _) = clean(Kind::First).await;
+    for minutes in [1, 60, 600] {
+        let (scene, attempt) = done(Kind::First).await;
+        let before = scene.facts();
+        let over = Instant::now() + scene.spec.retain;
+        scene.host.world.borrow_mut().unseen_until = over + Duration::from_secs(60 * minutes);
+        let meanwhile = async {
+            tokio::time::sleep_until(over + Duration::from_secs(50)).await;
+            let now = scene.facts();
+            assert_eq!((&now.state, &now.claims), (&before.state, &before.claims));
+            // Another command may begin.
+            assert!(Lease::holder(&scene.dir.root()).is_none(), "it holds the lease");
+            assert_eq!(overdue(&scene, &attempt).len(), 1);
+            let report =
+                executor::report_unseen(&scene.host, &scene.dir, &attempt.asked).await.unwrap();
+            assert_eq!(report.rollback_until, None, "that time is over");
+            let why = report.overdue.expect("a reason").message;
+            assert!(why.contains("nginx cannot be seen"), "{why}");
+        };
+        let (closing, ()) = tokio::join!(scene.aftermath(&attempt, &[]), meanwhile);
+        assert!(matches!(closing, Some(Closing::Retired { .. })), "{minutes}: {closing:?}");
+        assert!(Instant::now() < over + Duration::from_secs(60 * (minutes + 11)), "{minutes}");
+        assert_eq!(overdue(&scene, &attempt).len(), 1, "{minutes}");
+        assert_retired(&scene, &attempt, &after, &format!("{minutes} minutes")).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_person_points_nginx_at_while_it_cannot_be_retired_is_kept() {
+    let (scene, attempt) = done(Kind::First).await;
+    let over = Instant::now() + scene.spec.retain;
+    scene.host.world.borrow_mut().unseen_until = over + Duration::from_secs(600);
+    let points = async {
+        tokio::time::sleep_until(over + Duration::from_secs(300)).await;
+        scene.host.world.borrow_mut().point(A);
+    };
+    let (closing, ()) = tokio::join!(scene.aftermath(&attempt, &[]), points);
+    let Some(Closing::Kept { failure, .. }) = closing else { panic!("{closing:?}") };
+    assert!(failure.message.contains("again: what serves is not retired"), "{failure:?}");
+    assert_eq!(overdue(&scene, &attempt).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_command_takes_over_what_cannot_be_retired() {
+    let (scene, attempt) = done(Kind::First).await;
+    let over = Instant::now() + scene.spec.retain;
+    scene.host.world.borrow_mut().unseen_until = over + Duration::from_secs(6000);
+    let takes = async {
+        tokio::time::sleep_until(over + Duration::from_secs(300)).await;
+        let mut state = scene.dir.load().unwrap();
+        state.retained = None;
+        scene.dir.save(&state).unwrap();
+    };
+    let (closing, ()) = tokio::join!(scene.aftermath(&attempt, &[]), takes);
+    assert_eq!(closing, Some(Closing::Superseded { by: None }));
 }
 
 #[tokio::test(start_paused = true)]

@@ -432,7 +432,7 @@ impl Host for SimHost {
 
     async fn upstream(&self) -> Result<UpstreamView, Failure> {
         self.call("upstream", |world| {
-            Ok(UpstreamView {
+            world.seen().map(|()| UpstreamView {
                 file: "/etc/nginx/conf.d/llm.conf".into(),
                 server: world.lines[0].clone(),
                 port: world.named(),

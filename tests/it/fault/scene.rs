@@ -107,7 +107,7 @@ pub(crate) struct Scene {
 
 /// A command that was planned.
 pub(crate) struct Attempt {
-    asked: Asked,
+    pub(crate) asked: Asked,
     pub(crate) swap: SwapId,
     pub(crate) plan: Plan,
     pub(crate) replicas: BTreeMap<SlotName, Replica>,

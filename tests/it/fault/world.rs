@@ -90,6 +90,8 @@ pub(crate) struct SimWorld {
     pub(crate) systemd: Systemd,
     /// Until when what supervises replicas does not answer.
     pub(crate) away_until: Instant,
+    /// Until when nginx and its files cannot be seen.
+    pub(crate) unseen_until: Instant,
     /// Connections of the workers that the next reloads leave behind for good.
     pub(crate) pinned: Option<Option<usize>>,
     last_pid: i32,
@@ -138,6 +140,7 @@ impl SimWorld {
             booted: BTreeSet::new(),
             systemd: Systemd::Usable,
             away_until: Instant::now(),
+            unseen_until: Instant::now(),
             pinned: None,
             last_pid: 100,
         };
@@ -205,6 +208,12 @@ impl SimWorld {
     pub(crate) fn answers(&self) -> Result<(), Failure> {
         let is_away = Instant::now() < self.away_until;
         if is_away { Err(Failure::new("it does not answer")) } else { Ok(()) }
+    }
+
+    /// Whether nginx and its files can be seen.
+    pub(crate) fn seen(&self) -> Result<(), Failure> {
+        let is_unseen = Instant::now() < self.unseen_until;
+        if is_unseen { Err(Failure::new("nginx cannot be seen")) } else { Ok(()) }
     }
 
     /// The replica that carries a marker under a keeper.
