@@ -90,6 +90,13 @@ impl Shown {
         self.get("Result") == "timeout"
     }
 
+    /// How long its stop may take before systemd kills what is left: its `ExecStop=` and its processes after SIGTERM have as
+    /// long each. `None` where systemd waits for ever.
+    pub fn stop_limit(&self) -> Option<Duration> {
+        let each = humantime::parse_duration(self.get("TimeoutStopUSec")).ok()?;
+        Some(each.saturating_mul(2))
+    }
+
     /// The file that it was read from; of a link to a file elsewhere, the link.
     pub fn file(&self) -> Option<&Path> {
         Some(self.get("FragmentPath")).filter(|path| !path.is_empty()).map(Path::new)
@@ -115,7 +122,7 @@ impl Shown {
 /// # Errors
 /// If systemd does not answer.
 pub async fn show(unit: &Unit) -> Result<Shown, SystemctlError> {
-    let properties = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath";
+    let properties = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath,TimeoutStopUSec";
     shown(unit, &run(unit, "look at", &["show", properties], LIMIT).await?)
 }
 
@@ -313,5 +320,15 @@ mod tests {
         let away = silent("Failed to connect to bus: No such file or directory\n");
         let failure = unnamed(&unit, &away, &seen("loaded", "active")).unwrap_err().to_string();
         assert!(failure.contains("Failed to connect to bus"), "{failure}");
+    }
+
+    #[test]
+    fn a_unit_says_how_long_its_stop_may_take() {
+        let limit = |text: &str| {
+            Shown([("TimeoutStopUSec".to_owned(), text.to_owned())].into()).stop_limit()
+        };
+        assert_eq!(limit("1min 30s"), Some(Duration::from_secs(180)));
+        assert_eq!(limit("1h 500ms"), Some(Duration::from_secs(7201)));
+        assert_eq!((limit("infinity"), limit("")), (None, None));
     }
 }

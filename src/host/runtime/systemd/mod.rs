@@ -111,7 +111,9 @@ impl Runtime for Systemd<'_> {
             self.order("kill", &["kill", "--signal=SIGKILL"], Duration::ZERO).await?;
         }
         if shown.is_there() {
-            self.order("stop", &["stop"], order.grace.saturating_add(KILL_LIMIT)).await?;
+            // Of somebody's own unit systemd may wait longer than of one of ours.
+            let limit = shown.stop_limit().unwrap_or_default().max(order.grace);
+            self.order("stop", &["stop"], limit.saturating_add(KILL_LIMIT)).await?;
         }
         let left: Vec<_> = ended.iter().copied().filter(|id| process::alive(*id)).collect();
         let after = systemctl::show(self.0).await?;
