@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::config::listing::Listing;
 use crate::model::failure::Failure;
 use crate::model::ids::ServiceName;
+use crate::model::spec::FetchSpec;
 use crate::model::wire::{Asked, Command, Fault, Refusal, RollbackRequest};
 
 use super::Access;
@@ -22,15 +23,34 @@ pub(super) fn check(folder: &Path, command: &Command) -> Result<(), Refusal> {
             .hint("it looks at the whole server, and this key has a forced command, for listed services alone: use another key");
         return Err(Refusal::input(failure));
     };
+    hold(folder, &spec.service, |listing| listing.objections(command))
+}
+
+/// Refuses what brings weights, if the service's file does not allow it.
+pub(super) fn check_fetch(
+    access: &Access,
+    service: &ServiceName,
+    fetch: &FetchSpec,
+) -> Result<(), Refusal> {
+    let Access::Listed(folder) = access else { return Ok(()) };
+    hold(folder, service, |listing| listing.objections_to_fetch(fetch))
+}
+
+/// Refuses with what the service's file in `folder` has against something.
+fn hold(
+    folder: &Path,
+    service: &ServiceName,
+    objections: impl FnOnce(&Listing) -> Vec<Failure>,
+) -> Result<(), Refusal> {
     // The service's name has no slash and no dot: nothing leads out of the folder.
-    let path = folder.join(format!("{}.yaml", spec.service));
-    let text = read(folder, &path, &spec.service)?;
+    let path = folder.join(format!("{service}.yaml"));
+    let text = read(folder, &path, service)?;
     let origin = path.display().to_string();
     let listing = Listing::load(&text, &origin).map_err(|problems| Refusal {
         failures: problems.to_failures(),
         fault: Fault::Environment,
     })?;
-    let objections = listing.objections(command);
+    let objections = objections(&listing);
     if objections.is_empty() {
         return Ok(());
     }

@@ -4,6 +4,7 @@ mod abort;
 pub mod aftermath;
 mod answer;
 mod arming;
+mod bringing;
 mod brought_back;
 mod closing;
 mod doctor;

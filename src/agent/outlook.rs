@@ -9,12 +9,11 @@ use jiff::Timestamp;
 
 use crate::event_log::EventReader;
 use crate::executor::World;
+use crate::host::SystemHost;
 use crate::host::gpu::{self, Gpus};
-use crate::host::{Host, SystemHost};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
-use crate::model::replica::Keeper;
 use crate::model::spec::{Gpu, SwapSpec};
 use crate::model::state::Past;
 use crate::model::step::Step;
@@ -50,10 +49,7 @@ pub(super) async fn of(
 
 /// Where the new replica looks for its weights, as `doctor` does: it runs as the user of what serves.
 fn looked_for(host: &SystemHost, spec: &SwapSpec, world: &World) -> Option<PathBuf> {
-    let serves = spec.slots.iter().find(|(_, slot)| slot.port == world.upstream.port);
-    let found = serves.and_then(|(name, _)| world.seen.slots.get(name)?.found.as_ref());
-    let process = found.filter(|found| !matches!(found.keeper, Keeper::Docker(_)));
-    let user = host.inherited(process.map(|found| found.main)).ok()?;
+    let user = world.inherited(host, spec).ok()?;
     match weights::looked_for(spec, &user.home, world.seen.image.as_ref()) {
         Place::Server { path, .. } => Some(path),
         Place::Volume | Place::Image(_) | Place::HomeOf(_) => None,

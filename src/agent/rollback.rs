@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::barred;
+use super::bringing::{self, Bringing};
 use super::run::Decided;
+use super::{Access, barred, listed};
 use crate::executor::{World, observe};
 use crate::host::process::Snapshot;
 use crate::host::{SystemHost, docker, engine};
@@ -27,7 +28,11 @@ pub(super) fn report(dir: &ServiceDir, spec: &SwapSpec, world: &World) -> Histor
 }
 
 /// Decides what a rollback does.
-pub(super) async fn decide(dir: &ServiceDir, wanted: &RollbackRequest) -> Result<Decided, Refusal> {
+pub(super) async fn decide(
+    dir: &ServiceDir,
+    wanted: &RollbackRequest,
+    access: &Access,
+) -> Result<Decided, Refusal> {
     let asked = wanted.asked.clone();
     let host = SystemHost::new(&asked);
     let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
@@ -41,7 +46,7 @@ pub(super) async fn decide(dir: &ServiceDir, wanted: &RollbackRequest) -> Result
     let decision = match course.map_err(refused)? {
         Course::Unchanged(reason) => Decision::Unchanged(reason),
         Course::Back(revision, WayBack::Cold(kept_in)) => {
-            return cold(dir, asked, (&revision, &kept_in)).await;
+            return cold((dir, access), asked, (&revision, &kept_in)).await;
         }
         Course::Back(revision, _) => {
             let Some(warm) = planner::warm_replica(&asked.spec, &world.seen) else {
@@ -56,7 +61,7 @@ pub(super) async fn decide(dir: &ServiceDir, wanted: &RollbackRequest) -> Result
 
 /// Looks again with what the revision was once started from, and plans.
 async fn cold(
-    dir: &ServiceDir,
+    (dir, access): (&ServiceDir, &Access),
     mut asked: Asked,
     (revision, kept_in): (&Revision, &SwapId),
 ) -> Result<Decided, Refusal> {
@@ -83,8 +88,9 @@ async fn cold(
             planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
         return Ok(Decided { asked, world, decision, again: Some(snapshot) });
     }
+    let now = asked.spec;
     let then: SwapSpec = read(&folder.join(SPEC)).map_err(Refusal::environment)?;
-    asked.spec = as_then(then, asked.spec);
+    asked.spec = as_then(then, now.clone());
     if let Some(image) = &revision.image {
         let same = the_same(image, revision).await.map_err(Refusal::environment)?;
         asked.spec.replica.pinned = Some(same);
@@ -92,7 +98,20 @@ async fn cold(
     secrets_are_there(&asked, revision).map_err(barred)?;
     let host = SystemHost::new(&asked);
     let world = observe(&host, dir, &asked, None).await.map_err(Refusal::environment)?;
-    let decision = planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
+    let spec = &asked.spec;
+    let user = world.inherited(&host, spec);
+    let Bringing { fetch, note } = bringing::choose((spec, &now), |fetch| {
+        listed::check_fetch(access, &spec.service, fetch)?;
+        let user = user.as_ref().map_err(|failure| Refusal::environment(failure.clone()))?;
+        let found = user.program(&fetch.command, &spec.replica.env);
+        found.map(drop).map_err(|error| Refusal::environment(error.to_failure()))
+    })?;
+    asked.spec.fetch = fetch;
+    let mut decision =
+        planner::plan_cold_rollback(&asked.spec, &world.seen, &again).map_err(barred)?;
+    if let Decision::Act(plan) = &mut decision {
+        plan.notes.extend(note);
+    }
     Ok(Decided { asked, world, decision, again: None })
 }
 

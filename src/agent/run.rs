@@ -153,7 +153,7 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     stuck::refuse_while_stuck(&dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {
         Command::Rollback(wanted) => {
-            let decided = rollback::decide(&dir, wanted).await?;
+            let decided = rollback::decide(&dir, wanted, &work.access).await?;
             listed::check_revived(&work.access, wanted, &decided.asked)?;
             decided
         }

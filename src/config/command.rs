@@ -66,7 +66,7 @@ fn render_word(word: &str, tokens: &[&str], values: &[String]) -> String {
 }
 
 /// Whether a token stands anywhere in the command.
-pub(super) fn holds(command: &[String], token: &str) -> bool {
+pub fn holds(command: &[String], token: &str) -> bool {
     command.iter().any(|word| word.contains(token))
 }
 

@@ -116,6 +116,13 @@ impl Listing {
         found.into_iter().map(Failure::new).collect()
     }
 
+    /// Everything in a command that brings weights which the listing does not allow.
+    pub fn objections_to_fetch(&self, fetch: &FetchSpec) -> Vec<Failure> {
+        let mut found = Vec::new();
+        self.object_to_fetch(fetch, &mut found);
+        found.into_iter().map(Failure::new).collect()
+    }
+
     /// Whoever may begin a swap may see it through and give it up: a lost link or a cancelled job would leave it alone else.
     fn allows(&self, command: &Command) -> bool {
         let names = |name: &str| self.commands_asked.iter().any(|allowed| allowed == name);

@@ -10,12 +10,13 @@ use crate::host::Host;
 use crate::host::engine::Answer;
 use crate::host::gpu::Gpus;
 use crate::host::nginx::UpstreamView;
+use crate::host::process::Inherited;
 use crate::journal::Journal;
 use crate::lease::{Lease, waiting};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, SlotName, SwapId};
 use crate::model::record::RecordKind;
-use crate::model::replica::{Found, Replica};
+use crate::model::replica::{Found, Keeper, Replica};
 use crate::model::spec::{Slot, SwapSpec};
 use crate::model::state::{ServiceState, SlotReport, StatusReport};
 use crate::model::wire::{Asked, Secrets};
@@ -161,6 +162,17 @@ pub(super) fn secrets_hash(dir: &ServiceDir, asked: &Asked) -> Result<String, Fa
 }
 
 impl World {
+    /// What a new replica takes over from what serves. A container's user, home and folder are not this machine's.
+    ///
+    /// # Errors
+    /// If it is another user's, or nobody knows the specification's user.
+    pub fn inherited<H: Host>(&self, host: &H, spec: &SwapSpec) -> Result<Inherited, Failure> {
+        let serves = planner::serving_slot(spec, self.seen.nginx_port).ok();
+        let found = serves.and_then(|slot| self.seen.slots.get(slot)?.found.as_ref());
+        let process = found.filter(|found| !matches!(found.keeper, Keeper::Docker(_)));
+        host.inherited(process.map(|found| found.main))
+    }
+
     /// The world as `status` tells it.
     pub async fn report<H: Host>(&self, host: &H, dir: &ServiceDir, asked: &Asked) -> StatusReport {
         let astray = confirm_route(host, &asked.spec, self).await.err();

@@ -194,10 +194,8 @@ impl Host for SystemHost {
             // What is in an image only a container can tell.
             return Ok(());
         }
-        let inherited = self.inherited(incumbent)?;
-        let path = self.spec.replica.env.get("PATH").unwrap_or(&inherited.path);
-        let program = self.spec.replica.command.first().map_or("", String::as_str);
-        process::resolve(program, path, &inherited.cwd)?;
+        let replica = &self.spec.replica;
+        self.inherited(incumbent)?.program(&replica.command, &replica.env)?;
         Ok(())
     }
 

@@ -148,6 +148,48 @@ async fn any_revision_of_the_history_comes_back_by_the_beginning_of_its_digest()
 }
 
 #[tokio::test]
+async fn what_brought_it_then_may_be_gone_and_todays_stands_in_if_it_brings_any_model() -> Result<()>
+{
+    let mut world = World::start().await?;
+    world.settings.retain = "0s".to_owned();
+    let scratch = world.server.scratch().to_owned();
+    let program = |name: &str| -> Result<String> {
+        let path = scratch.join(name);
+        fs::write(
+            &path,
+            format!("#!/bin/sh\necho \"{name} $1\" >> '{}/told'\n", scratch.display()),
+        )?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path.display().to_string())
+    };
+    let (then, today) = (program("then")?, program("today")?);
+    let fetch = |program: &str, words: &str| format!("fetch: {{ command: \"{program} {words}\" }}");
+    world.settings.fetch = fetch(&then, "{model}");
+    swapped(&world, NEW).await?;
+    world.settings.fetch = fetch(&today, "static");
+    swapped(&world, "Qwen/Next").await?;
+    world.until_serves("Qwen/Next").await?;
+
+    fs::remove_file(&then)?;
+    world.run("rollback", "Qwen/Next", &[]).await?.refused(
+        3,
+        &[
+            "nothing brings the weights of Qwen/New",
+            &format!("the fetch of then ({then} {{model}}) cannot be used again: there is no program"),
+            &format!("today's ({today} static) does not stand in for it: its command does not name {{model}}"),
+            "hint: write a fetch into the configuration that brings any model: with {model} in its command",
+        ],
+    );
+    world.settings.fetch = fetch(&today, "{model}");
+    let back = world.run("rollback", "Qwen/Next", &[]).await?.ended(0, "rolled-back");
+    back.answered(&[&format!("today's ({today} {{model}}) brings Qwen/New in its place")]);
+    world.until_serves(NEW).await?;
+    let told = fs::read_to_string(scratch.join("told"))?;
+    assert_eq!(told, "then Qwen/New\ntoday static\ntoday Qwen/New\n");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_warm_model_that_died_is_started_again() -> Result<()> {
     let world = World::start().await?;
     let load = world.load().await?;

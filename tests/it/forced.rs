@@ -180,6 +180,36 @@ async fn a_locked_down_key_brings_back_only_what_is_listed_now() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_locked_down_key_brings_weights_back_by_what_is_listed_now() -> Result<()> {
+    let (then, today) = ("true then {model}", "true today {model}");
+    let mut world = world(&format!("fetches: [{then:?}, {today:?}]\n")).await?;
+    let fetch = |command: &str| format!("fetch: {{ command: {command:?} }}");
+    world.settings.retain = "0s".to_owned();
+    let retired = [("wait", "retired")];
+    world.settings.fetch = fetch(then);
+    world.run("swap", NEW, &retired).await?.ended(0, "promoted");
+    world.settings.fetch = String::new();
+    world.run("swap", "Qwen/Third", &retired).await?.ended(0, "promoted");
+    let path = world.server.scratch().join("services.d/chat.yaml");
+    let listing = fs::read_to_string(&path)?;
+    fs::write(&path, listing.replace(&format!("{then:?}, "), ""))?;
+    world.run("rollback", "Qwen/Third", &[]).await?.refused(
+        2,
+        &[
+            "nothing brings the weights of Qwen/New",
+            "the fetch of then (true then {model}) cannot be used again: fetch.command is none of the allowed ones (true today {model})",
+            "the configuration has none that could stand in for it",
+            &format!("what {} on the server allows", path.display()),
+        ],
+    );
+    world.settings.fetch = fetch(today);
+    let back = world.run("rollback", "Qwen/Third", &[]).await?.ended(0, "rolled-back");
+    back.answered(&["today's (true today {model}) brings Qwen/New in its place"]);
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_locked_down_key_opens_no_shell_and_forwards_nothing() -> Result<()> {
     let world = world("").await?;
     let (a, _) = world.server.slot_ports();

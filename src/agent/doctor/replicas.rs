@@ -8,7 +8,7 @@ use crate::executor::{Underway, met, prove_route};
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
-use crate::host::process::{self, Inherited, reaches};
+use crate::host::process::{Inherited, reaches};
 use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::{Failure, Hint};
@@ -255,9 +255,7 @@ pub(super) fn program(
         Ok(inherited) => inherited,
         Err(failure) => return Finding::fail(what, failure.clone()),
     };
-    let path = spec.replica.env.get("PATH").unwrap_or(&inherited.path);
-    let word = command.first().map_or("", String::as_str);
-    let file = match process::resolve(word, path, &inherited.cwd) {
+    let file = match inherited.program(command, &spec.replica.env) {
         Ok(file) => file,
         Err(error) => return Finding::fail(what, error.to_failure()),
     };

@@ -18,6 +18,7 @@ use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use serde::{Deserialize, Serialize};
 
 use super::ProcessError;
+use super::resolve::resolve;
 use super::table::{alive, is_blank};
 use crate::model::ids::ProcessId;
 
@@ -201,6 +202,19 @@ impl Inherited {
             home: account.home,
             path: DEFAULT_PATH.to_owned(),
         })
+    }
+
+    /// The file that a command runs, with these variables set.
+    ///
+    /// # Errors
+    /// If there is none, or if it can't be executed.
+    pub fn program(
+        &self,
+        command: &[String],
+        env: &BTreeMap<String, String>,
+    ) -> Result<PathBuf, ProcessError> {
+        let path = env.get("PATH").unwrap_or(&self.path);
+        resolve(command.first().map_or("", String::as_str), path, &self.cwd)
     }
 
     fn nameless(uid: u32, gid: u32) -> Self {
