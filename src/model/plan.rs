@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,22 @@ pub struct PlannedStep {
     pub step: Step,
     /// What it will do, with port, model and bounds.
     pub does: String,
+    /// How long it may take, where it waits for what has a bound of its own; absent in plans of older agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Duration>,
+}
+
+impl PlannedStep {
+    /// A step, in words, that waits for nothing that has a bound of its own.
+    pub fn new(step: Step, does: String) -> Self {
+        Self { step, does, limit: None }
+    }
+
+    /// The same step, where it may take as long as this.
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
 }
 
 /// What can be known of a plan without the server: nothing that depends on what serves there now.

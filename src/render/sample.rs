@@ -25,7 +25,7 @@ pub(super) fn revision(model: &str, digest: &str) -> Revision {
 
 /// Two steps, then one more when the time has come.
 pub(super) fn plan() -> Plan {
-    let step = |step, does: &str| PlannedStep { step, does: does.to_owned() };
+    let step = |step, does: &str| PlannedStep::new(step, does.to_owned());
     Plan {
         service: "chat".parse().unwrap(),
         strategy: Strategy::BlueGreen,

@@ -1,5 +1,7 @@
 //! Asks the agent and follows its answer to the end, through lost connections.
 
+use tokio::time::Instant;
+
 use super::cancel::{self, Order, Traffic};
 use super::patience::Patience;
 use super::report::Reporter;
@@ -45,6 +47,8 @@ pub(super) struct Followed {
     closing: Option<Closing>,
     unchanged: Option<(String, StatusReport)>,
     plan: Option<(Plan, Vec<String>)>,
+    /// The plan of the swap that is followed, and when it was told.
+    planned: Option<(Box<Plan>, Instant)>,
     /// The answer to `status`.
     pub(super) status: Option<StatusReport>,
     summary: Summary,
@@ -123,6 +127,9 @@ pub(super) async fn follow(
         origin = Some(&first);
         if let Some(patience) = patience.as_mut().filter(|_| followed.seq > known) {
             patience.renew();
+            if let Some((plan, told)) = &followed.planned {
+                patience.hear((plan, *told));
+            }
         }
         // Only a swap goes on without us; and a connection that never was has begun nothing.
         followed.lost |= error.is_lost() && thread.is_some();
@@ -397,6 +404,7 @@ impl Followed {
         reporter.hear(event);
         self.traffic.hear(&event.kind);
         match &event.kind {
+            EventKind::Planned { plan, .. } => self.planned = Some((plan.clone(), Instant::now())),
             EventKind::Concluded(conclusion) => {
                 self.conclusion = Some(conclusion.clone());
                 // Of a swap that ended before, nobody ever will.

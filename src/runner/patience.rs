@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::plan::{Plan, PlannedStep};
 use crate::model::spec::SwapSpec;
 use crate::model::wire::{Command, Wait};
 
@@ -28,8 +29,20 @@ const AT_LEAST: Duration = Duration::from_secs(2 * 60);
 pub(super) struct Patience {
     /// When the swap is over that was asked for, by its own bounds.
     over: Instant,
+    /// Where the stream may end.
+    wait: Wait,
+    /// The bounds that no plan has.
+    beyond: Beyond,
     lost: Option<Instant>,
     tries: usize,
+}
+
+/// What a plan does not tell.
+struct Beyond {
+    /// An undone candidate is drained as well, perhaps.
+    drain: Duration,
+    /// How long the old model stays warm.
+    retain: Duration,
 }
 
 impl Patience {
@@ -43,8 +56,30 @@ impl Patience {
             Command::Follow { asked, wait, .. } => (asked, *wait, Duration::ZERO),
             _ => return None,
         };
-        let over = Instant::now() + lock_wait + own_time(&asked.spec, wait);
-        Some(Self { over, lost: None, tries: 0 })
+        let spec = &asked.spec;
+        let over = Instant::now() + lock_wait + own_time(spec, wait);
+        let beyond = Beyond { drain: spec.drain.timeout, retain: spec.retain };
+        Some(Self { over, wait, beyond, lost: None, tries: 0 })
+    }
+
+    /// The plan of what is waited for, told then: it knows what has to be brought, and by which bounds. A rollback may have those
+    /// of then, and an abort or a repair is about what another configuration has begun. A plan of an older agent tells none.
+    pub(super) fn hear(&mut self, (plan, told): (&Plan, Instant)) {
+        let is_bounded = plan.steps.iter().any(|planned| planned.limit.is_some());
+        if is_bounded {
+            self.over = told + self.time_of(plan);
+        }
+    }
+
+    fn time_of(&self, plan: &Plan) -> Duration {
+        let all = |steps: &[PlannedStep]| steps.iter().filter_map(|planned| planned.limit).sum();
+        let Beyond { drain, retain } = self.beyond;
+        let (until_outcome, later): (Duration, Duration) = (all(&plan.steps), all(&plan.later));
+        let until_outcome = until_outcome + later.max(drain) + BESIDE;
+        match self.wait {
+            Wait::Promoted => until_outcome,
+            Wait::Retired => until_outcome + later + retain,
+        }
     }
 
     /// Something new was heard: the next loss is another one.
@@ -62,7 +97,7 @@ impl Patience {
     }
 }
 
-/// How long a swap may take from its beginning until what is waited for.
+/// How long a swap may take from its beginning until what is waited for, at most: its plan is not known yet.
 fn own_time(spec: &SwapSpec, wait: Wait) -> Duration {
     let pull = spec.replica.image_reference().map_or(Duration::ZERO, |_| spec.pull_limit());
     let fetch = spec.fetch.as_ref().map_or(Duration::ZERO, |fetch| fetch.timeout);
@@ -78,10 +113,11 @@ fn own_time(spec: &SwapSpec, wait: Wait) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::spec::FetchSpec;
+    use crate::model::spec::{FetchSpec, Runtime};
     use crate::model::state::Requester;
-    use crate::model::wire::{Asked, RepairRequest, Secrets};
-    use crate::swap::planner::tests::spec;
+    use crate::model::wire::{Asked, RepairRequest, Secrets, When};
+    use crate::swap::planner::tests::{acts, adopted_in_a, spec};
+    use crate::swap::planner::{Observed, plan_swap};
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -116,6 +152,45 @@ mod tests {
         contained.fetch =
             Some(FetchSpec { command: Vec::new(), timeout: 30 * MINUTE, folder: None, size: None });
         assert_eq!(own_time(&contained, Wait::Promoted), plain + 2 * 30 * MINUTE);
+    }
+
+    /// How much longer it is waited for from now on, in whole minutes, once this plan is told.
+    fn left(command: &Command, plan: &Plan) -> u64 {
+        let now = Instant::now();
+        let mut patience = Patience::of(command).unwrap();
+        patience.hear((plan, now));
+        (patience.over - now).as_secs() / 60
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plan_that_is_told_is_waited_for_by_what_it_contains() {
+        let mut spec = loads();
+        (spec.replica.runtime, spec.replica.image) =
+            (Runtime::Docker, Some("vllm/vllm-openai:v0.11.0".to_owned()));
+        let planned = |spec: &SwapSpec, must_pull| {
+            acts(plan_swap(spec, &Observed { must_pull, ..adopted_in_a() }, When::Changed))
+        };
+        let follow = |wait| {
+            let asked = Asked { spec: spec.clone(), secrets: Secrets::default() };
+            Command::Follow { asked, swap: "s-1".parse().unwrap(), since: 0, wait }
+        };
+        let here = follow(Wait::Promoted);
+        // To load, to drain what is undone, and what is beside.
+        assert_eq!(left(&here, &planned(&spec, false)), 20 + 1 + 10, "the image is here");
+        assert_eq!(left(&here, &planned(&spec, true)), 120 + 20 + 1 + 10);
+        // What somebody else's configuration, or that of then, has begun.
+        let mut slower = spec.clone();
+        (slower.ready.timeout, slower.drain.timeout) = (60 * MINUTE, 5 * MINUTE);
+        let timeout = 240 * MINUTE;
+        slower.fetch = Some(FetchSpec { command: Vec::new(), timeout, folder: None, size: None });
+        let slower = planned(&slower, false);
+        assert_eq!(left(&here, &slower), 240 + 60 + 5 + 10);
+        let retain = spec.retain.as_secs() / 60;
+        assert_eq!(left(&follow(Wait::Retired), &slower), 240 + 60 + 5 + 10 + 5 + retain);
+
+        let mut of_older_agent = planned(&spec, false);
+        of_older_agent.steps.iter_mut().for_each(|planned| planned.limit = None);
+        assert_eq!(left(&here, &of_older_agent), 120 + 20 + 1 + 10, "by the configuration alone");
     }
 
     /// How long it tries, if every try is in vain.

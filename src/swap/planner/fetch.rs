@@ -12,7 +12,10 @@ use crate::swap::redact::redact;
 pub(super) fn fetch(spec: &SwapSpec, seen: &Observed) -> Option<PlannedStep> {
     let image = spec.replica.image_reference().filter(|_| seen.must_pull);
     let does = fetched(spec, image);
-    (!does.is_empty()).then_some(PlannedStep { step: Step::Fetch, does })
+    let pull = image.map(|_| spec.pull_limit());
+    let run = spec.fetch.as_ref().map(|fetch| fetch.timeout);
+    let limit = pull.into_iter().chain(run).sum();
+    (!does.is_empty()).then_some(PlannedStep::new(Step::Fetch, does).within(limit))
 }
 
 /// What brings image and weights, in words; empty for nothing.

@@ -227,7 +227,8 @@ fn later(spec: &SwapSpec, seen: &Observed, before: Option<&Replica>) -> Vec<Plan
 /// Retires what a slot still holds.
 fn make_room(spec: &SwapSpec, seen: &Observed, slot: &SlotName) -> Vec<PlannedStep> {
     if let Some(old) = replica_in(slot, spec, seen) {
-        return vec![drain(spec, slot), retire(&old, seen)];
+        // Whoever goes past nginx may come after the drain, and is waited for once more.
+        return vec![drain(spec, slot), retire(&old, seen).within(spec.drain.timeout)];
     }
     // It listens no more, but its children may be there still, and hold the GPU.
     let dead = seen.state.retained.as_ref().filter(|retained| &retained.replica.slot == slot);

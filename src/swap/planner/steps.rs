@@ -18,10 +18,8 @@ pub(super) fn reserve(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     } else {
         format!("GPU {}", command::gpu_list(gpus))
     };
-    PlannedStep {
-        step: Step::ReserveSlot { slot: slot.clone() },
-        does: format!("claim port {port} and {gpus}"),
-    }
+    let does = format!("claim port {port} and {gpus}");
+    PlannedStep::new(Step::ReserveSlot { slot: slot.clone() }, does)
 }
 
 pub(super) fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
@@ -41,7 +39,7 @@ pub(super) fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> Planne
         }
         Keeper::Nobody | Keeper::Wrapper { .. } => format!("start {argv}"),
     };
-    PlannedStep { step: Step::StartReplica { slot: slot.clone() }, does }
+    PlannedStep::new(Step::StartReplica { slot: slot.clone() }, does)
 }
 
 pub(super) fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
@@ -50,7 +48,7 @@ pub(super) fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
         spec.slots[slot].port,
         bound(spec.ready.timeout)
     );
-    PlannedStep { step: Step::AwaitReady { slot: slot.clone() }, does }
+    PlannedStep::new(Step::AwaitReady { slot: slot.clone() }, does).within(spec.ready.timeout)
 }
 
 pub(super) fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> PlannedStep {
@@ -58,7 +56,7 @@ pub(super) fn cut_over(spec: &SwapSpec, from: &SlotName, to: &SlotName) -> Plann
         "point upstream {} at port {} and prove that new requests go there",
         spec.nginx.upstream, spec.slots[to].port
     );
-    PlannedStep { step: Step::CutOver { from: from.clone(), to: to.clone() }, does }
+    PlannedStep::new(Step::CutOver { from: from.clone(), to: to.clone() }, does)
 }
 
 /// The gate of a swap before `promote`, which goes on without a word where there is nobody to go back to. Going back waits for
@@ -69,8 +67,9 @@ pub(super) fn verify(
     before: Option<&Replica>,
 ) -> Option<PlannedStep> {
     let unmet = if before.is_some() { ROLL_BACK } else { "keep it, since nobody served before" };
-    let does = verified(spec.verify.as_ref()?, unmet);
-    Some(PlannedStep { step: Step::Verify { slot: slot.clone() }, does })
+    let verify = spec.verify.as_ref()?;
+    let step = Step::Verify { slot: slot.clone() };
+    Some(PlannedStep::new(step, verified(verify, unmet)).within(verify.within))
 }
 
 /// What a swap does whose model nobody meets.
@@ -88,7 +87,7 @@ pub(in crate::swap) fn verified(verify: &VerifySpec, unmet: &str) -> String {
 
 pub(super) fn promote(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
     let does = format!("record slot {slot} as what serves {}", spec.service);
-    PlannedStep { step: Step::Promote { slot: slot.clone() }, does }
+    PlannedStep::new(Step::Promote { slot: slot.clone() }, does)
 }
 
 /// A bound as people read it.
@@ -112,7 +111,7 @@ pub(super) fn drain(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {
         spec.slots[slot].port,
         drained(spec)
     );
-    PlannedStep { step: Step::Drain { slot: slot.clone() }, does }
+    PlannedStep::new(Step::Drain { slot: slot.clone() }, does).within(spec.drain.timeout)
 }
 
 /// What is stopped, by its program where that is seen, and by whose means.
@@ -127,5 +126,5 @@ pub(super) fn retire(replica: &Replica, seen: &Observed) -> PlannedStep {
         who.push_str(&format!(", kept by {}", replica.keeper));
     }
     let does = format!("stop {} ({who}) for good", replica.revision);
-    PlannedStep { step: Step::Retire { slot: replica.slot.clone() }, does }
+    PlannedStep::new(Step::Retire { slot: replica.slot.clone() }, does)
 }
