@@ -90,6 +90,15 @@ pub fn write_outputs(path: &Path, outputs: &Outputs) -> Result<(), OutputError> 
     append(path, &text)
 }
 
+/// Appends that there is no swap after all: of two lines for one output the later one wins (`SetOutputFileCommand`, there), and to a
+/// workflow an empty output is none.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn withdraw_swap(path: &Path) -> Result<(), OutputError> {
+    append(path, "swap-id=\n")
+}
+
 /// Appends a variable to the file that `GITHUB_STATE` names. Name and value are one line each.
 ///
 /// # Errors
@@ -207,6 +216,16 @@ mod tests {
         assert!(text.starts_with("before=1\noutcome<<ghadelimiter_"), "{text}");
         let error = write_outputs(&folder.path().join("none/output"), &full()).unwrap_err();
         assert!(error.to_string().ends_with("/none/output"), "{error}");
+    }
+
+    #[test]
+    fn a_swap_that_was_put_out_and_never_began_is_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("output");
+        write_outputs(&path, &full()).unwrap();
+        withdraw_swap(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().last(), Some(&*format!("{}=", OUTPUTS[1])), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::patience::Patience;
 use super::report::Reporter;
 use super::stop::Stop;
 use super::verify::{self, Customer, Seen, Visit};
-use super::{Setting, Stopped, Voice, afterwards, orphan};
+use super::{Setting, Stopped, Voice, orphan};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
 use crate::model::event::{Closing, Conclusion, Event, EventKind};
@@ -243,14 +243,11 @@ async fn listen(
             }
         };
         let Some(frame) = frame else { return Ok(Heard::All) };
-        if let (Frame::Accepted { swap }, Some(own)) = (&frame, request.command.begins()) {
-            if swap != own {
-                afterwards::note_swap(line.setting, swap, voice);
-                voice.say([render::earlier(swap)]);
-            }
-            // Of a step that is killed its workflow knows no more than this.
-            let begun = Outputs { swap_id: Some(swap.clone()), ..Outputs::default() };
-            super::put_out(line.setting, &begun, voice);
+        if let (Frame::Accepted { swap }, Some(own)) = (&frame, request.command.begins())
+            && swap != own
+        {
+            super::name_swap(line.setting, swap, voice);
+            voice.say([render::earlier(swap)]);
         }
         followed.take(frame, voice, reporter)?;
         followed.visit(line);

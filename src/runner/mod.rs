@@ -36,7 +36,7 @@ use crate::github::pull_request::PullRequest;
 use crate::github::run::WorkflowRun;
 use crate::model::event::Event;
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::ServiceName;
+use crate::model::ids::{ServiceName, SwapId};
 use crate::model::outcome::{Exit, Outcome};
 use crate::model::state::StatusReport;
 use crate::model::target::{HostAddr, Target};
@@ -170,6 +170,8 @@ struct Told {
     exit: Exit,
     /// Whether a swap may have begun and nobody has said how it ended.
     is_open: bool,
+    /// Whether its outputs name a swap.
+    names_swap: bool,
     markdown: String,
     plan_digest: Option<String>,
     status: Option<StatusReport>,
@@ -177,17 +179,39 @@ struct Told {
 
 impl Told {
     fn of(exit: Exit) -> Self {
-        Self { exit, is_open: false, markdown: String::new(), plan_digest: None, status: None }
+        let markdown = String::new();
+        Self { exit, is_open: false, names_swap: false, markdown, plan_digest: None, status: None }
     }
 }
 
 /// Has the server do it, or answer it.
 async fn ask(setting: &Setting, config: &Config, voice: &mut Voice) -> Result<Told, Stopped> {
     let request = with_access(setting, &config.target, request::of(setting, config))?;
-    if let Some(swap) = request.command.begins() {
-        afterwards::note_swap(setting, swap, voice);
+    let Some(swap) = request.command.begins().cloned() else {
+        return converse(setting, (config, request), None, voice).await;
+    };
+    name_swap(setting, &swap, voice);
+    let told = converse(setting, (config, request), None, voice).await;
+    if !told.as_ref().is_ok_and(|told| told.is_open || told.names_swap) {
+        withdraw_swap(setting, voice);
     }
-    converse(setting, (config, request), None, voice).await
+    told
+}
+
+/// Leaves word of the swap that is about to be asked for, or is followed in its place: of a step that is killed neither its later stage
+/// nor the rest of its workflow knows more.
+fn name_swap(setting: &Setting, swap: &SwapId, voice: &mut Voice) {
+    afterwards::note_swap(setting, swap, voice);
+    put_out(setting, &Outputs { swap_id: Some(swap.clone()), ..Outputs::default() }, voice);
+}
+
+/// No swap has begun: a workflow has nothing to roll back.
+fn withdraw_swap(setting: &Setting, voice: &mut Voice) {
+    if let Some(path) = &setting.run.output
+        && let Err(error) = output::withdraw_swap(path)
+    {
+        voice.say([Line::Warning(error.to_failure().to_string())]);
+    }
 }
 
 /// The request, if there is what a connection needs to send it; or all that is missing at once.
@@ -256,9 +280,9 @@ async fn converse(
     if deployment_id.is_some() {
         put_out(setting, &Outputs { deployment_id, ..Outputs::default() }, voice);
     }
-    let (is_open, plan_digest) = (followed.is_open(), outputs.plan_digest);
-    let status = followed.status.take();
-    Ok(Told { is_open, markdown, plan_digest, status, ..Told::of(exit) })
+    let (is_open, names_swap) = (followed.is_open(), outputs.swap_id.is_some());
+    let (plan_digest, status) = (outputs.plan_digest, followed.status.take());
+    Ok(Told { exit, is_open, names_swap, markdown, plan_digest, status })
 }
 
 fn is_abort(setting: &Setting) -> bool {

@@ -84,6 +84,8 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
     step.signal("-TERM")?;
     let run = step.finish().await?.refused(3, &["the swap goes on on the server"]);
     assert!(!run.summary.contains("Nothing was done"), "{run}");
+    // What may have begun the rest of the workflow can roll back.
+    assert_eq!(run.output("swap-id"), run.state["swap"], "{run}");
     assert_eq!(outcome(&world).await?, "promoted");
     is_told_after(&world, &run).await
 }
@@ -136,11 +138,13 @@ async fn a_step_that_was_killed_while_its_swap_waits_is_not_said_to_have_done_no
     let lease = File::create(world.server.state_dir().join(NAME).join("lease.json"))?;
     flock(&lease, FlockOperation::LockExclusive)?;
     let action = world.action("swap", NEW, &[("lock-wait", "10m")])?;
-    let path = action.env["GITHUB_STATE"].clone();
+    let [state, output] = ["GITHUB_STATE", "GITHUB_OUTPUT"].map(|name| action.env[name].clone());
     let step = Step::start(action)?;
     until("the agent", || agent(&world)).await?;
-    let state = fs::read_to_string(path)?;
+    let (state, output) = (fs::read_to_string(state)?, fs::read_to_string(output)?);
     step.kill()?;
+    let swap = state.trim().strip_prefix("swap=").context("swap")?;
+    assert!(output.contains(swap), "nothing names the swap to the rest of the workflow: {output}");
 
     let github = FakeGitHub::start()?;
     let (action, _program) = afterwards(&world, &github, &state)?;

@@ -39,6 +39,7 @@ async fn a_named_swap_is_undone_from_anywhere_and_only_once() -> Result<()> {
     let again = world.run("rollback", NEW, &[("swap-id", id)]).await?.ended(0, "unchanged");
     assert!(again.stdout.contains(&format!("swap {id} is not what serves now")), "{again}");
     assert!(again.stdout.contains("nobody is at work"), "who answers so is not: {again}");
+    assert!(!again.outputs.contains_key("swap-id"), "no swap has brought what serves: {again}");
     assert_eq!(world.server.nginx_workers()?, settled);
     let unnamed = world.run("rollback", NEW, &[]).await?.ended(0, "unchanged");
     assert!(unnamed.stdout.contains("what serves was brought back by"), "{unnamed}");

@@ -246,12 +246,14 @@ impl Action {
         Ok(Running { child, action: self })
     }
 
-    /// The outputs so far, as the runner reads them.
+    /// The outputs so far, as a workflow sees them: an empty one is none.
     ///
     /// # Errors
     /// If the file is gone.
     pub fn outputs(&self) -> Result<BTreeMap<String, String>> {
-        Ok(parse_outputs(&fs::read_to_string(self.folder.path().join(OUTPUT))?))
+        let mut outputs = parse_outputs(&fs::read_to_string(self.folder.path().join(OUTPUT))?);
+        outputs.retain(|_, value| !value.is_empty());
+        Ok(outputs)
     }
 
     /// The state so far, as the runner hands it to the stage after the step.
