@@ -2,6 +2,7 @@
 //! permissions and secrets that it has there, and no more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -26,6 +27,8 @@ struct Repository {
     world: World,
     github: FakeGitHub,
     model: &'static str,
+    /// How often the run was begun.
+    attempt: u32,
     /// Whether whatever a workflow tries of the new model succeeds.
     is_good: bool,
     /// Whether artifacts are kept: GitHub refuses them where the storage is used up.
@@ -53,13 +56,24 @@ impl Repository {
         let (world, github) = (World::start().await?, FakeGitHub::start()?);
         let (is_good, keeps_artifacts) = (true, true);
         let heard = BTreeSet::new();
-        Ok(Self { world, github, model: NEW, is_good, keeps_artifacts, heard })
+        let attempt = 1;
+        Ok(Self { world, github, model: NEW, attempt, is_good, keeps_artifacts, heard })
     }
 
     /// Carries a workflow out: jobs in their order, each if its condition holds.
     async fn run(&self, file: &str, event: serde_json::Value) -> Result<BTreeMap<String, Job>> {
+        self.rerun_failed(file, event, BTreeMap::new()).await
+    }
+
+    /// The same once more, but for jobs that had not failed and that need none that is carried out again.
+    async fn rerun_failed(
+        &self,
+        file: &str,
+        event: serde_json::Value,
+        mut before: BTreeMap<String, Job>,
+    ) -> Result<BTreeMap<String, Job>> {
         let workflow = example(file)?;
-        let mut ended: BTreeMap<String, Job> = BTreeMap::new();
+        let (mut ended, mut again) = (BTreeMap::<String, Job>::new(), BTreeSet::new());
         for (name, job) in workflow["jobs"].as_mapping().context("jobs")? {
             let name = name.as_str().context("a name")?;
             let needs = match &job["needs"] {
@@ -67,7 +81,15 @@ impl Repository {
                 Value::Sequence(all) => all.iter().filter_map(Value::as_str).collect(),
                 one => vec![one.as_str().context("needs")?],
             };
+            let is_kept =
+                |job: &Job| job.result != "failure" && !needs.iter().any(|it| again.contains(*it));
+            if let Some(kept) = before.remove(name).filter(is_kept) {
+                ended.insert(name.to_owned(), kept);
+                continue;
+            }
+            again.insert(name.to_owned());
             let mut contexts = event.clone();
+            contexts["github"]["run_attempt"] = json!(self.attempt.to_string());
             let mut status = Status::Success;
             for needed in needs {
                 let Job { result, outputs, .. } = ended.get(needed).context("a job from before")?;
@@ -114,8 +136,13 @@ impl Repository {
                     contexts["steps"][id] = json!({ "outputs": run.outputs });
                 }
                 last.insert(run).code == 0
-            } else if step["run"].is_string() {
-                self.is_good
+            } else if let Some(script) = step["run"].as_str() {
+                // What asks the new model stands for whatever must be true of it.
+                if script.contains("$SERVICE_URL") {
+                    self.is_good
+                } else {
+                    self.script(step, &scope)?
+                }
             } else {
                 let is_upload = uses.starts_with("actions/upload-artifact@");
                 ensure!(is_upload || uses.starts_with("actions/checkout@"), "{uses}?");
@@ -134,6 +161,18 @@ impl Repository {
         Ok(Job { result, outputs: outputs.collect::<Result<_>>()?, run: last })
     }
 
+    /// Whether the script of a step succeeds.
+    fn script(&self, step: &Value, scope: &Scope<'_>) -> Result<bool> {
+        let mut script = Command::new("bash");
+        script.args(["-e", "-c", step["run"].as_str().context("a script")?]);
+        for (name, value) in step["env"].as_mapping().into_iter().flatten() {
+            let (name, value) = (name.as_str().context("name")?, value.as_str().context("text")?);
+            script.env(name, scope.text(value)?);
+        }
+        let attempt = self.attempt.to_string();
+        Ok(script.env("GITHUB_RUN_ATTEMPT", attempt).output()?.status.success())
+    }
+
     async fn action(&self, step: &Value, scope: &Scope<'_>) -> Result<Run> {
         let mut inputs = Vec::new();
         for (name, value) in step["with"].as_mapping().context("with")? {
@@ -147,6 +186,7 @@ impl Repository {
         let inputs: Vec<_> = inputs.iter().map(|(name, text)| (&**name, &**text)).collect();
         let action = Action::new(&binary(), &self.world.config(self.model))?;
         let action = action.on_github(&self.github).with_inputs(&inputs);
+        let action = action.with(&[("GITHUB_RUN_ATTEMPT", &self.attempt.to_string())]);
         let event = scope.contexts["github"]["event_name"].as_str().context("an event")?;
         let action = match event {
             "pull_request" => action.for_pull_request(event, "acme/llm")?,
@@ -387,5 +427,32 @@ async fn an_upgrade_by_pull_request_swaps_what_was_looked_at_and_goes_back_if_it
     let jobs = repository.run("upgrade.yml", pushed()).await?;
     assert_eq!(results(&jobs), ["skipped", "failure", "skipped", "skipped"]);
     assert_eq!(jobs["swap"].outcome(), "failed");
+    repository.world.until_serves(NEW).await
+}
+
+/// "Re-run failed jobs" keeps what the job of the swap has put out, and not what serves.
+#[tokio::test]
+async fn an_evaluation_without_its_swap_is_none_and_all_jobs_again_are_another_try() -> Result<()> {
+    let mut repository = Repository::start().await?;
+    let pushed = || json!({ "github": { "event_name": "push" } });
+    let opened = json!({ "github": { "event_name": "pull_request" } });
+    repository.run("upgrade.yml", opened).await?;
+    repository.github.merge(7, COMMIT);
+    repository.is_good = false;
+    let jobs = repository.run("upgrade.yml", pushed()).await?;
+    assert_eq!(results(&jobs), ["skipped", "success", "failure", "success"]);
+    repository.world.until_serves(OLD).await?;
+
+    // The old model answers as it should.
+    (repository.is_good, repository.attempt) = (true, 2);
+    let jobs = repository.rerun_failed("upgrade.yml", pushed(), jobs).await?;
+    assert_eq!(results(&jobs), ["skipped", "success", "failure", "success"]);
+    // Its step tells of the rollback that it has done before.
+    assert_eq!(jobs["rollback"].outcome(), "rolled-back");
+    assert_eq!(repository.world.serves().await?, OLD);
+
+    repository.attempt = 3;
+    let jobs = repository.run("upgrade.yml", pushed()).await?;
+    assert_eq!(results(&jobs), ["skipped", "success", "success", "skipped"]);
     repository.world.until_serves(NEW).await
 }

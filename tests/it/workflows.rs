@@ -126,7 +126,12 @@ fn workflows_that_swap_are_never_cancelled_by_the_next() -> Result<()> {
         let concurrency = concurrencies.find(|found| found.is_mapping()).context(name.clone())?;
         let group = concurrency["group"].as_str().unwrap_or_default();
         let asks = our_steps(&workflow).iter().all(|step| step["with"]["command"] == *"status");
-        let expected = if asks { "reconcile-chat" } else { "swap-chat" };
+        let expected = match asks {
+            true => "reconcile-chat",
+            // The server has what a failure starts wait for its turn.
+            false if name.ends_with("on-failure.yml") => "on-failure-",
+            false => "swap-chat",
+        };
         assert!(group.contains(expected), "{name}: group {group:?}");
         let cancels = &concurrency["cancel-in-progress"];
         let of_pull_requests = "${{ github.event_name == 'pull_request' }}";
@@ -209,6 +214,27 @@ fn a_rollback_that_an_event_starts_names_its_swap() -> Result<()> {
     let swap = our_steps(&workflow)[0]["with"]["swap-id"].as_str().context("swap-id")?;
     let named = ["inputs.swap-id", "github.event.deployment.payload.swap_id"].join(" || ");
     assert_eq!(swap, format!("${{{{ {named} || github.event.deployment_status.log_url }}}}"));
+    Ok(())
+}
+
+/// A failure that moves nothing pushes out no swap that waits, nor the rollback of another one; the server has it wait for its turn.
+#[test]
+fn a_rollback_that_an_event_starts_waits_on_the_server_and_not_with_the_swaps() -> Result<()> {
+    let workflow = example("on-failure.yml")?;
+    let job = &workflow["jobs"]["rollback"];
+    let group = job["concurrency"]["group"].as_str().context("a group")?;
+    for (contexts, expected) in [
+        (json!({ "inputs": { "swap-id": "s-1" }, "github": {} }), "on-failure-s-1"),
+        (
+            json!({ "inputs": {}, "github": { "event": { "deployment": { "id": 7 } } } }),
+            "on-failure-7",
+        ),
+    ] {
+        let scope = Scope { contexts: &contexts, status: Status::Success };
+        assert_eq!(scope.text(group)?.trim(), expected);
+    }
+    assert!(our_steps(&workflow)[0]["with"]["lock-wait"].is_string());
+    assert!(job["timeout-minutes"].as_u64() >= Some(90), "a cold rollback starts a model");
     Ok(())
 }
 
