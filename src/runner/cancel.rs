@@ -132,6 +132,11 @@ pub(super) async fn give_up(
         return Ok(());
     }
     let what = order.what;
+    if session.is_none() && !followed.began() {
+        let failure = Failure::new("stopped by a signal before the server was asked")
+            .hint(format!("no {what} has begun: run it again if it is wanted"));
+        return Err(Stopped { failures: vec![failure], exit: Exit::Aborted });
+    }
     // What was so before the order is not its doing: such a swap comes to nothing by itself, and ends otherwise.
     followed.traffic.back = None;
     warn(voice, &format!("asking the server to abort the {what}"));

@@ -1,17 +1,20 @@
 //! A job is cancelled when traffic is at the new model already: within GitHub's seconds the old one serves again, and the
-//! step has said nothing that is not true.
+//! step has said nothing that is not true. Or before its server was asked.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use testbed::PATIENCE;
 use testbed::load::Load;
 use testbed::relay::Relay;
 use testbed::server::{Aim, ServerSpec, free_port, listeners};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::kills::{self, CUT_OVER, Facts};
 use crate::runner::outcome;
 use crate::step::{Step, send};
-use crate::support::relayed::{relay, through};
+use crate::support::relayed::{relay, through, through_for};
 use crate::support::{Action, NEW, OLD, Run, World, until};
 
 /// GitHub's patience with a container that it has told to end (runner, `ProcessInvoker.cs`): until SIGTERM, and then until
@@ -93,6 +96,23 @@ async fn a_job_that_is_cancelled_while_nginx_is_moved_ends_on_the_old_model() ->
     let run = cancelled(step, goes_on).await?;
     assert_true(&world, run, &before).await?;
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_while_it_connects_has_begun_nothing() -> Result<()> {
+    let world = World::start().await?;
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    let relay = Relay::start(silent.local_addr()?, Duration::ZERO).await?;
+    for command in ["swap", "repair"] {
+        let step = Step::start(through_for(command, &relay, &world)?)?;
+        let (_link, _) = timeout(PATIENCE, silent.accept()).await??;
+        let run = cancelled(step, async { Ok(()) }).await?;
+        let begun = format!("no {command} has begun");
+        let run = run.refused(6, &["stopped by a signal before the server was asked", &begun]);
+        assert!(run.summary.contains("Nothing was done") && run.outputs.is_empty(), "{run}");
+    }
+    assert_eq!(world.serves().await?, OLD);
     Ok(())
 }
 
