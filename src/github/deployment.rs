@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::api::{Api, ApiError, ApiSpec, one_line};
 use super::run::Reference;
-use super::status::{ACTIVE, DESCRIPTION_LIMIT, State, Status, marked};
+use super::status::{ACTIVE, DESCRIPTION_LIMIT, State, Status};
 use crate::model::ids::SwapId;
 use crate::model::plan::Plan;
 use crate::model::replica::Revision;
@@ -18,7 +18,7 @@ use crate::model::replica::Revision;
 mod search;
 
 use search::Automatic;
-pub use search::Found;
+pub use search::{Found, Known};
 
 /// What a deployment of ours is for; tells them from other deployments to the same environment.
 pub const TASK: &str = "deploy:model";
@@ -299,7 +299,8 @@ impl Deployments {
 
     /// Takes the deployment of a swap that does not serve any more out of GitHub's list of what does. One that GitHub does
     /// not count as active stays as it is, and so does the deployment `by` of what serves now, if it has one: a job's own may be
-    /// both.
+    /// both. So does one that tells of other swaps as well: parallel jobs of one run may share one that GitHub has made, and another
+    /// service's result may still serve.
     ///
     /// # Errors
     /// If GitHub refuses or does not answer.
@@ -310,7 +311,7 @@ impl Deployments {
         status: &Status,
     ) -> Result<(), ApiError> {
         match self.find(environment, swap).await? {
-            Some(found) if found.state == ACTIVE && Some(found.id) != by => {
+            Some(found) if found.state == ACTIVE && Some(found.id) != by && !found.is_shared => {
                 self.add_status(found.id, status).await
             }
             _ => Ok(()),
@@ -327,16 +328,15 @@ impl Deployments {
         environment: &str,
         (swap, by): (&SwapId, DeploymentId),
     ) -> Result<(), ApiError> {
-        let is_earlier = |(id, urls): Automatic<'_>| {
-            let is_its = id != by && urls.iter().any(|url| marked(url).as_ref() == Some(swap));
-            is_its.then_some(id)
+        let is_earlier = |automatic: Automatic<'_>| {
+            Known::automatic(automatic, Some(swap)).filter(|known| known.id != by)
         };
         let tried = format!("find the earlier deployment of {swap} in {}", self.api.repository);
         let found = self.automatic(environment, is_earlier);
         let Some(id) = self.api.operation(&tried, found).await? else { return Ok(()) };
         let status = Status::continued(swap, by);
-        match status.corrects(&self.state(id).await?) {
-            true => self.add_status(id, &status).await,
+        match status.corrects(&self.found(&known).await?) {
+            true => self.add_status(known.id, &status).await,
             false => Ok(()),
         }
     }

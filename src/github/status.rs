@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::one_line;
-use super::deployment::DeploymentId;
+use super::deployment::{DeploymentId, Found};
 use crate::model::event::Conclusion;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
@@ -176,12 +176,13 @@ impl Status {
         Self { state, description, log_url: None }
     }
 
-    /// Whether a deployment in this state, in GitHub's words, has to be given this status: it is said to serve and does
-    /// not, or its end was never told. A failure stays one: somebody has said so of a result that may still serve. But what is
-    /// stuck never served, and only a step that was cancelled took it for given up.
-    pub fn corrects(&self, state: &str) -> bool {
-        match (self.state, state) {
+    /// Whether a deployment has to be given this status: it is said to serve and does not, or its end was never told. A failure stays
+    /// one: somebody has said so of a result that may still serve. But what is stuck never served, and only a step that was cancelled
+    /// took it for given up; and GitHub's own word on a job says nothing of the swap, whose result serves.
+    pub fn corrects(&self, found: &Found) -> bool {
+        match (self.state, &*found.state) {
             (State::Error, "failure") => true,
+            (State::Success, "failure") => !found.is_of_swap,
             (_, "failure") | (State::Success, ACTIVE) | (State::Error, "error") => false,
             (State::Success, _) => true,
             (_, state) => state != "inactive",

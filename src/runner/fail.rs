@@ -238,7 +238,7 @@ mod tests {
     fn a_failure_is_the_last_word_only_where_it_is_of_the_swap() {
         let found = |state: &str, is_of_swap| {
             let (id, state) = (DeploymentId(1), state.to_owned());
-            Found { id, state, is_of_swap }
+            Found { id, state, is_of_swap, is_shared: false }
         };
         for standing in [Standing::Unknown, Standing::Serves] {
             assert!(standing.agrees(&found("failure", true)));

@@ -3,8 +3,8 @@
 use super::api;
 use super::{Setting, Stopped, Voice};
 use crate::github::api::ApiError;
-use crate::github::deployment::{DeploymentId, Deployments};
-use crate::github::status::Status;
+use crate::github::deployment::{DeploymentId, Deployments, Found, Known};
+use crate::github::status::{State, Status};
 use crate::model::failure::Hint;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Exit;
@@ -37,22 +37,30 @@ pub(super) async fn reconcile(
     let listed = deployments.list_all(&environment).await.map_err(told)?;
     let past = |swap: &SwapId| report.history.iter().find(|past| past.swap == *swap);
     // Other services and other servers may share the environment: theirs are not in this history.
-    let ours: Vec<(&Past, DeploymentId)> =
-        listed.iter().filter_map(|(swap, id)| Some((past(swap)?, *id))).collect();
+    let ours: Vec<(&Past, &Known)> =
+        listed.iter().filter_map(|known| Some((past(&known.swap)?, known))).collect();
     let active = active(report, &ours);
     let mut agree = true;
-    for (past, id) in ours.into_iter().take(LOOKED_AT) {
-        let state = deployments.state(id).await.map_err(told)?;
-        let is_active = active == Some(id);
+    for (past, known) in ours.into_iter().take(LOOKED_AT) {
+        let found = deployments.found(known).await.map_err(told)?;
+        let is_active = active == Some(known.id);
         let truth = if is_active { Status::serving(report) } else { Status::over(past, report) };
-        if !truth.corrects(&state) {
-            continue;
-        }
+        let status = match judge(past, truth, (&found, known, report)) {
+            Word::Right => continue,
+            Word::Wrong(status) => status,
+            Word::Left(why) => {
+                agree = false;
+                voice.say([Line::Warning(why)]);
+                continue;
+            }
+        };
         agree = false;
-        let text = format!("deployment {id} of {} was {state}: {}", past.swap, truth.description);
+        let (id, state) = (found.id, &found.state);
+        let text = format!("deployment {id} of {} was {state}: {}", past.swap, status.description);
         voice.say([render::told(&text)]);
         let log_url = setting.run.requester.url.clone();
-        deployments.add_status(id, &Status { log_url, ..truth }).await.map_err(told)?;
+        let status = Status { log_url, ..status }.marked(&past.swap);
+        deployments.add_status(id, &status).await.map_err(told)?;
     }
     if let Some(serves) = report.brought_by().filter(|_| active.is_none()) {
         agree = false;
@@ -67,13 +75,52 @@ pub(super) async fn reconcile(
     Ok(())
 }
 
+/// What becomes of a deployment.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    /// It says what is so.
+    Right,
+    /// It has to be given this status.
+    Wrong(Status),
+    /// It does not say what is so, and stays as it is; why, one line.
+    Left(String),
+}
+
+/// Holds a deployment to the status that its swap deserves.
+fn judge(
+    past: &Past,
+    truth: Status,
+    (found, known, report): (&Found, &Known, &StatusReport),
+) -> Word {
+    let (id, state, swap) = (found.id, &found.state, &past.swap);
+    let serves = truth.state == State::Success;
+    if serves && state == "failure" && found.is_of_swap {
+        return Word::Left(format!(
+            "deployment {id} stays a failure: {swap} is said to have failed, and what it brought serves"
+        ));
+    }
+    if !truth.corrects(found) {
+        return Word::Right;
+    }
+    let is_ours = |other: &&SwapId| report.history.iter().any(|past| past.swap == **other);
+    match known.others.iter().find(|other| !is_ours(other)) {
+        Some(other) if !serves => Word::Left(format!(
+            "deployment {id} stays {state}: it tells of {other} as well, which is not of this service; `deployment: false` \
+             in the jobs gives each swap one of its own"
+        )),
+        _ => Word::Wrong(truth),
+    }
+}
+
 /// The deployment that GitHub should call active: of what brought what serves. Where that has none, as a swap from a terminal
 /// has none, the newest one that brought the same: what it brought serves.
-fn active(report: &StatusReport, ours: &[(&Past, DeploymentId)]) -> Option<DeploymentId> {
+fn active(report: &StatusReport, ours: &[(&Past, &Known)]) -> Option<DeploymentId> {
     let brought_it = |past: &Past| Some(&past.swap) == report.brought_by();
     let brought_the_same =
         |past: &Past| past.brought() && Some(past.revision.digest.as_str()) == report.serves();
-    let of = |is: &dyn Fn(&Past) -> bool| ours.iter().find(|(past, _)| is(past)).map(|(_, id)| *id);
+    let of = |is: &dyn Fn(&Past) -> bool| {
+        ours.iter().find(|(past, _)| is(past)).map(|(_, known)| known.id)
+    };
     of(&brought_it).or_else(|| of(&brought_the_same))
 }
 
@@ -158,12 +205,58 @@ mod tests {
         for (past, (state, said)) in history.iter().zip(expected) {
             let status = Status::over(past, &report);
             assert_eq!((status.state, &*status.description), (state, said), "{}", past.swap);
-            assert!(!status.corrects("failure"), "somebody has said so");
+            assert!(!status.corrects(&found("failure")), "somebody has said so");
         }
         // Nobody can have said so of what never served: a step that was cancelled took it for given up.
         let stuck = past("s-6", "r-f", (Strategy::BlueGreen, Outcome::Stuck));
         let stuck = Status::over(&stuck, &report);
-        assert!(stuck.corrects("failure") && !stuck.corrects("error"), "{stuck:?}");
+        assert!(stuck.corrects(&found("failure")), "{stuck:?}");
+        assert!(!stuck.corrects(&found("error")), "{stuck:?}");
+    }
+
+    fn found(state: &str) -> Found {
+        let (id, state) = (DeploymentId(1), state.to_owned());
+        Found { id, state, is_of_swap: true, is_shared: false }
+    }
+
+    fn known(swap: &str, id: u64) -> Known {
+        let (id, swap) = (DeploymentId(id), swap.parse().unwrap());
+        Known { id, swap, others: Vec::new(), is_ours: true }
+    }
+
+    #[test]
+    fn githubs_own_word_on_a_job_is_corrected_and_somebodys_on_the_swap_is_told() {
+        let history = [promoted("s-1", "r-b")];
+        let report = report("r-b", Some("s-1"), &history);
+        let judged = |found: &Found| {
+            judge(&history[0], Status::serving(&report), (found, &known("s-1", 1), &report))
+        };
+        assert_eq!(judged(&found("success")), Word::Right);
+        let of_the_job = Found { is_of_swap: false, ..found("failure") };
+        assert_eq!(judged(&of_the_job), Word::Wrong(Status::serving(&report)));
+        let Word::Left(why) = judged(&found("failure")) else { panic!("it is somebody's word") };
+        assert!(
+            why.starts_with("deployment 1 stays a failure: s-1 is said to have failed"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_deployment_that_tells_of_another_services_swap_too_is_not_called_inactive() {
+        let history = [promoted("s-1", "r-b"), promoted("s-2", "r-c")];
+        let report = report("r-c", Some("s-2"), &history);
+        let judged = |other: &str, truth: Status| {
+            let shared = Known { others: vec![other.parse().unwrap()], ..known("s-1", 1) };
+            judge(&history[0], truth, (&found("success"), &shared, &report))
+        };
+        let over = || Status::over(&history[0], &report);
+        assert_eq!(judged("s-2", over()), Word::Wrong(over()), "of one job, one after the other");
+        let Word::Left(why) = judged("s-other", over()) else { panic!("its result may serve") };
+        assert!(why.contains("stays success: it tells of s-other as well"), "{why}");
+        let undecided = Found { state: "error".to_owned(), ..found("") };
+        let shared = Known { others: vec!["s-other".parse().unwrap()], ..known("s-1", 1) };
+        let serving = judge(&history[0], Status::serving(&report), (&undecided, &shared, &report));
+        assert_eq!(serving, Word::Wrong(Status::serving(&report)));
     }
 
     #[test]
@@ -175,12 +268,13 @@ mod tests {
             back("s-4", "r-b"),
         ];
         let report = report("r-b", None, &history);
-        let active_of = |known: &[usize]| {
-            let ours: Vec<_> = known
+        let active_of = |known_to_github: &[usize]| {
+            let all = known_to_github
                 .iter()
-                .map(|index| (&history[*index], DeploymentId(*index as u64 + 1)))
-                .collect();
-            active(&report, &ours)
+                .map(|index| known(history[*index].swap.as_str(), *index as u64 + 1));
+            let all: Vec<Known> = all.collect();
+            let past = known_to_github.iter().map(|index| &history[*index]);
+            active(&report, &past.zip(&all).collect::<Vec<_>>())
         };
         assert_eq!(active_of(&[3, 2, 1, 0]), Some(DeploymentId(4)));
         assert_eq!(active_of(&[2, 1, 0]), Some(DeploymentId(1)));

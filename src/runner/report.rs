@@ -230,6 +230,8 @@ impl Telling {
             return Ok(());
         };
         let status = Status::superseded(self.frame.purpose, &new.swap, &end.traffic);
+        let log_url = self.frame.log_url.clone();
+        let status = Status { log_url, ..status }.marked(before);
         let by = deployment.as_ref().ok().map(Opened::id);
         self.api.supersede(&new.environment, (before, by), &status).await
     }

@@ -311,3 +311,58 @@ async fn the_deployment_that_github_has_made_for_the_job_is_gone_on_with() -> Re
     assert!(github.violations().is_empty(), "{:?}", github.violations());
     Ok(())
 }
+
+/// A job may have failed after its swap had succeeded, and GitHub says so of a deployment that it has made.
+#[tokio::test]
+async fn githubs_own_word_on_a_job_is_no_word_on_what_serves() -> Result<()> {
+    let world = World::start().await?;
+    let github = FakeGitHub::start()?;
+    github.begin_job("chat", 77);
+    let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
+    let swap = promoted.output("swap-id");
+    let last = || github.deployments()[0].statuses.last().map(|last| last.state.clone());
+    github.set_state(1, "failure");
+    let reconcile = async || -> Result<Run> {
+        let inputs = [("reconcile", "true")];
+        Step::run(world.action("status", NEW, &inputs)?.on_github(&github)).await
+    };
+    reconcile().await?.answered(&[&format!("deployment 1 of {swap} was failure: {NEW} serves")]);
+    assert_eq!(last().as_deref(), Some("success"), "{github}");
+    reconcile().await?.answered(&["agree with what serves"]);
+
+    Step::run(fail(&world, &github, swap, Key::Missing)?).await?.answered(&["is a failure now"]);
+    let before = changes(&github);
+    let run = reconcile().await?;
+    let run = run.answered(&[&format!("deployment 1 stays a failure: {swap} is said to have")]);
+    assert!(!run.stdout.contains("agree with what serves"), "{run}");
+    assert_eq!(changes(&github), before, "{:?}", github.requests());
+    Ok(())
+}
+
+/// Whoever says last that a swap is rolled back says it of that swap, and not of the job that it went on with.
+#[tokio::test]
+async fn what_was_rolled_back_in_a_deployment_of_githubs_does_not_fail_again() -> Result<()> {
+    for from_terminal in [false, true] {
+        let world = World::start().await?;
+        let github = FakeGitHub::start()?;
+        github.begin_job("chat", 77);
+        let promoted = swap(&world, &github, NEW).await?.ended(0, "promoted");
+        let back = world.action("rollback", NEW, &[])?;
+        if from_terminal {
+            Step::run(back).await?.ended(0, "rolled-back");
+            let reconcile = world.action("status", NEW, &[("reconcile", "true")])?;
+            Step::run(reconcile.on_github(&github)).await?.answered(&["rolled back by s-"]);
+        } else {
+            let back = back.on_github(&github).with(&[("GITHUB_RUN_ID", "78")]);
+            Step::run(back).await?.ended(0, "rolled-back");
+        }
+        assert_eq!(github.deployments()[0].state(), "failure", "{github}");
+        let before = changes(&github);
+        let late = fail(&world, &github, promoted.output("swap-id"), Key::Missing)?;
+        let late = late.with_inputs(&[("rollback-workflow", "on-failure.yml")]);
+        Step::run(late).await?.ended(0, "unchanged").answered(&["is failure already"]);
+        assert_eq!(changes(&github), before, "{:?}", github.requests());
+        assert!(github.violations().is_empty(), "{:?}", github.violations());
+    }
+    Ok(())
+}

@@ -17,6 +17,34 @@ const AUTOMATIC: usize = 30;
 /// A deployment that GitHub has made for a job, and the links of its statuses, newest first.
 pub(super) type Automatic<'a> = (DeploymentId, &'a [&'a str]);
 
+/// A deployment that is known to be of a swap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// GitHub's id of it.
+    pub id: DeploymentId,
+    /// The swap.
+    pub swap: SwapId,
+    /// The other swaps that it tells of, newest first: a job may swap more than once, and jobs of one run may share one that GitHub has
+    /// made.
+    pub others: Vec<SwapId>,
+    /// Whether we have made it: then all of it is about the swap.
+    pub is_ours: bool,
+}
+
+impl Known {
+    fn ours((swap, id): (SwapId, DeploymentId)) -> Self {
+        Self { id, swap, others: Vec::new(), is_ours: true }
+    }
+
+    /// One that GitHub has made, if its statuses mark the swap `of`; else of the swap that they mark last.
+    pub(super) fn automatic((id, urls): Automatic<'_>, of: Option<&SwapId>) -> Option<Self> {
+        let marks: Vec<SwapId> = urls.iter().filter_map(|url| marked(url)).collect();
+        let swap = of.or(marks.first()).filter(|swap| marks.contains(swap))?.clone();
+        let others = marks.into_iter().filter(|other| *other != swap).collect();
+        Some(Self { id, swap, others, is_ours: false })
+    }
+}
+
 /// The deployment of a swap, as it stands on GitHub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -27,6 +55,8 @@ pub struct Found {
     /// Whether that status tells of the swap. One of a deployment that GitHub has made may tell how the job ended, of which the swap
     /// was a part.
     pub is_of_swap: bool,
+    /// Whether it tells of other swaps as well.
+    pub is_shared: bool,
 }
 
 impl Deployments {
@@ -88,35 +118,29 @@ impl Deployments {
         Ok(None)
     }
 
-    /// The deployments to an environment that are known to be of swaps, with the swap of each, newest first: ours, and those
-    /// that GitHub has made for jobs whose swaps went on with them. Of several swaps in one the newest counts.
+    /// The deployments to an environment that are known to be of swaps, newest first: ours, and those that GitHub has made for
+    /// jobs whose swaps went on with them. Of several swaps in one the newest counts.
     ///
     /// # Errors
     /// If GitHub refuses or does not answer.
-    pub async fn list_all(
-        &self,
-        environment: &str,
-    ) -> Result<Vec<(SwapId, DeploymentId)>, ApiError> {
+    pub async fn list_all(&self, environment: &str) -> Result<Vec<Known>, ApiError> {
         let mut all = Vec::new();
         let keep = |one| {
-            all.push(one);
+            all.push(Known::ours(one));
             None::<()>
         };
         self.ours(environment, keep).await?;
-        let keep = |(id, urls): Automatic<'_>| {
-            all.extend(urls.iter().find_map(|url| marked(url)).map(|swap| (swap, id)));
+        let keep = |automatic: Automatic<'_>| {
+            all.extend(Known::automatic(automatic, None));
             None::<()>
         };
         self.automatic(environment, keep).await?;
-        all.sort_by_key(|(_, id)| std::cmp::Reverse(id.0));
+        all.sort_by_key(|known| std::cmp::Reverse(known.id.0));
         Ok(all)
     }
 
     /// The state of a deployment's newest status, in GitHub's words; `pending` without one, as GitHub shows it.
-    ///
-    /// # Errors
-    /// If GitHub refuses or does not answer.
-    pub async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
+    pub(super) async fn state(&self, id: DeploymentId) -> Result<String, ApiError> {
         Ok(self.newest(id).await?.0)
     }
 
@@ -137,19 +161,26 @@ impl Deployments {
     /// If GitHub refuses or does not answer.
     pub async fn find(&self, environment: &str, swap: &SwapId) -> Result<Option<Found>, ApiError> {
         let tried = format!("find the deployment of {swap} in {}", self.api.repository);
-        let is_its = |url: &str| marked(url).as_ref() == Some(swap);
-        let is_marked =
-            |(id, urls): Automatic<'_>| urls.iter().any(|url| is_its(url)).then_some(id);
         // Each has a bound of its own: an environment that others use as well takes many requests.
         let ours = self.api.operation(&tried, self.of_swap(environment, swap)).await?;
-        let found = match ours {
-            None => self.api.operation(&tried, self.automatic(environment, is_marked)).await?,
-            found => found,
+        let is_its = |automatic: Automatic<'_>| Known::automatic(automatic, Some(swap));
+        let known = match ours {
+            Some(id) => Some(Known::ours((swap.clone(), id))),
+            None => self.api.operation(&tried, self.automatic(environment, is_its)).await?,
         };
-        let Some(id) = found else { return Ok(None) };
-        let (state, url) = self.api.operation(&tried, self.newest(id)).await?;
-        let is_of_swap = ours.is_some() || url.is_some_and(|url| is_its(&url));
-        Ok(Some(Found { id, state, is_of_swap }))
+        let Some(known) = known else { return Ok(None) };
+        self.api.operation(&tried, self.found(&known)).await.map(Some)
+    }
+
+    /// How a deployment stands.
+    ///
+    /// # Errors
+    /// If GitHub refuses or does not answer.
+    pub async fn found(&self, known: &Known) -> Result<Found, ApiError> {
+        let (state, url) = self.newest(known.id).await?;
+        let is_marked = url.is_some_and(|url| marked(&url).as_ref() == Some(&known.swap));
+        let is_of_swap = known.is_ours || is_marked;
+        Ok(Found { id: known.id, state, is_of_swap, is_shared: !known.others.is_empty() })
     }
 }
 

@@ -124,6 +124,36 @@ async fn of_a_job_that_is_run_again_the_deployment_that_github_made_before_is_cl
     }
 }
 
+const EARLIER: &str = "https://github.example.com/acme/llm/actions/runs/76";
+
+/// Parallel jobs of one run, as for two services, may share a deployment that GitHub has made.
+#[tokio::test]
+async fn what_another_swap_is_told_in_as_well_is_not_superseded() {
+    for (other, last) in [("s-0", "inactive"), ("s-other", "success")] {
+        let github = FakeGitHub::start().unwrap();
+        github.begin_job("chat", 76);
+        let deployments = Deployments::new(spec(&github)).unwrap();
+        for swap in ["s-0", other] {
+            let end = Status::continued(&swap.parse().unwrap(), DeploymentId(1));
+            let end = Status { state: State::Success, log_url: Some(EARLIER.to_owned()), ..end };
+            let end = end.marked(&swap.parse().unwrap());
+            deployments.add_status(DeploymentId(1), &end).await.unwrap();
+        }
+        report(&github, "1", Some(Outcome::Promoted)).await;
+        assert_eq!(github.deployments()[0].state(), last, "{github}");
+    }
+}
+
+/// What is rolled back in a deployment of GitHub's is told from GitHub's own word on a job.
+#[tokio::test]
+async fn what_supersedes_a_swap_names_it() {
+    let github = FakeGitHub::start().unwrap();
+    github.deploy("chat", &of("s-0"));
+    report(&github, "1", Some(Outcome::Promoted)).await;
+    let last = github.deployments()[0].statuses.pop().unwrap();
+    assert_eq!((&*last.state, last.log_url), ("inactive", format!("{RUN}#s-0")));
+}
+
 /// How often one operation posts a deployment.
 const TRIES: u32 = 2;
 
