@@ -126,6 +126,16 @@ impl Api {
         self.read(tried, answer)
     }
 
+    /// Asks for what can be done without, once: it takes no time from what an operation is there for.
+    pub(super) async fn get_once<T: DeserializeOwned>(
+        &self,
+        tried: &str,
+        route: &str,
+    ) -> Result<T, ApiError> {
+        let answer = self.answer(tried, route, &Call::Get(&[])).await?;
+        self.read(tried, answer)
+    }
+
     async fn ask(&self, tried: &str, route: &str, call: &Call<'_>) -> Result<String, ApiError> {
         let mut tries = 1;
         loop {

@@ -211,7 +211,7 @@ impl Deployments {
         let Some(commit) = &reference.commit else { return &reference.name };
         let tried = format!("list the branches that are at {commit} in {}", self.api.repository);
         let route = format!("/commits/{commit}/branches-where-head");
-        let there: Result<Vec<Branch>, ApiError> = self.api.get(&tried, &route, &[]).await;
+        let there: Result<Vec<Branch>, ApiError> = self.api.get_once(&tried, &route).await;
         let is_there =
             there.is_ok_and(|there| there.iter().any(|branch| branch.name == reference.name));
         if is_there { &reference.name } else { commit }
@@ -333,7 +333,7 @@ impl Deployments {
         };
         let tried = format!("find the earlier deployment of {swap} in {}", self.api.repository);
         let found = self.automatic(environment, is_earlier);
-        let Some(id) = self.api.operation(&tried, found).await? else { return Ok(()) };
+        let Some(known) = self.api.operation(&tried, found).await? else { return Ok(()) };
         let status = Status::continued(swap, by);
         match status.corrects(&self.found(&known).await?) {
             true => self.add_status(known.id, &status).await,

@@ -276,6 +276,20 @@ async fn githubs_own_word_on_a_job_is_told_from_ours_on_its_swap() {
     assert!(deployments.find("chat é", &swap).await.unwrap().unwrap().is_of_swap);
 }
 
+#[tokio::test]
+async fn branches_that_are_not_told_do_not_stand_in_the_way() {
+    let (fake, mut deployments) = github();
+    deployments.api.bounds.request = HANGS;
+    // Time for one question that hangs, and not for three.
+    deployments.api.bounds.operation = 2 * HANGS;
+    fake.fail(Fault::Hang, &[Operation::ListBranches], Times::Always);
+    let commit = Some("c0ffee".to_owned());
+    let reference = Reference { name: "main".to_owned(), commit };
+    deployments.create(&NewDeployment { reference, ..new() }).await.unwrap();
+    let posted = fake.requests().pop().unwrap().body.unwrap();
+    assert_eq!(posted["ref"], "c0ffee", "which is right in any case");
+}
+
 #[test]
 fn what_an_earlier_attempt_has_told_is_not_told_again() {
     let found = |state: &str| Opened::Found(DeploymentId(1), state.to_owned());
