@@ -90,7 +90,10 @@ pub fn confirm(
         format!("{incumbent} serves now, and {} is to serve", plan.candidate.revision),
         format!("the steps would be {}", steps.join(", ")),
     ];
-    Err(Failure { causes, ..failure }.hint("run `plan` again and look at it"))
+    let failure = Failure { causes, ..failure }.hint("run `plan` again and look at it");
+    Err(failure.hint(
+        "a digest does not hold its plan: in a workflow `plan-digest: from-pr` shows line by line what is different",
+    ))
 }
 
 #[cfg(test)]
@@ -130,6 +133,7 @@ mod tests {
             assert!(failure.message.contains(approved), "{failure:?}");
             assert!(failure.causes[0].contains(changed), "{failure:?}");
             assert!(failure.causes[2].contains("cut_over"), "{failure:?}");
+            assert!(failure.hints[1].contains("`plan-digest: from-pr` shows"), "{failure:?}");
         }
         let own = revision::of_outline(&spec()).parse().unwrap();
         let now = (&plan, &*plan.candidate.revision.digest);
