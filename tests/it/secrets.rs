@@ -222,7 +222,7 @@ async fn a_log_is_shown_without_the_secrets_of_then_by_a_step_that_has_others_or
     let words: Vec<_> = words.map(|word| serde_json::json!(word).to_string()).collect();
     let config = config.replacen(line, &format!("  command: [{}]", words.join(", ")), 1);
     let action = |command: &str| -> Result<_> {
-        Ok(world.action(command, NEW, &[])?.on_github(&github).with_config(&config)?)
+        world.action(command, NEW, &[])?.on_github(&github).with_config(&config)
     };
     let swap = action("swap")?.with(&[("HF_TOKEN", token), ("SSL_KEY", &key_file(lines))]);
     Step::run(swap).await?.ended(0, "promoted");

@@ -125,7 +125,8 @@ fn what_is_tied_to_containers_starts_nothing_beside_them() {
         found.map(|failure| failure.message).collect()
     };
     let images = "images: [ \"vllm/*\" ]\n";
-    let image = Some("vllm/vllm-openai:v0.33.0");
+    let name = "vllm/vllm-openai:v0.33.0";
+    let image = Some(name);
     for (runtime, word) in
         [(Runtime::Auto, "auto"), (Runtime::Systemd, "systemd"), (Runtime::Process, "process")]
     {
@@ -139,7 +140,7 @@ fn what_is_tied_to_containers_starts_nothing_beside_them() {
         assert_eq!(objections(&listed, (Runtime::Docker, image)).len(), 1);
         assert_eq!(
             objections(&listed, (runtime, image)),
-            [format!("replica.runtime {word} has no use for image {:?}", image.unwrap())]
+            [format!("replica.runtime {word} has no use for image {name:?}")]
         );
     }
     assert_eq!(objections(images, (Runtime::Docker, image)), [""; 0]);
