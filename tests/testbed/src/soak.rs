@@ -142,8 +142,10 @@ fn doubt(status: &str, (expected, port): (&str, u16), running: usize) -> Option<
         matches!(row[..], [_, at, "serving", "yes", _, model, _] if at == port && model == expected)
     });
     let on_record = of_role("serving") + of_role("retained");
-    if !status.contains("nobody is at work") {
-        Some("somebody is at work".to_owned())
+    // What keeps a model warm needs no turn, and waits for nothing but its time.
+    let rests = ["nobody is at work", "no command is at work"];
+    if !rests.iter().any(|rest| status.contains(rest)) {
+        Some("a command is at work".to_owned())
     } else if status.contains(" is not at its end: ") {
         Some("a swap is not at its end".to_owned())
     } else if !serving {
