@@ -6,9 +6,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 # Demo and bench are run as they were built: `cargo run` would choose other features for them and compile all again.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
 
-# Tests mostly wait: for models to load, for streams to end, for machines to boot. With three a processor both are busy for three
-# quarters of the time.
-export RUST_TEST_THREADS ?= $(shell expr 3 '*' $$(nproc))
+# Tests often wait: for models to load, for streams to end, for machines to boot. With four a processor none is ever idle.
+export RUST_TEST_THREADS ?= $(shell expr 4 '*' $$(nproc))
 
 .PHONY: demo test checked image workflows bench soak fuzz audit setup
 
