@@ -203,7 +203,10 @@ impl Journal {
         let io = |source| JournalError::Io { act: "read", path: path.clone(), source };
         let (records, status, whole) = read(&path)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
-        file.set_len(whole as u64).map_err(io)?;
+        // Cutting it to the length that it has would give back the room behind it.
+        if file.metadata().map_err(io)?.len() != whole as u64 {
+            file.set_len(whole as u64).map_err(io)?;
+        }
         // Whoever goes on makes do with what there is.
         let _ = durable::reserve(&file, ROOM);
         Ok(Self::new(path.clone(), file, records, status))

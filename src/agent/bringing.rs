@@ -25,22 +25,14 @@ pub(super) fn choose(
     usable: impl Fn(&FetchSpec) -> Result<(), Refusal>,
 ) -> Result<Bringing, Refusal> {
     let model = &then.model;
-    let today = stand_in((then, now), &usable);
-    let Some(fetch) = &then.fetch else {
-        // What its engine has brought it may bring again; before that is better where it can be had.
-        let fetch = today.ok();
-        let note = fetch.as_ref().map(|fetch| {
-            let shown = shown(fetch);
-            format!("{model} was once brought by its engine alone: today's fetch ({shown}) brings what is missing first")
-        });
-        return Ok(Bringing { fetch, note });
-    };
+    // What its engine or somebody's hand has brought is asked of no command that was never meant for it.
+    let Some(fetch) = &then.fetch else { return Ok(Bringing { fetch: None, note: None }) };
     let Err(refusal) = usable(fetch) else {
         return Ok(Bringing { fetch: Some(fetch.clone()), note: None });
     };
     let why =
         format!("the fetch of then ({}) cannot be used again: {}", shown(fetch), said(&refusal));
-    match today {
+    match stand_in((then, now), &usable) {
         Ok(today) => {
             let note = format!("{why}; today's ({}) brings {model} in its place", shown(&today));
             Ok(Bringing { fetch: Some(today), note: Some(note) })
@@ -193,21 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn what_its_engine_has_brought_comes_before_it_if_todays_can_and_never_for_the_lack_of_it() {
-        let by_its_engine = of("Qwen/Old", None);
-        let Bringing { fetch, note } =
-            chosen(&by_its_engine, &of("Qwen/New", Some("new {model}"))).unwrap();
-        assert_eq!(fetch.unwrap().command, ["new", "{model}"]);
-        assert!(note.unwrap().contains("was once brought by its engine alone"));
-        let by_hand = of("/srv/models/old", None);
-        for (then, now) in [
-            (&by_its_engine, None),
-            (&by_its_engine, Some("new static")),
-            (&by_its_engine, Some("gone {model}")),
-            (&by_hand, Some("hf download {model}")),
-        ] {
-            let bringing = chosen(then, &of("Qwen/New", now)).unwrap();
-            assert_eq!(bringing, Bringing { fetch: None, note: None }, "{now:?}");
+    fn what_no_command_has_brought_is_left_to_its_engine() {
+        for then in ["Qwen/Old", "/srv/models/old"] {
+            for now in [None, Some("new {model}")] {
+                let bringing = chosen(&of(then, None), &of("Qwen/New", now)).unwrap();
+                assert_eq!(bringing, Bringing { fetch: None, note: None }, "{then}, {now:?}");
+            }
         }
     }
 }

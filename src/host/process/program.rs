@@ -61,7 +61,6 @@ const FOUNDATIONS: &[&str] = &[
     "init",
     "kubelet",
     "nginx",
-    "podman",
     "rootlesskit",
     "sshd",
     "systemd",
