@@ -25,6 +25,7 @@ pub mod logind;
 pub mod nginx;
 pub mod process;
 pub mod runtime;
+mod sock_diag;
 pub mod survey;
 mod system;
 pub mod systemctl;

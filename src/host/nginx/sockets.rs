@@ -1,4 +1,4 @@
-//! Which processes talk to which port, as `/proc/PID/net/tcp` and `/proc/PID/fd` show it.
+//! Which processes talk to which port, as the kernel's table of connections and `/proc/PID/fd` show it.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -6,16 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::host::sock_diag::{self, States, TcpSocket};
 use crate::model::ids::{Port, ProcessId};
 
 /// Pause between two looks; a connection without keepalive may live for less than a millisecond.
 const LOOK_PAUSE: Duration = Duration::from_micros(200);
 
-/// TCP state LISTEN in `/proc/net/tcp` (`include/net/tcp_states.h`).
-const LISTEN: &str = "0A";
+/// TCP state LISTEN (`include/net/tcp_states.h`).
+const LISTEN: u8 = 0x0A;
 
 /// States of a connection that the other end has not accepted: SYN_SENT, SYN_RECV, CLOSE, NEW_SYN_RECV.
-const UNACCEPTED: [&str; 4] = ["02", "03", "07", "0C"];
+const UNACCEPTED: [u8; 4] = [0x02, 0x03, 0x07, 0x0C];
 
 /// TCP connections from a set of processes to two ports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,18 +82,42 @@ pub(super) fn held(processes: &[ProcessId], wanted: Port, unwanted: Port) -> Hel
 
 /// The connections to some ports in the network namespace of a process, by socket inode.
 fn remotes(process: ProcessId, ports: &[Port]) -> io::Result<HashMap<u64, Connection>> {
+    let mut found = match is_in_our_network(process).then(|| sock_diag::sockets(States::CONNECTED))
+    {
+        Some(Ok(sockets)) => sockets.iter().filter_map(connection).collect(),
+        _ => read(process)?,
+    };
+    found.retain(|_, remote| ports.contains(&remote.port));
+    Ok(found)
+}
+
+/// Whether the kernel tells us of a process's connections when we ask for our own: one in a container may have others.
+fn is_in_our_network(process: ProcessId) -> bool {
+    let network = |whose: &str| std::fs::read_link(format!("/proc/{whose}/ns/net"));
+    let ours = network("self");
+    ours.is_ok_and(|ours| network(&process.pid.to_string()).is_ok_and(|theirs| ours == theirs))
+}
+
+fn connection(socket: &TcpSocket) -> Option<(u64, Connection)> {
+    let is_accepted = !UNACCEPTED.contains(&socket.state);
+    let remote = Connection { port: socket.remote, is_accepted };
+    (socket.inode != 0).then_some((socket.inode, remote))
+}
+
+/// All of them, from the tables of the process's network.
+fn read(process: ProcessId) -> io::Result<HashMap<u64, Connection>> {
     let table = |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", process.pid));
     // A machine without IPv6 has no tcp6.
     let (tcp, tcp6) = (table("tcp")?, table("tcp6").unwrap_or_default());
     let lines = tcp.lines().skip(1).chain(tcp6.lines().skip(1));
-    Ok(lines.filter_map(parse_line).filter(|(_, remote)| ports.contains(&remote.port)).collect())
+    Ok(lines.filter_map(parse_line).collect())
 }
 
 /// Inode and other end of a line of `/proc/net/tcp` (proc(5)); a socket that waits for its end belongs to nobody.
 fn parse_line(line: &str) -> Option<(u64, Connection)> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let port = u16::from_str_radix(fields.next()?.rsplit(':').next()?, 16).ok()?;
-    let state = fields.next()?;
+    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
     let inode = fields.nth(5)?.parse().ok()?;
     let remote = Connection { port: Port(port), is_accepted: !UNACCEPTED.contains(&state) };
     (state != LISTEN && inode != 0).then_some((inode, remote))
@@ -152,6 +177,18 @@ mod tests {
         child.wait().unwrap();
         let ended = ProcessId { pid: i32::try_from(child.id()).unwrap(), start: 0 };
         assert_eq!(connections(ended, Port(1)).unwrap(), 0);
+    }
+
+    #[test]
+    fn both_tables_tell_the_same_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (wanted, to) = (port(&listener), listener.local_addr().unwrap());
+        let _connections = [0, 1].map(|_| TcpStream::connect(to).unwrap());
+        assert!(is_in_our_network(me()));
+        let mut told = read(me()).unwrap();
+        told.retain(|_, remote| remote.port == wanted);
+        assert_eq!(told.len(), 2);
+        assert_eq!(remotes(me(), &[wanted]).unwrap(), told);
     }
 
     #[test]
