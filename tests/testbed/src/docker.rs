@@ -136,10 +136,14 @@ impl Engine {
 
     /// Ends it, and with it its containers, as an upgrade of its packages does; it stays away until [`Engine::returns`].
     ///
+    /// Nobody reaches it from before its containers end: whoever sees one end meets an Engine that is away.
+    ///
     /// # Errors
     /// If it does not end.
     pub fn goes_away(&self) -> Result<()> {
         fs::write(self.folder.join("away"), "")?;
+        // Where it listened it makes a new one when it returns.
+        fs::rename(self.socket(), self.folder.join("socket-before"))?;
         let pid = fs::read_to_string(self.folder.join("pid"))?;
         said(privileged("kill").args(["-TERM", pid.trim()]))?;
         let deadline = Instant::now() + PATIENCE;
