@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
+use testbed::end;
 use testbed::relay::Relay;
 use testbed::server::listeners;
 
@@ -142,7 +143,7 @@ impl Terminal {
     pub(crate) async fn run(&self, words: &str) -> Result<Output> {
         let mut command = self.command(&binary());
         command.args(words.split_whitespace());
-        Ok(tokio::task::spawn_blocking(move || command.output()).await??)
+        tokio::task::spawn_blocking(move || end::run(&mut command)).await?
     }
 
     /// A program as the person starts it.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
 use serde_json::json;
 use testbed::built;
+use testbed::end;
 use testbed::guest::{GPUS, GuestSpec, SLOTS};
 use testbed::server::{GpuServer, Ports, ServerSpec, default_upstream_file};
 
@@ -33,7 +34,7 @@ pub(crate) async fn says(
     let mut command = terminal.command(&crate::support::binary());
     command.args(words).envs(env.iter().copied());
     let Output { status, stdout, stderr } =
-        tokio::task::spawn_blocking(move || command.output()).await??;
+        tokio::task::spawn_blocking(move || end::run(&mut command)).await??;
     let said = [stdout, stderr].concat();
     Ok((status.code(), String::from_utf8(said)?))
 }

@@ -6,6 +6,7 @@ use std::process::Output;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use testbed::end;
 
 use crate::commands::Terminal;
 use crate::support::{NEW, OLD, World, binary};
@@ -15,7 +16,7 @@ async fn in_terminal(terminal: &Terminal, words: &str, env: &[(&str, &str)]) -> 
     let mut command = terminal.command(Path::new("script"));
     let line = format!("{} {words}", binary().display());
     command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").envs(env.iter().copied());
-    let output: Output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let output: Output = tokio::task::spawn_blocking(move || end::run(&mut command)).await??;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     anyhow::ensure!(output.status.success(), "{words}: {}\n{said}", output.status);
     Ok(said)
@@ -49,7 +50,7 @@ async fn a_terminal_gets_colour_and_a_bar_a_program_gets_events_and_a_browser_a_
     }
     let mut piped = terminal.command(&binary());
     piped.args(words.split(' ')).env("TERM", "xterm");
-    let piped = tokio::task::spawn_blocking(move || piped.output()).await??;
+    let piped = tokio::task::spawn_blocking(move || end::run(&mut piped)).await??;
     let plain = String::from_utf8(piped.stdout)? + &String::from_utf8(piped.stderr)?;
     assert!(plain.contains("✓ promote") && !plain.contains(['\u{1b}', '[', '\r']), "{plain}");
 

@@ -1,15 +1,13 @@
 //! A step of a workflow that is listened to while it runs, signalled, and held to leaving nothing behind.
 
-use std::io::Read;
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use testbed::PATIENCE;
 use testbed::action::{Action, Run, Running};
+use testbed::end::Heard;
 
 /// Between two looks at what announces nothing.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -17,8 +15,7 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A step that runs.
 pub(crate) struct Step {
     running: Running,
-    said: Arc<Mutex<Vec<u8>>>,
-    listening: JoinHandle<()>,
+    heard: Heard,
     /// Its folder for temporary files.
     temporary: TempDir,
 }
@@ -29,17 +26,8 @@ impl Step {
         let temporary = tempfile::tempdir()?;
         let mut running =
             action.with(&[("TMPDIR", &temporary.path().display().to_string())]).spawn()?;
-        let mut stdout = running.child.stdout.take().context("no standard output")?;
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&said);
-        let listening = std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(count @ 1..) = stdout.read(&mut piece) {
-                let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                said.extend_from_slice(&piece[..count]);
-            }
-        });
-        Ok(Self { running, said, listening, temporary })
+        let heard = Heard::of(running.child.stdout.take().context("no standard output")?);
+        Ok(Self { running, heard, temporary })
     }
 
     /// Starts a step, waits for its end, and asserts that it left nothing behind.
@@ -49,17 +37,13 @@ impl Step {
 
     /// What it has said so far.
     pub(crate) fn said(&self) -> String {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&said).into_owned()
+        self.heard.said()
     }
 
     /// Tells whether it has said a text so far, and may outlive the step.
     pub(crate) fn has_said(&self, text: &'static str) -> impl Fn() -> bool + use<> {
-        let said = Arc::clone(&self.said);
-        move || {
-            let said = said.lock().unwrap_or_else(PoisonError::into_inner);
-            String::from_utf8_lossy(&said).contains(text)
-        }
+        let heard = self.heard.clone();
+        move || heard.said().contains(text)
     }
 
     /// Waits until it has said `text`.
@@ -67,7 +51,7 @@ impl Step {
         let deadline = Instant::now() + PATIENCE;
         while !self.said().contains(text) {
             // A step that has ended says nothing more once its pipe is read to the end.
-            let is_over = self.listening.is_finished() && !self.said().contains(text);
+            let is_over = self.heard.is_over() && !self.said().contains(text);
             ensure!(
                 !is_over && Instant::now() < deadline,
                 "it does not say {text:?}:\n{}",
@@ -111,11 +95,11 @@ impl Step {
 
     /// Waits for its end, and asserts that no process and no temporary file of it is left on the runner's side.
     pub(crate) async fn finish(self) -> Result<Run> {
-        let Self { running, said, listening, temporary } = self;
-        let mut run = running.finish().await?;
-        tokio::task::spawn_blocking(move || listening.join()).await?.ok().context("listening")?;
-        run.stdout =
-            String::from_utf8_lossy(&said.lock().unwrap_or_else(PoisonError::into_inner)).into();
+        let Self { running, heard, temporary } = self;
+        let run = running.finish().await;
+        let mut run = run.with_context(|| format!("it said:\n{}", heard.said()))?;
+        until("all that it said", || Ok(heard.is_over().then_some(()))).await?;
+        run.stdout = heard.said();
         let left = left_behind(&temporary).await?;
         assert!(left.is_empty(), "left behind: {left:?}\n{run}");
         Ok(run)

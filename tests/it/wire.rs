@@ -13,6 +13,7 @@ use model_swap::model::wire::{
     AbortRequest, Asked, Command, ConfirmRequest, Fault, Frame, Hello, RepairRequest, Request,
     SENTINEL, Secrets, Unknown, WIRE_VERSION, Wait,
 };
+use testbed::end;
 
 use crate::step::Step;
 use crate::support::{NEW, World, binary, until};
@@ -28,7 +29,7 @@ async fn answers(line: String) -> Result<Vec<Frame>> {
         let mut stdin = agent.stdin.take().context("no stdin")?;
         std::io::Write::write_all(&mut stdin, format!("{line}\n").as_bytes())?;
         // The end of the input would say that nobody follows any more.
-        let output = agent.wait_with_output()?;
+        let output = end::output(agent)?;
         drop(stdin);
         Ok(output)
     })

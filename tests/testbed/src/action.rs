@@ -13,6 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::docker::{Engine, docker};
+use crate::end;
 use crate::github::FakeGitHub;
 use crate::server::GpuServer;
 
@@ -284,10 +285,10 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// If it cannot be waited for.
+    /// If it does not end, with what it said.
     pub async fn finish(self) -> Result<Run> {
         let Self { child, action } = self;
-        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+        let output = tokio::task::spawn_blocking(move || end::output(child)).await??;
         Ok(Run {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::geteuid;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, end};
 
 mod lent;
 mod registry;
@@ -197,7 +197,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
-        let _ended = self.keeper.wait();
+        let _ended = end::of(&mut self.keeper);
     }
 }
 
@@ -254,7 +254,7 @@ impl Engine {
         let stream = tar.stdout.take().context("a pipe is missing")?;
         let change = format!("ENTRYPOINT {entrypoint:?}");
         said(self.docker(["import", "--change", &change, "-", &image]).stdin(stream))?;
-        ensure!(tar.wait()?.success(), "tar failed");
+        ensure!(end::of(&mut tar)?.success(), "tar failed");
         Ok(image)
     }
 }
@@ -271,7 +271,9 @@ pub fn docker<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
 /// # Errors
 /// If it fails; with what it said.
 pub fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    let output = end::output(child).with_context(|| format!("{command:?}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
     Ok(String::from_utf8(output.stdout)?)

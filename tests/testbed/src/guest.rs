@@ -16,13 +16,14 @@ mod tests;
 use std::marker::PhantomData;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 pub use self::docker::IMAGE;
 pub use self::elevated::ran_as_root;
@@ -31,9 +32,9 @@ use self::files::{Keys, Seed, engine_argv};
 pub use self::lab::Lab;
 use self::lab::Port;
 use self::machine::Machine;
-use crate::PATIENCE;
 use crate::server::{Aim, faults};
 use crate::service::Site;
+use crate::{PATIENCE, end};
 
 /// The unit of the model that serves before anything else is known of it.
 pub const INCUMBENT: &str = "vllm.service";
@@ -194,7 +195,7 @@ impl Guest {
     /// # Errors
     /// If it fails: with its standard error; or if the guest is down.
     pub async fn run(&self, argv: &[&str]) -> Result<String> {
-        let output = self.command(argv)?.output().await?;
+        let output = ended(&mut self.command(argv)?).await?;
         ensure!(
             output.status.success(),
             "{argv:?} in the guest: {}: {}{}",
@@ -210,16 +211,15 @@ impl Guest {
     /// # Errors
     /// If it fails: with its standard error.
     pub async fn ssh(&self, line: &str) -> Result<String> {
-        let output = Command::new("ssh")
-            .args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i"])
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i"])
             .arg(self.scratch.path().join("login"))
             .arg("-o")
             .arg(format!("UserKnownHostsFile={}", self.scratch.path().join("known").display()))
             .args([&self.ssh_host(), line])
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output()
-            .await?;
+            .kill_on_drop(true);
+        let output = ended(&mut ssh).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{line:?} over ssh: {}: {said}", output.status);
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -278,7 +278,7 @@ impl Guest {
     pub async fn reboot(&mut self) -> Result<()> {
         let before = self.pid1()?;
         // It may go down before it has answered.
-        let _answer = self.command(&["systemctl", "reboot"])?.output().await?;
+        let _answer = ended(&mut self.command(&["systemctl", "reboot"])?).await?;
         self.until("it goes down", |guest| Ok(guest.machine.pid1() != Some(before))).await?;
         self.until_booted().await
     }
@@ -321,7 +321,7 @@ impl Guest {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Ok(mut question) = self.command(&["systemctl", "is-system-running", "--wait"]) {
-                let said = question.output().await?.stdout;
+                let said = ended(&mut question).await?.stdout;
                 match String::from_utf8_lossy(&said).trim() {
                     // A unit that failed is the test's own business.
                     "running" | "degraded" => return Ok(()),
@@ -344,6 +344,12 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// How a program ended, and what it said.
+async fn ended(command: &mut Command) -> Result<Output> {
+    let output = timeout(end::LIMIT, command.output()).await;
+    Ok(output.with_context(|| format!("{command:?} does not end"))??)
 }
 
 /// How a person starts a model and leaves it behind; its process id is said.

@@ -3,6 +3,7 @@
 pub mod action;
 pub mod built;
 pub mod docker;
+pub mod end;
 pub mod expression;
 pub mod github;
 pub mod guest;

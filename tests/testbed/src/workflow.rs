@@ -13,9 +13,11 @@ use serde_json::json;
 use serde_yaml::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::timeout;
 
 use crate::action::{Action, parse_outputs};
 use crate::built;
+use crate::end;
 use crate::expression::{Scope, Status};
 
 /// What the log of a swap says while its new model loads. GitHub cancels after a time; here a step with a bound is
@@ -115,7 +117,7 @@ impl Job {
         bash.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said).process_group(0);
         let mut bash = bash.spawn().context("bash is missing")?;
         self.groups.push(Pid::from_child(&bash));
-        let succeeded = bash.wait()?.success();
+        let succeeded = end::of(&mut bash)?.success();
         Ok((succeeded, fs::read_to_string(log)?, parse_outputs(&fs::read_to_string(output)?)))
     }
 
@@ -130,14 +132,20 @@ impl Job {
         let pid = step_of.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let stdout = step_of.stdout.take().context("a pipe is missing")?;
         let (mut lines, mut log) = (BufReader::new(stdout).lines(), String::new());
-        while let Some(line) = lines.next_line().await? {
-            if step.timeout_minutes.is_some() && line.contains(LOADS) {
-                kill_process(pid.context("it has ended")?, Signal::INT)?;
+        let to_its_end = async {
+            while let Some(line) = lines.next_line().await? {
+                if step.timeout_minutes.is_some() && line.contains(LOADS) {
+                    kill_process(pid.context("it has ended")?, Signal::INT)?;
+                }
+                log.push_str(&line);
+                log.push('\n');
             }
-            log.push_str(&line);
-            log.push('\n');
+            anyhow::Ok(step_of.wait().await?.success())
+        };
+        match timeout(end::LIMIT, to_its_end).await {
+            Ok(succeeded) => Ok((succeeded?, log, action.outputs()?)),
+            Err(_) => bail!("it does not end:\n{log}"),
         }
-        Ok((step_of.wait().await?.success(), log, action.outputs()?))
     }
 
     /// Values with their expressions replaced.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::end;
 use crate::server::processes::until;
 
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -85,7 +86,7 @@ impl Drop for Groups {
             })
         });
         drop(self.heir.stdin.take());
-        let gone = gone.and_then(|()| Ok(self.heir.wait().map(drop)?));
+        let gone = gone.and_then(|()| end::of(&mut self.heir).map(drop));
         if let Err(error) = gone {
             // A test that fails already must not abort on top, yet what is left behind has to be seen.
             let _ = writeln!(std::io::stderr(), "guest: {error:#}");

@@ -2,9 +2,11 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
+
+use crate::end;
 
 /// Debian's package for each program that is not there by itself.
 const PACKAGES: [(&str, &str); 7] = [
@@ -46,8 +48,7 @@ pub(crate) fn run(program: &Path, args: &[&str]) -> anyhow::Result<String> {
 /// As [`run`], for a command that needs more than arguments.
 pub(crate) fn check(command: &mut Command) -> anyhow::Result<String> {
     let shown = format!("{command:?}");
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {shown}"))?;
+    let output = end::run(command).with_context(|| shown.clone())?;
     ensure!(
         output.status.success(),
         "{shown}: {}: {}",
