@@ -112,6 +112,10 @@ impl Redactor {
         }
         match word.split_once('=') {
             Some((name, value)) if is_secret(name) => format!("{name}={}", self.hide(value)),
+            // A variable or JSON, as in `--env=HF_TOKEN=x`; of a URL the user is looked for.
+            Some((flag, value)) if flag.starts_with('-') && !value.contains("://") => {
+                format!("{flag}={}", self.word(value))
+            }
             Some((name, value)) => format!("{name}={}", self.value(value)),
             None => self.value(word),
         }
@@ -208,6 +212,7 @@ mod tests {
             ("vllm serve m --api_key=abc --port 1", "vllm serve m --api_key=*** --port 1"),
             ("x --hf-token t", "x --hf-token ***"),
             ("x --db.password=p", "x --db.password=***"),
+            ("x --env=HF_TOKEN=t --env=A=b=c", "x --env=HF_TOKEN=*** --env=A=b=c"),
             (
                 "env HF_TOKEN=t AWS_SECRET_ACCESS_KEY=s x",
                 "env HF_TOKEN=*** AWS_SECRET_ACCESS_KEY=*** x",
