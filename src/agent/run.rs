@@ -28,7 +28,7 @@ use crate::model::record::RecordKind;
 use crate::model::state::{Holder, Past, Requester, brought_by};
 use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest, When};
 use crate::service_dir::{self, SPEC, ServiceDir, StateError};
-use crate::swap::outline;
+use crate::swap::approval;
 use crate::swap::planner::{self, Decision};
 use jiff::Timestamp;
 
@@ -179,9 +179,11 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             Ok(())
         }
         Decision::Act(plan) => {
-            if let Command::Swap(SwapRequest { plan_digest: Some(approved), .. }) = &work.command {
-                let now = (&*plan, &*world.seen.wanted_by_reference);
-                outline::confirm(&work.asked.spec, now, approved).map_err(Refusal::input)?;
+            if let Command::Swap(wanted) = &work.command
+                && let Some(approved) = wanted.approved()
+            {
+                approval::confirm(&work.asked.spec, (&plan, &world.seen), &approved)
+                    .map_err(Refusal::input)?;
             }
             arming::arm(&host, &dir).await.map_err(Refusal::environment)?;
             let mut begun =

@@ -107,6 +107,7 @@ async fn look_at_slots<H: Host>(
         beside_loopback: upstream.and_then(|upstream| upstream.beside_loopback),
         worker_shutdown_timeout: upstream.and_then(|upstream| upstream.worker_shutdown_timeout),
         wanted_by_reference: revision::specified(spec, hash, None, None).digest,
+        secrets: hash.to_owned(),
         wanted: revision::specified(spec, hash, image.as_ref().map(|here| &here.image), git_sha),
         must_pull: spec.replica.image.is_some() && image.is_none(),
         image,

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::api::{Api, ApiError, ApiSpec};
+use crate::model::digest::PlanDigest;
 use crate::model::ids::ServiceName;
-use crate::model::plan::PlanDigest;
 
 /// The longest comment that is sent, in characters. GitHub takes 65,536 and refuses a longer one whole.
 pub const COMMENT_LIMIT: usize = 65_000;

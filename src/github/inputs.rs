@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::model::digest::PlanDigest;
 use crate::model::ids::{InvalidName, ServiceName, SwapId};
-use crate::model::plan::PlanDigest;
 use crate::model::secret::Secret;
 use crate::model::wire::{KeptWarm, Wait, When};
 
@@ -139,7 +139,7 @@ impl FromStr for Held {
         match value {
             FROM_PR => Ok(Self::ToPullRequest),
             digest => digest.parse().map(Self::To).map_err(|error: InvalidName| InvalidName {
-                accepted: "what `plan` gave as its output plan-digest, like p-4f1c02a9b3d7; or from-pr",
+                accepted: "what `plan` gave as its output plan-digest, like p-4f1c02a9b3d7-90d1b25c7f03a8e6; or from-pr",
                 ..error
             }),
         }

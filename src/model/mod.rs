@@ -1,6 +1,7 @@
 //! F0: values. No I/O, no clock, no async; everything here can be written to the wire or to disk.
 
 pub mod checkup;
+pub mod digest;
 pub mod event;
 pub mod failure;
 pub mod ids;

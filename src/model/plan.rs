@@ -1,12 +1,11 @@
 //! A plan is data: exactly what `swap` or `rollback` will do, step by step.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{InvalidName, Port, ServiceName, SlotName};
+use super::digest::{Parts, PlanDigest};
+use super::ids::{Port, ServiceName, SlotName};
 use super::replica::{Keeper, Revision};
 use super::step::Step;
 
@@ -65,9 +64,18 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// `p-` and 12 hex digits over spec, strategy, both revisions and the steps that move traffic; never over pids or times.
     pub digest: String,
+    /// What its parts are known by, so that a refusal can say which are different; absent of a rollback, which nobody approves, and
+    /// in plans of older agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Parts>,
 }
 
 impl Plan {
+    /// How it is approved.
+    pub fn approval(&self) -> PlanDigest {
+        PlanDigest::new(&self.digest, self.parts.as_ref())
+    }
+
     /// Every step by its index: those up to `promote`, then those after.
     pub fn all_steps(&self) -> impl Iterator<Item = &PlannedStep> {
         self.steps.iter().chain(&self.later)
@@ -117,61 +125,6 @@ pub struct Outline {
     pub later: Vec<(&'static str, String)>,
     /// What only the server can tell, one line each.
     pub unknown: Vec<String>,
-    /// `o-` and 12 hex digits over the specification alone.
-    pub digest: String,
-}
-
-/// How a plan is named when it is approved: `p-…` of a plan made on the server, `o-…` of an outline, `unchanged` where nothing
-/// had to be done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct PlanDigest(String);
-
-/// The digest of a plan to leave everything as it is.
-pub const UNCHANGED: &str = "unchanged";
-
-/// Hex digits of a digest after its kind.
-const DIGEST_DIGITS: usize = 12;
-
-impl PlanDigest {
-    /// Whether it names an outline, which knows the specification alone.
-    pub fn is_of_outline(&self) -> bool {
-        self.0.starts_with("o-")
-    }
-
-    /// Whether nothing had to be done when it was made.
-    pub fn is_unchanged(&self) -> bool {
-        self.0 == UNCHANGED
-    }
-
-    /// The digest as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for PlanDigest {
-    type Err = InvalidName;
-
-    fn from_str(value: &str) -> Result<Self, InvalidName> {
-        let digits = value.strip_prefix("p-").or_else(|| value.strip_prefix("o-"));
-        let is_digest = digits.is_some_and(|digits| {
-            digits.len() == DIGEST_DIGITS
-                && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        if is_digest || value == UNCHANGED {
-            return Ok(Self(value.to_owned()));
-        }
-        Err(InvalidName {
-            what: "plan digest",
-            value: value.to_owned(),
-            accepted: "what `plan` gave as its output plan-digest, like p-4f1c02a9b3d7",
-        })
-    }
-}
-
-impl fmt::Display for PlanDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+    /// `o-` and 12 hex digits over the specification alone, and what its parts are known by.
+    pub digest: PlanDigest,
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::checkup::Checkup;
+use super::digest::{Parts, PlanDigest};
 use super::event::Event;
 use super::failure::Failure;
 use super::ids::SwapId;
 use super::outcome::Exit;
-use super::plan::{Plan, PlanDigest};
+use super::plan::Plan;
 use super::spec::SwapSpec;
 use super::state::{HistoryReport, Holder, Requester, StatusReport};
 use super::survey::Survey;
@@ -160,6 +161,9 @@ pub struct SwapRequest {
     /// The only plan that may be carried out; `None`: whatever the plan is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_digest: Option<PlanDigest>,
+    /// What its parts are known by. Beside it and not in it: an older agent holds its own plan's digest to what is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_parts: Option<Parts>,
     /// How long to wait for another command's swap to have its outcome.
     #[serde(default)]
     pub lock_wait: Duration,
@@ -167,6 +171,14 @@ pub struct SwapRequest {
     pub wait: Wait,
     /// Who asks.
     pub requester: Requester,
+}
+
+impl SwapRequest {
+    /// The only plan that may be carried out, with its parts where they are known.
+    pub fn approved(&self) -> Option<PlanDigest> {
+        let digest = self.plan_digest.as_ref()?;
+        Some(PlanDigest::new(digest.whole(), self.plan_parts.as_ref()))
+    }
 }
 
 /// A rollback.

@@ -41,7 +41,7 @@ pub fn markdown(outline: &Outline, why: &str) -> String {
         "## {} {}\n\n**From the configuration alone**: {}\n\n{} in the one that does not serve of:\n\n{}\n\
          | Step | |\n|---|---|\n{rows}\nOnly the server can tell:\n\n{}",
         title(outline),
-        code(&outline.digest),
+        code(&outline.digest.to_string()),
         code(why),
         code(&outline.model),
         items(&outline.places),

@@ -6,7 +6,11 @@ use crate::model::plan::{Plan, PlannedStep, Side, Strategy};
 
 /// The plan as a part of its own; its notes as warnings after it.
 pub fn lines(plan: &Plan) -> Vec<Line> {
-    let mut lines = vec![Line::GroupStart(format!("{} ({})", title(plan), inert(&plan.digest)))];
+    let mut lines = vec![Line::GroupStart(format!(
+        "{} ({})",
+        title(plan),
+        inert(&plan.approval().to_string())
+    ))];
     lines.push(Line::Text(format!(
         "now   {}",
         plan.incumbent.as_ref().map_or_else(|| "nothing serves".to_owned(), side)

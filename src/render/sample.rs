@@ -48,6 +48,7 @@ pub(super) fn plan() -> Plan {
         later: vec![step(Step::Retire { slot: slot("a") }, "stops pid 77")],
         notes: vec!["slot a is kept alive by run.sh".to_owned()],
         digest: "p-1".to_owned(),
+        parts: None,
     }
 }
 

@@ -245,7 +245,8 @@ pub(super) const OUTLOOK: &str = "Outlook: ";
 /// The summary of `plan`, with what it will likely meet.
 pub fn of_plan(plan: &Plan, outlook: &[String]) -> String {
     let nothing_yet = Row::default();
-    let mut parts = vec![format!("## {} {}\n", title(plan), code(&plan.digest)), sides(plan)];
+    let mut parts =
+        vec![format!("## {} {}\n", title(plan), code(&plan.approval().to_string())), sides(plan)];
     parts.push(table(plan.all_steps().map(|planned| (planned, &nothing_yet))));
     if !outlook.is_empty() {
         let seen: Vec<_> = outlook.iter().map(|seen| code(seen)).collect();

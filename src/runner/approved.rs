@@ -1,4 +1,4 @@
-//! `plan-digest: from-pr`: the plan that may be carried out is the one on the pull request that this commit came from.
+//! `plan-digest`: the plan that may be carried out is the one on the pull request that this commit came from, or may be looked up there.
 
 use super::api;
 use super::{Setting, Stopped, Told, Voice, ask, plan_alone, summarise};
@@ -7,6 +7,7 @@ use crate::github::api::ApiError;
 use crate::github::comment::{Approved, Comments, Mark};
 use crate::github::inputs::{CommandName, Held};
 use crate::github::merge::Merges;
+use crate::model::digest::PlanDigest;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
 use crate::render::{Line, difference};
@@ -23,10 +24,9 @@ pub(super) async fn swap(
     config: &Config,
     voice: &mut Voice,
 ) -> Result<Told, Stopped> {
-    let looked = look(setting, config).await?;
-    let Looked { pull_request, approved } = &looked;
-    let Approved { digest: Some(digest), .. } = approved else {
-        return Err(no_plan(*pull_request));
+    let Looked { pull_request, approved } = look(setting, config).await?;
+    let Some(digest) = approved.digest.clone() else {
+        return Err(no_plan(pull_request));
     };
     let found = match digest.is_unchanged() {
         true => format!("on pull request {pull_request} the plan was to leave all unchanged"),
@@ -35,10 +35,41 @@ pub(super) async fn swap(
     voice.say([Line::Text(found)]);
     let mut held = setting.clone();
     held.inputs.plan_digest = Some(Held::To(digest.clone()));
-    let stopped = match ask(&held, config, voice).await {
-        Err(stopped) if stopped.exit == Exit::Input => stopped,
-        told => return told,
-    };
+    match ask(&held, config, voice).await {
+        Err(stopped) if stopped.exit == Exit::Input => {
+            show_difference(setting, config, (pull_request, &approved, &digest), voice).await;
+            Err(stopped)
+        }
+        told => told,
+    }
+}
+
+/// Swaps if the plan is still the one with this digest. Shows what is different if not, where the pull request of this commit has that
+/// plan: whatever GitHub says, or does not, changes nothing else.
+pub(super) async fn swap_to(
+    digest: &PlanDigest,
+    setting: &Setting,
+    config: &Config,
+    voice: &mut Voice,
+) -> Result<Told, Stopped> {
+    let told = ask(setting, config, voice).await;
+    let is_refused = told.as_ref().is_err_and(|stopped| stopped.exit == Exit::Input);
+    if is_refused
+        && let Ok(Looked { pull_request, approved }) = look(setting, config).await
+        && approved.digest.as_ref().is_some_and(|looked_at| looked_at.whole() == digest.whole())
+    {
+        show_difference(setting, config, (pull_request, &approved, digest), voice).await;
+    }
+    told
+}
+
+/// Shows what is different from a plan on a pull request.
+async fn show_difference(
+    setting: &Setting,
+    config: &Config,
+    (pull_request, approved, digest): (u64, &Approved, &PlanDigest),
+    voice: &mut Voice,
+) {
     // Refused, for this or for another reason: the plan of now tells which.
     let asking = setting.asking(CommandName::Plan);
     let now = if digest.is_of_outline() {
@@ -46,8 +77,10 @@ pub(super) async fn swap(
     } else {
         ask(&asking, config, voice).await
     };
+    let is_same =
+        |now: &str| now.parse().is_ok_and(|now: PlanDigest| now.whole() == digest.whole());
     if let Ok(Told { plan_digest: Some(now_digest), markdown: now, .. }) = now
-        && now_digest != digest.as_str()
+        && !is_same(&now_digest)
     {
         let title = format!("What is different from the plan on pull request {pull_request}");
         let different = match approved.is_cut {
@@ -57,7 +90,6 @@ pub(super) async fn swap(
         voice.say(difference::lines(&title, &different));
         summarise(&setting.run, &difference::markdown(&title, &different), voice);
     }
-    Err(stopped)
 }
 
 async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {

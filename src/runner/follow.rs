@@ -10,11 +10,12 @@ use super::verify::{self, Customer, Seen, Visit};
 use super::{Setting, Stopped, Voice, orphan};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
+use crate::model::digest::UNCHANGED;
 use crate::model::event::{Closing, Conclusion, Event, EventKind};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::{Exit, Outcome};
-use crate::model::plan::{Plan, UNCHANGED};
+use crate::model::plan::Plan;
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
 use crate::model::wire::{AbortRequest, Asked, Command, Frame, Refusal, Request, Wait};
@@ -473,7 +474,7 @@ impl Followed {
                 .and_then(|conclusion| digest(&conclusion.previous_revision)),
             slot: conclusion.and_then(|conclusion| conclusion.slot.clone()),
             rollback_until: conclusion.and_then(|conclusion| conclusion.rollback_until),
-            plan_digest: self.plan.as_ref().map(|(plan, _)| plan.digest.clone()),
+            plan_digest: self.plan.as_ref().map(|(plan, _)| plan.approval().to_string()),
             ..Outputs::default()
         }
     }

@@ -158,9 +158,11 @@ async fn carry_out(
         (Some(why), _) => Ok(plan_alone(setting, config, &why, voice)),
         (None, CommandName::Fail) => fail::fail(setting, config, voice).await,
         (None, CommandName::Doctor) => doctor::doctor(setting, config, voice).await,
-        (None, CommandName::Swap) if setting.inputs.plan_digest == Some(Held::ToPullRequest) => {
-            approved::swap(setting, config, voice).await
-        }
+        (None, CommandName::Swap) => match &setting.inputs.plan_digest {
+            Some(Held::ToPullRequest) => approved::swap(setting, config, voice).await,
+            Some(Held::To(digest)) => approved::swap_to(digest, setting, config, voice).await,
+            None => ask(setting, config, voice).await,
+        },
         _ => ask(setting, config, voice).await,
     }
 }
@@ -324,7 +326,7 @@ fn plan_alone(setting: &Setting, config: &Config, why: &str, voice: &mut Voice) 
     voice.say(render::outline::lines(&outline, why));
     let markdown = render::outline::markdown(&outline, why);
     summarise(&setting.run, &markdown, voice);
-    let plan_digest = Some(outline.digest);
+    let plan_digest = Some(outline.digest.to_string());
     let outputs = Outputs { plan_digest: plan_digest.clone(), ..Outputs::default() };
     put_out(setting, &outputs, voice);
     Told { markdown, plan_digest, ..Told::of(Exit::Done) }

@@ -49,6 +49,7 @@ mod tests {
             swap: swap.clone(),
             when: When::Changed,
             plan_digest: None,
+            plan_parts: None,
             lock_wait: Duration::ZERO,
             wait: Wait::Promoted,
             requester: requester.clone(),

@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 use super::{Setting, Stopped};
 use crate::config::{self, Config};
 use crate::github::inputs::{CommandName, Held, Untold};
+use crate::model::digest::{Parts, PlanDigest};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
@@ -19,15 +20,14 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
     let secrets = secrets(setting, config)?;
     let asked = Asked { spec: config.spec.clone(), secrets };
     let requester = setting.run.requester.clone();
+    let (plan_digest, plan_parts) = held_to(inputs.plan_digest.as_ref());
     let swap_request = |asked| -> Result<SwapRequest, Stopped> {
         Ok(SwapRequest {
             asked,
             swap: new_id()?,
             when: inputs.when,
-            plan_digest: match &inputs.plan_digest {
-                Some(Held::To(digest)) => Some(digest.clone()),
-                Some(Held::ToPullRequest) | None => None,
-            },
+            plan_digest,
+            plan_parts,
             lock_wait: inputs.lock_wait,
             wait: inputs.wait,
             requester: requester.clone(),
@@ -70,6 +70,14 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
         }),
     };
     Ok(Request { v: WIRE_VERSION, command })
+}
+
+/// The plan that a swap is held to as an agent of any release understands it, and what explains a refusal.
+fn held_to(held: Option<&Held>) -> (Option<PlanDigest>, Option<Parts>) {
+    match held {
+        Some(Held::To(digest)) => (Some(PlanDigest::new(digest.whole(), None)), digest.parts()),
+        Some(Held::ToPullRequest) | None => (None, None),
+    }
 }
 
 /// The request to look at a server that has no configuration.
@@ -116,4 +124,19 @@ fn new_id() -> Result<SwapId, Stopped> {
         failures: vec![Failure::from_error(&error)],
         exit: crate::model::outcome::Exit::Bug,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_agent_is_asked_for_the_twelve_digits_that_it_knows() {
+        let whole: PlanDigest = "o-4f1c02a9b3d7".parse().unwrap();
+        let digest: PlanDigest = format!("{whole}-0123456789").parse().unwrap();
+        let parts = digest.parts();
+        assert!(parts.is_some());
+        assert_eq!(held_to(Some(&Held::To(digest))), (Some(whole.clone()), parts));
+        assert_eq!(held_to(Some(&Held::To(whole.clone()))), (Some(whole), None));
+    }
 }

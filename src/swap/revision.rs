@@ -3,9 +3,10 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::model::plan::{Plan, PlannedStep, Strategy};
+use crate::model::digest::{Part, Parts, PlanDigest};
+use crate::model::plan::{Plan, PlannedStep};
 use crate::model::replica::{Image, Revision};
-use crate::model::spec::SwapSpec;
+use crate::model::spec::{ReplicaSpec, SwapSpec};
 use crate::model::step::Step;
 
 /// Hex digits that a digest shows: 48 bits tell a person's revisions apart.
@@ -61,17 +62,82 @@ pub fn of_plan(spec: &SwapSpec, plan: &Plan) -> String {
 
 /// The digest of the same plan to a candidate of another revision.
 pub fn of_plan_to(spec: &SwapSpec, plan: &Plan, candidate: &str) -> String {
+    let incumbent = plan.incumbent.as_ref().map(|side| &side.revision.digest);
+    format!("p-{}", digest(&(spec, plan.strategy, moves(plan), incumbent, candidate)))
+}
+
+/// The steps that move traffic, and those after.
+fn moves(plan: &Plan) -> Vec<&Step> {
     let prepares = |planned: &&PlannedStep| !matches!(planned.step, Step::AwaitReady { .. });
     let moves = plan.steps.iter().skip_while(prepares);
-    let steps: Vec<_> = moves.chain(&plan.later).map(|planned| &planned.step).collect();
-    let incumbent = plan.incumbent.as_ref().map(|side| &side.revision.digest);
-    let strategy: Strategy = plan.strategy;
-    format!("p-{}", digest(&(spec, strategy, steps, incumbent, candidate)))
+    moves.chain(&plan.later).map(|planned| &planned.step).collect()
 }
 
 /// The digest of what can be known of a plan without the server: of the specification alone.
-pub fn of_outline(spec: &SwapSpec) -> String {
-    format!("o-{}", digest(spec))
+pub fn of_outline(spec: &SwapSpec) -> PlanDigest {
+    let parts = parts_of_spec(spec, None).into_iter().collect();
+    PlanDigest::new(&format!("o-{}", digest(spec)), Some(&parts))
+}
+
+/// What the parts of a plan are known by; together they hold whatever its digest does.
+///
+/// `secrets` is the keyed hash that the candidate's digest holds as well.
+pub fn parts_of_plan(spec: &SwapSpec, plan: &Plan, secrets: &str) -> Parts {
+    let incumbent = plan.incumbent.as_ref().map(|side| &side.revision);
+    let image = plan.candidate.revision.image.as_ref();
+    let others = [short(&secrets), of_incumbent(incumbent), short(&(plan.strategy, moves(plan)))];
+    parts_of_spec(spec, image).into_iter().chain(others).collect()
+}
+
+/// What serves, as a part of a plan.
+pub fn of_incumbent(revision: Option<&Revision>) -> u8 {
+    short(&revision.map(|revision| &revision.digest))
+}
+
+fn parts_of_spec(spec: &SwapSpec, here: Option<&Image>) -> [u8; Part::OF_OUTLINE] {
+    // Whatever is added to a specification must become a part: nothing is left out here.
+    let SwapSpec {
+        service,
+        model,
+        model_revision,
+        slots,
+        fetch,
+        replica,
+        ready,
+        drain,
+        retain,
+        nginx,
+        verify,
+        state_dir,
+    } = spec;
+    let ReplicaSpec {
+        command,
+        engine,
+        runtime,
+        user,
+        env,
+        secret_env,
+        image,
+        pinned,
+        docker_options,
+    } = replica;
+    let here = here.map(|image| &image.id);
+    [
+        short(&(model, model_revision, engine)),
+        short(&(command, user)),
+        short(&(env, secret_env)),
+        short(&(image, pinned, docker_options, here)),
+        short(&(
+            (service, slots, fetch, runtime),
+            (ready, drain, retain, nginx, verify, state_dir),
+        )),
+    ]
+}
+
+/// One byte of a hash.
+fn short(value: &impl Serialize) -> u8 {
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    Sha256::digest(&text)[0]
 }
 
 fn digest(value: &impl Serialize) -> String {

@@ -63,6 +63,21 @@ async fn a_merge_carries_out_what_was_looked_at_and_shows_what_is_different() ->
     assert!(other.summary.contains("What is different") && other.summary.contains("+ "), "{other}");
     assert_eq!(world.serves().await?, NEW);
 
+    // The digest alone, as a person copies it, shows the same, and nothing more where GitHub cannot be asked.
+    let comment = github.comments().pop().map(|comment| comment.body).unwrap_or_default();
+    let mark = comment.lines().next().unwrap_or_default();
+    let digest = mark.split("digest=").nth(1).and_then(|rest| rest.strip_suffix(" -->"));
+    let held = [("plan-digest", digest.unwrap_or_default())];
+    let third =
+        || Ok::<_, anyhow::Error>(world.action("swap", "Qwen/Third", &held)?.on_github(&github));
+    let now = "the model is another one: now Qwen/Third";
+    let shown = Step::run(third()?).await?;
+    shown.refused(2, &[now, "What is different from the plan on pull request 7", "Qwen/Third (r-"]);
+    github.fail(Fault::Status(403), &[Operation::Viewer], Times::Always);
+    let alone = Step::run(third()?).await?.refused(2, &[now]);
+    assert!(!alone.stdout.contains("What is different"), "{alone}");
+    github.heal();
+
     // Another incumbent.
     Step::run(world.action("swap", "Qwen/Third", &[])?).await?.ended(0, "promoted");
     let stale = Step::run(swap(&world, &github, NEWER)?).await?;

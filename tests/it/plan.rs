@@ -69,7 +69,10 @@ async fn a_swap_carries_out_the_plan_that_was_approved_and_no_other() -> Result<
     let other = Step::run(world.action("plan", NEWER, &[])?).await?;
     let other = other.output("plan-digest").to_owned();
     let run = Step::run(world.action("swap", NEW, &[("plan-digest", &other)])?).await?;
-    let run = run.refused(2, &[&*approved, &*other, OLD, "run `plan` again"]);
+    let different = format!("the model is another one: now {NEW}");
+    let told =
+        [&*approved, &*other, &*different, "everything else is as approved", "run `plan` again"];
+    let run = run.refused(2, &told);
     assert_untouched(&world, &run);
 
     let swap = world.action("swap", NEW, &[("plan-digest", &approved)])?;
@@ -88,7 +91,14 @@ async fn a_swap_can_be_held_to_a_configuration_that_was_planned_without_a_server
     let without_key = world.action("plan", NEW, &[("ssh-key", "")])?;
     let approved = Step::run(without_key).await?.output("plan-digest").to_owned();
     let held = [("plan-digest", &*approved)];
-    let run = Step::run(world.action("swap", NEWER, &held)?).await?.refused(2, &[&*approved, "o-"]);
+    let run = Step::run(world.action("swap", NEWER, &held)?).await?;
+    let run = run.refused(2, &[&*approved, "o-", "the model is another one", "everything else is"]);
+    assert_untouched(&world, &run);
+    // As an earlier release made it.
+    let (earlier, _) = approved.rsplit_once('-').unwrap_or_default();
+    let held = [("plan-digest", earlier)];
+    let run = Step::run(world.action("swap", NEWER, &held)?).await?;
+    let run = run.refused(2, &[earlier, "the configuration is another one than was planned"]);
     assert_untouched(&world, &run);
     Step::run(world.action("swap", NEW, &held)?).await?.ended(0, "promoted");
     Ok(())

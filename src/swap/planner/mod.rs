@@ -50,6 +50,8 @@ pub struct Observed {
     pub wanted: Revision,
     /// The digest of that while its image is not here: by the image's reference.
     pub wanted_by_reference: String,
+    /// A keyed hash of the secret values, which is a part of that.
+    pub secrets: String,
     /// The spec's image, if there is one and it is here.
     pub image: Option<ImageHere>,
     /// What of systemd there is for replicas.
@@ -206,8 +208,10 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         later,
         notes,
         digest: String::new(),
+        parts: None,
     };
     plan.digest = revision::of_plan(spec, &plan);
+    plan.parts = Some(revision::parts_of_plan(spec, &plan, &seen.secrets));
     Ok(Decision::Act(Box::new(plan)))
 }
 
@@ -273,6 +277,7 @@ pub fn plan_clearing(
         later: Vec::new(),
         notes: Vec::new(),
         digest: String::new(),
+        parts: None,
     };
     plan.digest = revision::of_plan(spec, &plan);
     Ok(plan)

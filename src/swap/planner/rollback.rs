@@ -146,6 +146,7 @@ impl Back {
             steps,
             notes,
             digest: String::new(),
+            parts: None,
         };
         plan.digest = revision::of_plan(spec, &plan);
         Ok(Decision::Act(Box::new(plan)))

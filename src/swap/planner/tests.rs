@@ -72,6 +72,7 @@ pub(crate) fn adopted_in_a() -> Observed {
         slots: BTreeMap::from([(slot("a"), occupied(10)), (slot("b"), Occupant::default())]),
         wanted: revision::specified(&spec(), "", None, None),
         wanted_by_reference: revision::specified(&spec(), "", None, None).digest,
+        secrets: String::new(),
         claimed: BTreeMap::new(),
         must_pull: false,
         image: None,
