@@ -54,12 +54,18 @@ pub const LOG: &str = "model-swap.log";
 /// not.
 pub const STARTS: &str = "MODEL_SWAP_STARTS";
 
-/// The container that a port of this machine is published for, if there is one.
+/// The container that 127.0.0.1 reaches by a port of this machine, if there is one.
 ///
 /// # Errors
 /// If docker does not say.
 pub async fn published(port: Port) -> Result<Option<Container>, DockerError> {
-    listed(&["--filter", &format!("publish={port}/tcp")]).await
+    // Docker goes by the number alone: on other addresses it may be published for others.
+    for id in listed(&["--filter", &format!("publish={port}/tcp")]).await? {
+        if let Some(container) = inspect(&id).await?.filter(|it| it.inside(port).is_some()) {
+            return Ok(Some(container));
+        }
+    }
+    Ok(None)
 }
 
 /// The container of a replica, running or not.
@@ -67,16 +73,18 @@ pub async fn published(port: Port) -> Result<Option<Container>, DockerError> {
 /// # Errors
 /// If docker does not say.
 pub async fn marked(marker: &str) -> Result<Option<Container>, DockerError> {
-    listed(&["--all", "--filter", &format!("label={REPLICA}={marker}")]).await
-}
-
-async fn listed(which: &[&str]) -> Result<Option<Container>, DockerError> {
-    let list = ["ps", "--quiet", "--no-trunc"].iter().chain(which).copied().collect::<Vec<_>>();
-    let said = ask(&list, "list its containers", LIMIT).await?;
-    match said.lines().next() {
+    let with_label = format!("label={REPLICA}={marker}");
+    match listed(&["--all", "--filter", &with_label]).await?.first() {
         Some(id) => inspect(id).await,
         None => Ok(None),
     }
+}
+
+/// The ids of containers.
+async fn listed(which: &[&str]) -> Result<Vec<String>, DockerError> {
+    let list = ["ps", "--quiet", "--no-trunc"].iter().chain(which).copied().collect::<Vec<_>>();
+    let said = ask(&list, "list its containers", LIMIT).await?;
+    Ok(said.lines().map(str::to_owned).collect())
 }
 
 /// A container by name or id; `None` if there is none.

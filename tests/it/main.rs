@@ -2,6 +2,7 @@
 
 mod abort;
 mod access;
+mod addresses;
 mod adoption;
 mod afterwards;
 mod approved;

@@ -168,21 +168,32 @@ pub struct NetworkSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Published {
+    /// The address of this machine; empty for all of them (Podman).
+    #[serde(default)]
+    host_ip: String,
     host_port: String,
 }
 
+/// The addresses of this machine, as an Engine writes them, that a port is published on if 127.0.0.1 reaches it: that one, or all
+/// of a family.
+const REACHED_BY_LOOPBACK: [&str; 4] = ["", "0.0.0.0", "127.0.0.1", "::"];
+
 impl Container {
-    /// The port inside that is published as one of this machine's; the same one if none is.
-    pub fn inside(&self, port: Port) -> Port {
+    /// The port inside that 127.0.0.1 reaches by one of this machine's; `None` if none is published so. The same number on another
+    /// address may be another program's.
+    pub fn inside(&self, port: Port) -> Option<Port> {
         let wanted = port.to_string();
         let is_wanted = |at: &Option<Vec<Published>>| {
-            at.iter().flatten().any(|published| published.host_port == wanted)
+            at.iter().flatten().any(|published| {
+                published.host_port == wanted
+                    && REACHED_BY_LOOPBACK.contains(&published.host_ip.as_str())
+            })
         };
         let ports = self.network_settings.ports.iter().flatten();
-        let inside = ports
+        ports
             .filter(|(_, at)| is_wanted(at))
-            .find_map(|(name, _)| name.strip_suffix("/tcp")?.parse().ok());
-        inside.map_or(port, Port)
+            .find_map(|(name, _)| name.strip_suffix("/tcp")?.parse().ok())
+            .map(Port)
     }
 
     /// A path in it as this machine names it; `None` if it is not mounted from here.
@@ -387,6 +398,26 @@ mod tests {
             "RestartPolicy": { "Name": "no" }, "NetworkMode": "default", "Runtime": "runc", "PidMode": "", "Ulimits": null
         }));
         assert!(usual.options(None).is_empty() && usual.other_options(None).is_empty());
+    }
+
+    #[test]
+    fn a_port_of_another_address_is_not_reached_here() {
+        let published = |ports: serde_json::Value| {
+            let mut it = container(&serde_json::json!({ "RestartPolicy": { "Name": "" } }));
+            it.network_settings =
+                serde_json::from_value(serde_json::json!({ "Ports": ports })).unwrap();
+            it.inside(Port(8000))
+        };
+        let at = |address: &str| serde_json::json!([{ "HostIp": address, "HostPort": "8000" }]);
+        for address in ["", "0.0.0.0", "127.0.0.1", "::"] {
+            assert_eq!(published(serde_json::json!({ "4000/tcp": at(address) })), Some(Port(4000)));
+        }
+        for address in ["10.0.0.5", "127.0.0.2", "::1"] {
+            assert_eq!(published(serde_json::json!({ "4000/tcp": at(address) })), None);
+        }
+        let both = serde_json::json!({ "4000/tcp": at("10.0.0.5"), "5000/tcp": null, "6000/tcp": at("127.0.0.1") });
+        assert_eq!(published(both), Some(Port(6000)));
+        assert_eq!(published(serde_json::json!({ "4000/udp": at("") })), None);
     }
 
     #[test]

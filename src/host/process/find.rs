@@ -44,8 +44,8 @@ pub async fn find(port: Port) -> Result<Option<Found>, ProcessError> {
     let tree = table.tree(main);
     let Some(program) = Program::of(main) else { return Ok(None) };
     let keeper = keeper(main, &tree, &table).await?;
-    if is_foundation(main) && !matches!(keeper, Keeper::Container(_)) {
-        return Err(ProcessError::Foundation { port, process: describe(main) });
+    if !matches!(keeper, Keeper::Container(_)) {
+        no_foundation(port, main)?;
     }
     Ok(Some(Found {
         main,
@@ -115,6 +115,17 @@ fn root(listener: ProcessId, table: &Table) -> ProcessId {
 /// Whether others live on a process: it is never a model.
 fn is_foundation(process: ProcessId) -> bool {
     process.pid == 1 || Program::of(process).is_some_and(|program| program.is_foundation())
+}
+
+/// Whether what is found on a port may be a model.
+///
+/// # Errors
+/// If others live on it.
+pub(in crate::host) fn no_foundation(port: Port, main: ProcessId) -> Result<(), ProcessError> {
+    match is_foundation(main) {
+        true => Err(ProcessError::Foundation { port, process: describe(main) }),
+        false => Ok(()),
+    }
 }
 
 /// The last look before the main process of a tree is stopped.

@@ -28,8 +28,8 @@ mod table;
 mod testing;
 
 pub use crate::swap::redact::redact;
-pub(in crate::host) use find::spare;
 pub use find::{find, listeners};
+pub(in crate::host) use find::{no_foundation, spare};
 pub use inherit::{
     Identity, Inherited, argv, environment, inherited, may_write, reaches, user_name,
 };
@@ -170,7 +170,7 @@ impl Hint for ProcessError {
                 "let the agent run as root (passwordless sudo), or as the user who runs the model".to_owned()
             }
             Self::SharedPort { port, .. } => {
-                format!("stop all but one of them: each gets a share of the requests to port {port}")
+                format!("stop all but one of them, or give the model a port that nobody else listens on at any address: requests to port {port} are shared out, or go by their address")
             }
             Self::Foundation { .. } => {
                 "Give the slot the port that the model itself listens on, and let the upstream name that".to_owned()

@@ -121,6 +121,7 @@ impl Runtime for Docker<'_> {
         let mut stopped = Stopped::default();
         if container.state.running {
             let main = main(&container);
+            main.map_or(Ok(()), process::spare)?;
             stopped.ended = main.map(process::tree).transpose()?.unwrap_or_default();
             if STUBBORN.contains(&container.restarts()) {
                 docker::restart(self.0, STARTS).await?;
@@ -262,6 +263,9 @@ pub(in crate::host) async fn snapshot(name: &str) -> Result<Snapshot, Failure> {
 }
 
 /// What is found on a port, with the container in front of which Docker listens, or that a process belongs to.
+///
+/// # Errors
+/// If that cannot be seen, if unrelated programs share the port, or if it is one that others live on.
 pub(in crate::host) async fn find(
     port: Port,
     found: Result<Option<Found>, ProcessError>,
@@ -272,8 +276,11 @@ pub(in crate::host) async fn find(
         Ok(Some(_)) => return Ok(found?),
         // Where the kernel forwards, nobody listens. Other places need not be asked.
         Ok(None) if runtime != spec::Runtime::Docker => return Ok(None),
-        // Two proxies, one for each family of addresses, are no two programs; and others' sockets only Docker may know.
-        Ok(None) | Err(_) => None,
+        // Others' sockets only Docker may know.
+        Ok(None) | Err(ProcessError::UnseenOwner { .. }) => None,
+        // Two proxies, one for each family of addresses, are no two programs.
+        Err(ProcessError::SharedPort { .. }) if only_proxies(port) => None,
+        Err(_) => return Ok(found?),
     };
     let container = match docker::published(port).await {
         Ok(None) => match inside {
@@ -285,6 +292,7 @@ pub(in crate::host) async fn find(
     let Some((container, main)) = container.and_then(|it| main(&it).map(|main| (it, main))) else {
         return Ok(found?);
     };
+    process::no_foundation(port, main)?;
     Ok(Some(Found {
         main,
         tree: process::tree(main)?,
@@ -296,6 +304,15 @@ pub(in crate::host) async fn find(
     }))
 }
 
+/// Whether whoever listens on a port does so for containers.
+fn only_proxies(port: Port) -> bool {
+    process::listeners(port).is_ok_and(|all| all_forward(&all))
+}
+
+fn all_forward(listeners: &[ProcessId]) -> bool {
+    !listeners.is_empty() && listeners.iter().all(|process| process::forwards(*process))
+}
+
 /// Who listens on a port. Where Docker listens for a container it is that container, once somebody listens in there.
 ///
 /// # Errors
@@ -304,11 +321,8 @@ pub(in crate::host) async fn listeners(
     port: Port,
     listeners: Result<Vec<ProcessId>, ProcessError>,
 ) -> Result<Vec<ProcessId>, Failure> {
-    let forward = |all: &Vec<ProcessId>| {
-        !all.is_empty() && all.iter().all(|process| process::forwards(*process))
-    };
     let container = match &listeners {
-        Ok(all) if forward(all) => docker::published(port).await?,
+        Ok(all) if all_forward(all) => docker::published(port).await?,
         Ok(_) => None,
         // Others' sockets only Docker may know.
         Err(_) => docker::published(port).await.ok().flatten(),
@@ -316,8 +330,11 @@ pub(in crate::host) async fn listeners(
     let Some((container, main)) = container.and_then(|it| main(&it).map(|main| (it, main))) else {
         return Ok(listeners?);
     };
-    let inside = process::listens_within(main, container.inside(port))?;
-    Ok(if inside { vec![main] } else { Vec::new() })
+    let listens = match container.inside(port) {
+        Some(inside) => process::listens_within(main, inside)?,
+        None => false,
+    };
+    Ok(if listens { vec![main] } else { Vec::new() })
 }
 
 #[cfg(test)]
