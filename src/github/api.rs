@@ -1,16 +1,21 @@
 //! One repository's corner of GitHub's REST API: bounded, never retried behind our back, errors that tell what to do.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
-use octocrab::Octocrab;
-use octocrab::service::middleware::retry::RetryConfig;
+use hyper::Uri;
+use hyper::header::{HeaderValue, USER_AGENT};
+use octocrab::service::middleware::auth_header::AuthHeaderLayer;
+use octocrab::service::middleware::extra_headers::ExtraHeadersLayer;
+use octocrab::{AuthState, Octocrab, OctocrabBuilder};
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
 pub use super::error::ApiError;
+use super::outside::{Outside, Proxies};
 use super::run::Repository;
 use crate::model::secret::Secret;
 
@@ -57,6 +62,8 @@ pub struct ApiSpec {
     pub repository: Repository,
     /// How long things may take.
     pub bounds: Bounds,
+    /// What leads there.
+    pub proxies: Proxies,
 }
 
 /// How long things may take.
@@ -92,24 +99,14 @@ pub(super) struct Api {
 impl Api {
     /// Must be called within a tokio runtime.
     pub(super) fn new(spec: ApiSpec) -> Result<Self, ApiError> {
-        let ApiSpec { base, graphql, token, permission, repository, bounds } = spec;
+        let ApiSpec { base, graphql, token, permission, repository, bounds, proxies } = spec;
         let Repository { owner, name } = repository;
-        // octocrab would panic.
         if token.expose().is_empty() || !token.expose().bytes().all(|byte| byte.is_ascii_graphic())
         {
             return Err(ApiError::Token);
         }
-        // octocrab puts the path of its base before every other, that of an Enterprise Server's GraphQL as well.
-        let origin = Url::parse(&base).map(|url| url.origin().ascii_serialization());
-        let origin = origin
-            .map_err(|error| ApiError::Client { base: base.clone(), source: error.into() })?;
-        let crab = Octocrab::builder()
-            // Its default sends a POST again on any 5xx.
-            .add_retry_config(RetryConfig::None)
-            .personal_token(token.expose())
-            .base_uri(origin.as_str())
-            .and_then(|builder| builder.build())
-            .map_err(|error| ApiError::Client { base: base.clone(), source: cause(error) })?;
+        let crab = client(&base, &token, &proxies)
+            .map_err(|source| ApiError::Client { base: base.clone(), source })?;
         let repository = format!("{owner}/{name}");
         let root = format!("/repos/{repository}");
         Ok(Self { crab, base, graphql, root, repository, permission, bounds })
@@ -305,6 +302,26 @@ impl Api {
     fn too_long(&self, tried: &str, limit: Duration) -> ApiError {
         ApiError::Timeout { base: self.base.clone(), tried: tried.to_owned(), limit }
     }
+}
+
+/// A client that follows no redirect and sends nothing twice.
+fn client(
+    base: &str,
+    token: &Secret,
+    proxies: &Proxies,
+) -> Result<Octocrab, Box<dyn Error + Send + Sync>> {
+    let origin: Uri = Url::parse(base)?.origin().ascii_serialization().parse()?;
+    let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))?;
+    bearer.set_sensitive(true);
+    // GitHub refuses a caller without a name.
+    let name = Arc::new(vec![(USER_AGENT, HeaderValue::from_static("model-swap"))]);
+    let built = OctocrabBuilder::new_empty()
+        .with_service(Outside::new(proxies)?)
+        .with_layer(&ExtraHeadersLayer::new(name))
+        .with_layer(&AuthHeaderLayer::new(Some(bearer), origin.clone(), origin))
+        .with_auth(AuthState::None)
+        .build();
+    Ok(built.unwrap_or_else(|never| match never {}))
 }
 
 /// One request, but for its address.

@@ -8,6 +8,7 @@ mod error;
 pub mod inputs;
 pub mod merge;
 pub mod output;
+pub mod outside;
 pub mod pull_request;
 pub mod run;
 pub mod status;

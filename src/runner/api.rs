@@ -2,6 +2,7 @@
 
 use super::Setting;
 use crate::github::api::{ApiSpec, Bounds};
+use crate::github::outside::Proxies;
 use crate::model::failure::Failure;
 
 /// What there is no way without.
@@ -34,5 +35,6 @@ pub(super) fn spec(setting: &Setting, permission: &'static str) -> Result<ApiSpe
     let token = setting.inputs.github_token.clone().ok_or(Missing::Token)?;
     let base = setting.run.api_url.clone();
     let graphql = setting.run.graphql_url.clone();
-    Ok(ApiSpec { base, graphql, token, permission, repository, bounds: Bounds::default() })
+    let (bounds, proxies) = (Bounds::default(), Proxies::from_env(&setting.env));
+    Ok(ApiSpec { base, graphql, token, permission, repository, bounds, proxies })
 }

@@ -3,18 +3,17 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tower_service::Service;
 
 use super::follow::{Ended, Followed, Line};
 use super::urgent::{AGAIN_LIMIT, ask_at_once};
 use super::{Setting, Stopped};
 use crate::config::{self, Config};
+use crate::github::outside::{Outside, Proxies};
 use crate::model::failure::Failure;
 use crate::model::secret::Secret;
 use crate::model::spec::VerifySpec;
@@ -42,6 +41,7 @@ const TRUSTED: &str = "; only authorities count that are in the file that SSL_CE
 pub(super) struct Customer {
     spec: VerifySpec,
     api_key: Option<Secret>,
+    proxies: Proxies,
 }
 
 impl Customer {
@@ -61,7 +61,8 @@ impl Customer {
         let keys = config::secrets(&names, &setting.env)
             .map_err(|problems| Stopped::input(problems.to_failures()))?;
         let api_key = keys.0.into_values().next().map(Secret::new);
-        Ok(Some(Self { spec: spec.clone(), api_key }))
+        let proxies = Proxies::from_env(&setting.env);
+        Ok(Some(Self { spec: spec.clone(), api_key, proxies }))
     }
 
     /// Begins to look, until the model that should serve is met.
@@ -112,13 +113,7 @@ impl Customer {
             }
             text
         };
-        let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            .map_err(|error| because(&error))?
-            .https_or_http()
-            .enable_http1()
-            .build();
-        let client = Client::builder(TokioExecutor::new()).build::<_, Empty<_>>(connector);
+        let mut client = Outside::new(&self.proxies).map_err(|error| because(&error))?;
         let mut request = hyper::Request::get(&self.spec.url).header("accept", "application/json");
         if let Some(key) = &self.api_key {
             request = request.header("authorization", format!("Bearer {}", key.expose()));
@@ -126,7 +121,7 @@ impl Customer {
         let request = request.body(Empty::<hyper::body::Bytes>::new()).map_err(|_| {
             "cannot be asked: the key holds a character that no header has".to_owned()
         })?;
-        let answer = client.request(request).await.map_err(|error| because(&error))?;
+        let answer = client.call(request).await.map_err(|error| because(&error))?;
         let status = answer.status();
         if status != hyper::StatusCode::OK {
             return Err(format!("answers {status}"));

@@ -231,6 +231,7 @@ fn a_user_who_owns_nginx_and_may_use_docker_needs_no_root() -> Result<()> {
 #[tokio::test]
 async fn on_the_server_itself_nothing_ends_with_the_job() -> Result<()> {
     const MARK: &str = "RUNNER_TRACKING_ID";
+    const NO_PROXY_THERE: &str = "http://127.0.0.1:1";
     let world = World::start().await?;
     let config = world.config(NEW);
     let host = format!("host: {}\n", world.server.ssh_host());
@@ -242,7 +243,9 @@ async fn on_the_server_itself_nothing_ends_with_the_job() -> Result<()> {
         let (mark, scratch) = world.server.mark();
         // No key: nothing is reached.
         let action = action.with_inputs(&[("ssh-key", ""), ("known-hosts", "")]);
-        Ok(action.with(&[(MARK, &job), (mark, &scratch)]))
+        // What listens on loopback is asked by no proxy: by this one nobody can be.
+        let proxy = ["HTTP_PROXY", "http_proxy", "ALL_PROXY"].map(|name| (name, NO_PROXY_THERE));
+        Ok(action.with(&[(MARK, &job), (mark, &scratch)]).with(&proxy))
     };
     let load = world.load().await?;
     let run = action("swap")?.spawn()?.finish().await?.ended(0, "promoted");

@@ -11,6 +11,7 @@ use axum::{Json, Router, routing};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
+use testbed::proxy::Proxy;
 use testbed::server::{ServerSpec, default_upstream_file, free_port};
 
 use crate::afterwards::afterwards;
@@ -256,6 +257,34 @@ async fn customers_are_met_over_tls_where_the_step_names_their_authority() -> Re
     assert!(!run.stdout.contains("not as expected yet"), "{run}");
     assert_eq!(world.serves().await?, NEW);
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// As on a self-hosted runner that reaches nothing else: customers are met, and GitHub is told, through the runner's proxy.
+#[tokio::test]
+async fn customers_are_met_through_the_proxy_of_the_runner() -> Result<()> {
+    let certificate = Certificate::make()?;
+    let (world, url) = certificate.world("within: 2m").await?;
+    let place = url.trim_start_matches("https://").trim_end_matches("/v1/models").to_owned();
+    let github = FakeGitHub::start()?;
+    let (to_customers, to_github) = (
+        Proxy::start(place.parse()?).await?,
+        Proxy::start(github.url().trim_start_matches("http://").parse()?).await?,
+    );
+    let proxies = [&to_customers, &to_github].map(|proxy| format!("http://{}", proxy.address()));
+    let action = world.action("swap", NEW, &[])?.on_github(&github).with(&[
+        ("SSL_CERT_FILE", &certificate.file("ca.pem")),
+        ("HTTPS_PROXY", &proxies[0]),
+        ("http_proxy", &proxies[1]),
+    ]);
+    Step::run(action).await?.ended(0, "promoted");
+    let asked = to_customers.asked();
+    assert!(!asked.is_empty(), "nobody came through the proxy");
+    assert!(asked.iter().all(|line| *line == format!("CONNECT {place} HTTP/1.1")), "{asked:?}");
+    let (asked, origin) = (to_github.asked(), github.url());
+    assert!(!asked.is_empty(), "GitHub was told without the proxy");
+    assert!(asked.iter().all(|line| line.contains(&format!(" {origin}/"))), "{asked:?}");
+    assert_eq!(github.deployments().len(), 1);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Answers that GitHub gives instead of what was asked for, to one request each.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use testbed::github::{FakeGitHub, Fault, Operation, Refusal, Times};
 
@@ -14,6 +16,7 @@ fn api(github: &FakeGitHub) -> Api {
         permission: "deployments: write",
         repository: Repository::parse("acme/serving").unwrap(),
         bounds: Bounds { pause: Duration::from_millis(1), ..Bounds::default() },
+        proxies: Proxies::from_env(&BTreeMap::new()),
     };
     Api::new(spec).unwrap()
 }

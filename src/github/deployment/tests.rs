@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use testbed::github::{FakeGitHub, Fault, Operation, Times};
 
 use super::*;
 use crate::github::api::Bounds;
+use crate::github::outside::Proxies;
 use crate::github::run::Repository;
 use crate::github::status::{Purpose, State};
 use crate::model::event::Conclusion;
@@ -35,6 +37,7 @@ fn spec(base: String) -> ApiSpec {
             operation: Duration::from_secs(60),
             pause: Duration::from_millis(1),
         },
+        proxies: Proxies::from_env(&BTreeMap::new()),
     }
 }
 

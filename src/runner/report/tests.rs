@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use testbed::github::{Deployment, FakeGitHub, Fault, Operation, Times};
 
 use super::*;
 use crate::github::api::Bounds;
+use crate::github::outside::Proxies;
 use crate::github::run::Repository;
 use crate::model::outcome::Outcome;
 use crate::model::secret::Secret;
@@ -25,6 +27,7 @@ fn spec(github: &FakeGitHub) -> ApiSpec {
             operation: Duration::from_secs(60),
             pause: Duration::from_millis(1),
         },
+        proxies: Proxies::from_env(&BTreeMap::new()),
     }
 }
 

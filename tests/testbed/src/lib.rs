@@ -9,6 +9,7 @@ pub mod github;
 pub mod guest;
 pub mod interrupt;
 pub mod load;
+pub mod proxy;
 pub mod relay;
 pub mod second;
 pub mod server;
