@@ -83,6 +83,9 @@ async fn look_at_slots<H: Host>(
         let (found, answer) = met(host, slot.port).await?;
         let forwarded = found.is_none() && answer.is_a_replicas();
         let mut occupant = Occupant { found, forwarded, ..Occupant::default() };
+        if let Some(found) = &occupant.found {
+            occupant.company = host.stops_alone(found).await.err();
+        }
         if occupant.found.is_some()
             && let Answer::Ready(models) = answer
         {

@@ -148,6 +148,14 @@ pub trait Host {
     /// If the keeper refuses.
     async fn promoted(&self, keeper: &Keeper) -> Result<(), Failure>;
 
+    /// Whether the means by which a keeper's replica is stopped stop nothing else.
+    ///
+    /// # Errors
+    /// If they do, naming what; or if that cannot be seen.
+    async fn stops_alone(&self, _: &Found) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Stops a replica for good, by its keeper's means, and proves that it is gone: no boot starts it again either.
     ///
     /// # Errors

@@ -263,6 +263,10 @@ impl Host for SystemHost {
         runtime::promoted(keeper).await
     }
 
+    async fn stops_alone(&self, found: &Found) -> Result<(), Failure> {
+        runtime::stops_alone(found).await
+    }
+
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
         runtime::stop(order, how).await
     }

@@ -184,6 +184,38 @@ fn a_unit_of_the_users_own_manager_is_stopped_and_started_without_root() -> Resu
     })
 }
 
+/// A script's models, of which nginx knows one.
+#[test]
+fn a_unit_with_other_programs_in_it_is_not_replaced() -> Result<()> {
+    const UNIT: &str = "/etc/systemd/system/models.service";
+    let vllm =
+        format!("/opt/vllm/bin/vllm serve {OLD} --port {} --served-model-name {NAME}", SLOTS.0);
+    let script = format!("{vllm} | tee /run/said & perl -e 'sleep' gateway & wait");
+    let mut spec = GuestSpec::bare();
+    spec.files.push(("/opt/models.sh".to_owned(), 0o755, format!("#!/bin/sh\n{script}\n")));
+    spec.files.push((
+        UNIT.to_owned(),
+        0o644,
+        "[Service]\nExecStart=/opt/models.sh\n[Install]\nWantedBy=multi-user.target\n".to_owned(),
+    ));
+    on_guest_of(spec, async |world| {
+        world.settings.retain = "0s".to_owned();
+        let guest = &world.guest;
+        guest.run(&["systemctl", "enable", "--now", "models.service"]).await?;
+        world.until_serves(OLD).await?;
+        let said = "unit models.service is not the model's alone: to stop it would end process";
+        let doctor = world.run("doctor", NEW, &[]).await?;
+        assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
+        let refused = world.run("swap", NEW, &[]).await?.ended(3, "");
+        let gateway = "(perl -e sleep gateway) as well";
+        assert!(refused.stdout.contains(said) && refused.stdout.contains(gateway), "{refused}");
+        guest.run(&["pkill", "--full", "sleep gateway"]).await?;
+        world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        assert_eq!(world.unit("models.service").await?, "inactive disabled no");
+        Ok(())
+    })
+}
+
 /// Whatever argv and environment hold, systemd hands it on as it was written.
 #[test]
 fn systemd_hands_on_what_was_written() -> Result<()> {

@@ -21,6 +21,7 @@ use crate::swap::planner;
 
 const ROUTE: &str = "probe through nginx";
 const PROGRAM: &str = "engine program";
+const COMPANY: &str = "end of what serves";
 const UNIT: &str = "unit that serves";
 const RUNTIME: &str = "runtime";
 const GPUS: &str = "GPUs";
@@ -74,6 +75,8 @@ pub(super) async fn look(
     if let Some(occupant) = occupant {
         findings.extend(containers::incumbent(&occupant.found.keeper).await);
         let unit = brought_back::look(&occupant.found.keeper).await;
+        let company = host.stops_alone(&occupant.found).await.err();
+        findings.extend(company.map(|failure| Finding::fail(COMPANY, failure)));
         findings.extend(unit.map(|unit| Finding::warn(UNIT, unit.seen(), unit.mend())));
     }
     findings.push(runtime(host, spec));

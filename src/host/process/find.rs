@@ -136,7 +136,8 @@ pub(in crate::host) fn spare(main: ProcessId) -> Result<(), ProcessError> {
     if is_foundation(main) { Err(ProcessError::Spared(describe(main))) } else { Ok(()) }
 }
 
-fn describe(process: ProcessId) -> String {
+/// Pid and redacted command.
+pub(super) fn describe(process: ProcessId) -> String {
     let argv = Program::of(process).map(|program| redact(&program.argv)).unwrap_or_default();
     format!("{process} ({})", argv.join(" "))
 }

@@ -29,13 +29,17 @@ pub(super) async fn keeper(
     if let Some(address) = published_by(main) {
         return Ok(Keeper::Container(address));
     }
-    let wrapper = wrapper(main, table);
+    let wrappers = wrappers(main, table);
     if let Some((unit, process)) = unit(&cgroups(main.pid)).await? {
-        let wrapped = matches!(&wrapper, Some(Keeper::Wrapper { process: parent, .. }) if parent.pid == process);
-        if wrapped || tree.iter().any(|member| member.pid == process) {
+        let mut line = wrappers.iter().map(|(parent, _)| parent).chain(tree);
+        if line.any(|member| member.pid == process) {
             return Ok(Keeper::Unit(unit));
         }
     }
+    let wrapper = wrappers.into_iter().next().map(|(process, program)| Keeper::Wrapper {
+        process,
+        command: redact(&program.argv).join(" "),
+    });
     Ok(wrapper.unwrap_or(Keeper::Nobody))
 }
 
@@ -55,14 +59,18 @@ pub(super) fn published_by(process: ProcessId) -> Option<String> {
     published(&Program::of(process)?.argv)
 }
 
-/// The parent, if it is a script or a known supervisor. Init is one only by name: it also adopts orphans.
-fn wrapper(main: ProcessId, table: &Table) -> Option<Keeper> {
-    let parent = table
-        .parent(main)
-        .filter(|parent| !table.own_line().contains(parent) || parent.pid == 1)?;
-    let program = Program::of(parent)?;
-    let wraps = program.is_supervisor() || (parent.pid > 1 && program.is_shell_script());
-    wraps.then(|| Keeper::Wrapper { process: parent, command: redact(&program.argv).join(" ") })
+/// The parent, its own parent and so on, as far as they are scripts or known supervisors. Init is one only by name: it also
+/// adopts orphans.
+fn wrappers(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
+    let own = table.own_line();
+    let above = |child: ProcessId| {
+        let parent =
+            table.parent(child).filter(|parent| !own.contains(parent) || parent.pid == 1)?;
+        let program = Program::of(parent)?;
+        let wraps = if parent.pid > 1 { program.wraps() } else { program.is_supervisor() };
+        wraps.then_some((parent, program))
+    };
+    std::iter::successors(above(main), |(parent, _)| above(*parent)).collect()
 }
 
 /// Every control group path of a process: one in version 2, one per hierarchy in version 1.

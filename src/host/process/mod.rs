@@ -13,6 +13,7 @@ use crate::host::systemctl::SystemctlError;
 use crate::model::failure::Hint;
 use crate::model::ids::{Port, ProcessId};
 
+mod beside;
 mod find;
 mod inherit;
 mod keeper;
@@ -28,6 +29,7 @@ mod table;
 mod testing;
 
 pub use crate::swap::redact::redact;
+pub(in crate::host) use beside::beside;
 pub use find::{find, listeners};
 pub(in crate::host) use find::{no_foundation, spare};
 pub use inherit::{

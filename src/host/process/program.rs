@@ -75,6 +75,34 @@ const INTERPRETERS: &[&str] = &["bun", "deno", "java", "node", "perl", "pypy", "
 const SHELL_OPTIONS: &[&str] =
     &["--rcfile", "--init-file", "-o", "+o", "-O", "+O", "-C", "--init-command"];
 
+/// Programs that a script runs beside its model, to keep what that says, to look after it or to wait: with the model gone nobody
+/// misses them. `ts` is moreutils', `multilog`, `svlogd` and `cronolog` are loggers.
+const COMPANIONS: &[&str] = &[
+    "awk",
+    "cat",
+    "cronolog",
+    "curl",
+    "date",
+    "gawk",
+    "grep",
+    "inotifywait",
+    "logger",
+    "mawk",
+    "multilog",
+    "nvidia-smi",
+    "rotatelogs",
+    "sed",
+    "sleep",
+    "svlogd",
+    "systemd-cat",
+    "systemd-notify",
+    "tail",
+    "tee",
+    "timeout",
+    "ts",
+    "wget",
+];
+
 /// How Python's multiprocessing, and vLLM's and SGLang's process titles, name the workers of a program.
 const WORKERS: &[&str] = &["--multiprocessing-fork", "from multiprocessing.", "VLLM::", "sglang::"];
 
@@ -110,6 +138,11 @@ impl Program {
         own.chain(self.script()).any(|name| SUPERVISORS.contains(&name.to_lowercase().as_str()))
     }
 
+    /// Whether it may start a program again that is its child: a supervisor, or a script.
+    pub(super) fn wraps(&self) -> bool {
+        self.is_supervisor() || self.is_shell_script()
+    }
+
     /// Whether others live on it, so that it is never stopped as a model: by its own name, or its executable's.
     pub(super) fn is_foundation(&self) -> bool {
         let exe = self.exe.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
@@ -119,6 +152,15 @@ impl Program {
     /// Whether it is a shell.
     pub(super) fn is_shell(&self) -> bool {
         SHELLS.contains(&self.name())
+    }
+
+    /// Whether a script that runs a model runs it for that model alone: what keeps its output, a look at its health, a part of the
+    /// script itself.
+    pub(super) fn accompanies(&self) -> bool {
+        // Not its script as supervisors have it: of `perl -e sleep gateway` that is `sleep`.
+        let file = self.argv.get(1).filter(|_| self.is_interpreter()).map(|word| base_name(word));
+        let names = std::iter::once(self.name()).chain(file);
+        self.is_shell() || names.into_iter().any(|name| COMPANIONS.contains(&name))
     }
 
     /// Whether it is a shell that runs a script or `-c` text, rather than a person's.

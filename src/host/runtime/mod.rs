@@ -9,7 +9,7 @@ use super::Ending;
 use super::process::{Launch, StopOrder, Stopped};
 use crate::model::failure::Failure;
 use crate::model::ids::ProcessId;
-use crate::model::replica::{Keeper, Replica, Unit};
+use crate::model::replica::{Found, Keeper, Replica, Unit};
 
 pub(super) mod docker;
 mod process;
@@ -41,6 +41,14 @@ pub(super) trait Runtime {
     /// # Errors
     /// If that cannot be seen.
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure>;
+
+    /// Whether a stop ends the tree of a replica and nothing else; it is asked again by whoever stops.
+    ///
+    /// # Errors
+    /// If it would end something else, naming that; or if that cannot be seen.
+    async fn stops_alone(&self, _tree: &[ProcessId]) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Stops a replica for good, so that neither its death nor a boot starts it again, and proves that it is gone.
     /// May be asked for what is gone already.
@@ -137,6 +145,15 @@ pub(super) async fn marked(
     grace: Duration,
 ) -> Result<Option<StopOrder>, Failure> {
     by_means_of!(keeper, runtime => runtime.marked(marker, grace).await)
+}
+
+/// [`Runtime::stops_alone`], by the means of the keeper that was found.
+pub(super) async fn stops_alone(found: &Found) -> Result<(), Failure> {
+    match &found.keeper {
+        // It is refused for what it is.
+        Keeper::Container(_) => Ok(()),
+        keeper => by_means_of!(keeper, runtime => runtime.stops_alone(&found.tree).await),
+    }
 }
 
 /// [`Runtime::stop`], by the means of the order's keeper.

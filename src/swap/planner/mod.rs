@@ -26,7 +26,7 @@ mod steps;
 use fetch::fetch;
 pub(super) use fetch::fetched;
 pub use obstacles::{LOOPBACK_WAY, cutting_nginx, forwarded};
-use obstacles::{obstacles, unpublished};
+use obstacles::{company, obstacles, unpublished};
 pub use rollback::{
     Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
 };
@@ -81,6 +81,8 @@ pub struct Occupant {
     pub model: Option<String>,
     /// Why its requests in flight cannot be counted, if so.
     pub uncounted: Option<Failure>,
+    /// What would be stopped together with it, if anything.
+    pub company: Option<Failure>,
 }
 
 /// What a command comes to.
@@ -177,6 +179,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
     // What is warm has its place already.
     if warm.is_none() {
         failures.extend(unpublished(spec, seen));
+        failures.extend(company(seen, to));
         failures.extend(seen.claimed.get(to).cloned());
     }
     if !failures.is_empty() {

@@ -39,7 +39,13 @@ pub(super) fn obstacles(
             failures.push(kept);
         }
     }
+    failures.extend(company(seen, from));
     failures
+}
+
+/// Why what is in a slot cannot be retired: something else would be stopped with it.
+pub(super) fn company(seen: &Observed, slot: &SlotName) -> Option<Failure> {
+    seen.slots.get(slot)?.company.clone()
 }
 
 /// Why a port that answers although nobody listens there is in the way: whoever answers can be neither seen nor stopped.
@@ -145,4 +151,23 @@ pub fn cutting_nginx(spec: &SwapSpec, timeout: Option<Duration>) -> Option<Failu
             humantime::format_duration(limit)
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::failure::Failure;
+    use crate::model::wire::When;
+    use crate::swap::planner::plan_swap;
+    use crate::swap::planner::tests::{adopted_in_a, spec};
+
+    #[test]
+    fn what_is_not_stopped_alone_is_not_replaced() {
+        let mut seen = adopted_in_a();
+        let company = Failure::new("unit models.service is not the model's alone".to_owned());
+        for occupant in seen.slots.values_mut().filter(|occupant| occupant.found.is_some()) {
+            occupant.company = Some(company.clone());
+        }
+        let refused = plan_swap(&spec(), &seen, When::Changed).unwrap_err();
+        assert_eq!(refused, [company]);
+    }
 }

@@ -2,8 +2,9 @@
 
 use super::steps::{await_ready, cut_over, promote, reserve, spec_argv, start};
 use super::{
-    Decision, Observed, away, cutting_nginx, fetch, is_still, later, make_room, new_keeper, notes,
-    obstacles, other_slot, replica_in, serving_slot, side, side_of, unpinned, unpublished,
+    Decision, Observed, away, company, cutting_nginx, fetch, is_still, later, make_room,
+    new_keeper, notes, obstacles, other_slot, replica_in, serving_slot, side, side_of, unpinned,
+    unpublished,
 };
 use crate::model::failure::Failure;
 use crate::model::ids::SlotName;
@@ -79,6 +80,7 @@ pub fn plan_cold_rollback(
     let mut failures = obstacles(spec, seen, from, to);
     // What somebody else made has its port published as he said.
     failures.extend(unpublished(spec, seen).filter(|_| again.argv.is_none()));
+    failures.extend(company(seen, to));
     failures.extend(seen.claimed.get(to).cloned());
     if !failures.is_empty() {
         return Err(failures);

@@ -55,6 +55,7 @@ fn occupied(pid: i32) -> Occupant {
         names: vec!["chat".to_owned()],
         model: Some("Qwen/Old".to_owned()),
         uncounted: None,
+        company: None,
     }
 }
 

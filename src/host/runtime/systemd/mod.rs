@@ -3,6 +3,7 @@
 //! A unit of ours is a file with everything in it that the program needs, but for its environment: that has a file of its
 //! own, root's alone. It is removed with the replica. Somebody's own unit is only started, stopped, enabled and disabled.
 
+mod alone;
 mod unit_file;
 
 use std::fs::{self, File};
@@ -98,8 +99,14 @@ impl Runtime for Systemd<'_> {
         }))
     }
 
+    async fn stops_alone(&self, tree: &[ProcessId]) -> Result<(), Failure> {
+        self.has_no_company(tree).await
+    }
+
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
         process::spare(main_of(&systemctl::show(self.0).await?))?;
+        // It may have got company since the swap was planned.
+        self.stops_alone(&order.tree).await?;
         // First, so that a boot in between does not bring back what is about to go.
         self.on_boot(Boot::Leaves).await?;
         let shown = systemctl::show(self.0).await?;
