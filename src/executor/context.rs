@@ -27,7 +27,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 /// What this process knows of nginx and the cutover of its swap.
 #[derive(Debug)]
 pub(super) enum Cutover {
-    /// Nothing: another process may have made it.
+    /// Nothing: another process may have made it, or nginx may load it yet.
     Unknown,
     /// nginx has not loaded it.
     NotLoaded,
@@ -208,6 +208,11 @@ impl<'a, H: Host> Context<'a, H> {
     /// Whether nginx is known never to have loaded the cutover that was begun.
     pub(super) fn never_loaded(&self) -> bool {
         matches!(*self.cutover.borrow(), Cutover::NotLoaded)
+    }
+
+    /// Whether nobody knows what nginx has loaded of a cutover that was begun: a reload may still be under way.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        matches!(*self.cutover.borrow(), Cutover::Unknown)
     }
 
     /// Those workers that came with the cutover or after it; all of them where that is not known any more.

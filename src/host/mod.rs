@@ -236,14 +236,14 @@ pub trait Host {
     /// Puts the new lines in place and makes nginx load them; puts the old ones back if it does not.
     ///
     /// # Errors
-    /// If nginx rejects them, in its own words.
-    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure>;
+    /// If nginx rejects them, in its own words, or is not seen to load them.
+    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Unloaded>;
 
     /// Puts the old lines back; `None` if nginx never loaded others.
     ///
     /// # Errors
-    /// If nginx rejects them, or somebody else changed the file.
-    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure>;
+    /// If nginx rejects them, is not seen to load them, or somebody else changed the file.
+    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Unloaded>;
 
     /// Proves that new requests go where they should.
     ///
@@ -253,6 +253,23 @@ pub trait Host {
 
     /// Which of these nginx workers are left, and their connections to a port.
     fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft>;
+}
+
+/// Why nginx was not seen to load new lines.
+#[derive(Debug)]
+pub enum Unloaded {
+    /// It refused them, or was never told of them: what it had loaded before is in force.
+    Surely(Failure),
+    /// It may load them yet: a reload that is slow looks like one that never was.
+    Perhaps(Failure),
+}
+
+impl From<Unloaded> for Failure {
+    fn from(unloaded: Unloaded) -> Self {
+        match unloaded {
+            Unloaded::Surely(failure) | Unloaded::Perhaps(failure) => failure,
+        }
+    }
 }
 
 /// How a tree is stopped.

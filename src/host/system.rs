@@ -13,7 +13,7 @@ use super::gpu::{self, Gpus};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, Way, WorkerLeft};
 use super::process::{self, Inherited, Launch, ProcessError, Snapshot, StopOrder, Stopped};
 use super::runtime::{self, Boot, Started};
-use super::{Ending, Host};
+use super::{Ending, Host, Unloaded};
 use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
@@ -343,12 +343,12 @@ impl Host for SystemHost {
         Ok(self.nginx.loaded(master)?)
     }
 
-    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure> {
-        Ok(self.nginx.load(image).await?)
+    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Unloaded> {
+        self.nginx.load(image).await.map_err(Unloaded::from)
     }
 
-    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
-        Ok(self.nginx.restore(image).await?)
+    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Unloaded> {
+        self.nginx.restore(image).await.map_err(Unloaded::from)
     }
 
     async fn prove(&self, expected: &Expectation, reloaded: &Reloaded) -> Result<Proof, Failure> {

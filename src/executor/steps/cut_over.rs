@@ -8,11 +8,11 @@ use crate::executor::context::{Context, Cutover};
 use crate::executor::route::{
     Presence, confirm_way, identity, identity_at_once, is_astray, presence, prove_route,
 };
-use crate::host::Host;
 use crate::host::engine::Answer;
-use crate::host::nginx::Expectation;
+use crate::host::nginx::{Expectation, Reloaded};
 use crate::host::process::{redact, user_name};
 use crate::host::runtime::Boot;
+use crate::host::{Host, Unloaded};
 use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
@@ -25,6 +25,9 @@ use crate::swap::nginx_conf::port_of;
 const OVERLAP_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at the workers' titles, which no event announces.
 const OVERLAP_LOOK: Duration = Duration::from_millis(5);
+/// How often an undo waits once more for workers that a slow nginx has not started within a reload's bound: the reload before it
+/// has to end first, and took longer than that bound as well.
+const MORE_RELOADS: usize = 2;
 /// Between two looks whether what served before is there again; loading takes it far longer.
 const INCUMBENT_LOOK: Duration = Duration::from_millis(250);
 
@@ -75,7 +78,12 @@ pub(super) async fn act<H: Host>(
     if let Some(keeper) = unbooted {
         cx.host.on_boot(keeper, Boot::Starts).await?;
     }
-    let reloaded = cx.host.load(image).await?;
+    let reloaded = cx.host.load(image).await.map_err(|unloaded| {
+        if matches!(unloaded, Unloaded::Perhaps(_)) {
+            cx.note(Cutover::Unknown);
+        }
+        Failure::from(unloaded)
+    })?;
     let mut old_workers = reloaded.old_workers.clone();
     // Workers from before another agent's may have come with the cutover.
     if cx.never_loaded() {
@@ -165,7 +173,8 @@ pub(super) async fn undo<H: Host>(
 }
 
 /// Why traffic cannot come back: what served was a plain process, and is no more.
-fn gone<H: Host>(cx: &Context<'_, H>, side: &Side, to: &SlotName) -> Failure {
+fn gone<H: Host>(cx: &Context<'_, H>, side: &Side) -> Failure {
+    let to = &cx.plan.candidate.slot;
     let Side { slot, port, revision, .. } = side;
     let upstream = &cx.spec().nginx.upstream;
     Failure::new(format!(
@@ -292,30 +301,78 @@ async fn give_back<H: Host>(
         cx.tell_traffic_is_back();
         return Ok(None);
     }
-    let reloaded = match cx.host.restore(image).await? {
-        Some(reloaded) => reloaded,
-        None if is_loaded(cx, (old, new)).await => {
+    let reloaded = match cx.host.restore(image).await {
+        Ok(Some(reloaded)) => Ok(reloaded),
+        Ok(None) if is_loaded(cx, (old, new)).await => {
             cx.tell_traffic_is_back();
             return Ok(None);
         }
         // The file only looks as if it were loaded: whoever puts an old one back may keep its time.
-        None => cx.host.load(&image.reversed()).await?,
+        Ok(None) => cx.host.load(&image.reversed()).await,
+        Err(unloaded) => Err(unloaded),
     };
-    // Where nobody served before, nothing can answer a proof.
-    let proof = match &cx.plan.incumbent {
-        None => "the upstream is as it was".to_owned(),
-        Some(side) if side.keeper.is_process() && cx.host.is_silent(old) => {
-            return Err(gone(cx, side, to));
-        }
+    let returned = await_return(cx, (old, new), (image, reloaded)).await?;
+    drop(lock);
+    cx.tell_traffic_is_back();
+    Ok(returned)
+}
+
+/// Waits until nginx has loaded what was there before the cutover, and proves it. A reload that nobody has seen the end of may
+/// end meanwhile, and give workers that know the candidate: nginx is then told once more. `None` if nginx refused that one.
+async fn await_return<H: Host>(
+    cx: &Context<'_, H>,
+    (old, new): (Port, Port),
+    (image, mut reloaded): (&UpstreamImage, Result<Reloaded, Unloaded>),
+) -> Result<Option<Returned>, Failure> {
+    let mut in_doubt = cx.is_in_doubt();
+    let mut waits = MORE_RELOADS;
+    loop {
+        let failure = match reloaded {
+            Ok(reloaded) => {
+                if in_doubt {
+                    // While both answer, those that go would prove what those that come do not do.
+                    one_generation(cx, &reloaded.old_workers, new).await;
+                }
+                match prove_return(cx, (old, new), &reloaded).await {
+                    Ok(proof) => {
+                        let old_workers = reloaded.old_workers;
+                        return Ok(Some(Returned { proof, old_workers }));
+                    }
+                    // Of the reload that was under way these were the workers: the next ones are of ours.
+                    Err(failure) if std::mem::take(&mut in_doubt) => failure,
+                    Err(failure) => return Err(failure),
+                }
+            }
+            Err(Unloaded::Perhaps(failure)) if waits > 0 => {
+                (in_doubt, waits) = (true, waits - 1);
+                failure
+            }
+            // It would refuse every other one as well: what it has loaded must do.
+            Err(Unloaded::Surely(_)) if in_doubt && is_back(cx, (old, new)).await => {
+                return Ok(None);
+            }
+            Err(unloaded) => return Err(unloaded.into()),
+        };
+        cx.progress(format!("nginx is told to reload once more: {failure}"));
+        reloaded = cx.host.load(&image.reversed()).await;
+    }
+}
+
+/// Proves that requests go where they went before the cutover. Where nobody served then, nothing can answer a proof.
+async fn prove_return<H: Host>(
+    cx: &Context<'_, H>,
+    (old, new): (Port, Port),
+    reloaded: &Reloaded,
+) -> Result<String, Failure> {
+    match &cx.plan.incumbent {
+        None => Ok("the upstream is as it was".to_owned()),
+        Some(side) if side.keeper.is_process() && cx.host.is_silent(old) => Err(gone(cx, side)),
         Some(_) => {
             let identity = identity_at_once(cx.host, old, new).await;
             let expectation = Expectation { candidate: old, incumbent: new, identity };
-            cx.host.prove(&expectation, &reloaded).await?.to_string()
+            Ok(cx.host.prove(&expectation, reloaded).await?.to_string())
         }
-    };
-    drop(lock);
-    cx.tell_traffic_is_back();
-    Ok(Some(Returned { proof, old_workers: reloaded.old_workers }))
+    }
 }
 
 /// Whether requests are seen to go where nginx's file says, which names what served before. Where that does not answer it can
@@ -326,4 +383,10 @@ async fn is_loaded<H: Host>(cx: &Context<'_, H>, (old, new): (Port, Port)) -> bo
     }
     let Ok(view) = cx.host.upstream().await else { return false };
     prove_route(cx.host, cx.spec(), &view, new).await.is_ok()
+}
+
+/// Whether nginx's file names what served before, and requests are seen to go there.
+async fn is_back<H: Host>(cx: &Context<'_, H>, (old, new): (Port, Port)) -> bool {
+    let named = cx.host.upstream().await.is_ok_and(|view| view.port == old);
+    named && is_loaded(cx, (old, new)).await
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::host::Unloaded;
 use crate::host::durable::DurableError;
 use crate::host::exec::ExecError;
 use crate::model::failure::Hint;
@@ -196,6 +197,28 @@ pub enum NginxError {
         /// What the new workers' sockets showed, in words.
         sockets: String,
     },
+}
+
+impl NginxError {
+    /// Whether nginx may load yet, or have loaded, what this came of. Every other failure came before it was told, or of its own word.
+    pub fn leaves_doubt(&self) -> bool {
+        matches!(
+            self,
+            Self::NoNewWorkers { .. }
+                | Self::MasterGone { .. }
+                | Self::Process { .. }
+                | Self::TwoMasters { .. }
+                | Self::NotPutBack { .. }
+        )
+    }
+}
+
+impl From<NginxError> for Unloaded {
+    fn from(error: NginxError) -> Self {
+        let in_doubt = error.leaves_doubt();
+        let failure = error.to_failure();
+        if in_doubt { Self::Perhaps(failure) } else { Self::Surely(failure) }
+    }
 }
 
 impl Hint for NginxError {

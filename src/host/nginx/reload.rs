@@ -125,9 +125,7 @@ impl Nginx {
             NginxError::NoNewWorkers { master, .. } => {
                 Master::of_pid(*master)?.map_or(Ok(()), |master| master.reload())
             }
-            NginxError::MasterGone { .. }
-            | NginxError::Process { .. }
-            | NginxError::TwoMasters { .. } => Ok(()),
+            why if why.leaves_doubt() => Ok(()),
             // Surely never loaded: with its old time the file says that it is older than the workers.
             _ => set_modified(file, moment),
         });

@@ -12,7 +12,7 @@ use model_swap::host::gpu::Gpus;
 use model_swap::host::nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
 use model_swap::host::process::{self, Inherited, Launch, StopOrder, Stopped};
 use model_swap::host::runtime::{Boot, Started};
-use model_swap::host::{Ending, Host};
+use model_swap::host::{Ending, Host, Unloaded};
 use model_swap::model::event::EventKind;
 use model_swap::model::failure::Failure;
 use model_swap::model::ids::{Port, ProcessId, SlotName};
@@ -57,7 +57,7 @@ pub(crate) struct SimHost {
     /// The model that a replica of the specification should serve.
     pub(crate) wanted: RefCell<String>,
     calls: RefCell<Vec<Call>>,
-    faults: RefCell<Vec<Fault>>,
+    pub(super) faults: RefCell<Vec<Fault>>,
     struck: RefCell<Vec<Call>>,
     pub(super) watched: RefCell<Option<Watched>>,
     pub(super) may_cut: Cell<bool>,
@@ -197,7 +197,7 @@ impl SimHost {
     }
 
     /// A verb that may fail.
-    fn call<T>(
+    pub(super) fn call<T>(
         &self,
         verb: &'static str,
         effect: impl FnOnce(&mut SimWorld) -> Result<T, Failure>,
@@ -208,6 +208,7 @@ impl SimHost {
             return Err(injected());
         }
         let before = self.world.borrow().loaded;
+        self.world.borrow_mut().catch_up();
         let done = effect(&mut self.world.borrow_mut());
         let after = self.world.borrow().loaded;
         if before != after {
@@ -472,20 +473,17 @@ impl Host for SimHost {
         self.call("loaded", |world| Ok(world.generations()))
     }
 
-    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Failure> {
+    async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Unloaded> {
         self.judge_record("load");
-        let number = self.calls.borrow().len();
-        let halfway = Fault { call: number, wrong: Wrong::DiesHalfway };
-        let dies = self.faults.borrow().contains(&halfway);
-        self.call("load", |world| {
-            world.write(&image.before, &image.after)?;
-            if dies { self.die() } else { Ok(world.reload()) }
-        })
+        self.change("load", image).await
     }
 
-    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
+    async fn restore(&self, image: &UpstreamImage) -> Result<Option<Reloaded>, Unloaded> {
         self.judge_record("restore");
-        self.call("restore", |world| world.restore(image))
+        if self.world.borrow().is_restored(image) {
+            return self.call("restore", |_| Ok(None)).map_err(Unloaded::Surely);
+        }
+        self.change("restore", &image.reversed()).await.map(Some)
     }
 
     async fn prove(&self, expected: &Expectation, _: &Reloaded) -> Result<Proof, Failure> {

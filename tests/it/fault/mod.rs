@@ -17,6 +17,7 @@ mod judge;
 mod locked;
 mod lone;
 mod scene;
+mod slow;
 mod stuck;
 mod twice;
 mod verbs;

@@ -15,6 +15,8 @@ use model_swap::model::replica::{Found, Keeper, Systemd, Unit};
 use model_swap::model::wire::MARKER;
 use tokio::time::Instant;
 
+use super::slow::Reloads;
+
 /// How long what was in flight when traffic moved away still takes.
 const LINGER: Duration = Duration::from_millis(400);
 
@@ -94,6 +96,8 @@ pub(crate) struct SimWorld {
     pub(crate) unseen_until: Instant,
     /// Connections of the workers that the next reloads leave behind for good.
     pub(crate) pinned: Option<Option<usize>>,
+    /// How nginx does what it is told.
+    pub(crate) reloads: Reloads,
     last_pid: i32,
 }
 
@@ -142,6 +146,7 @@ impl SimWorld {
             away_until: Instant::now(),
             unseen_until: Instant::now(),
             pinned: None,
+            reloads: Reloads::default(),
             last_pid: 100,
         };
         let argv = ["vllm", "serve", root].map(str::to_owned).to_vec();
@@ -288,11 +293,10 @@ impl SimWorld {
         Ok(())
     }
 
-    /// Makes nginx load the lines, and leaves the old workers to finish.
-    pub(crate) fn reload(&mut self) -> Reloaded {
+    /// nginx has loaded a port, and leaves the old workers to finish.
+    pub(super) fn take(&mut self, told: Port) -> Reloaded {
         let (now, old_port) = (Instant::now(), self.loaded);
-        self.loaded = self.named();
-        let told = self.loaded;
+        self.loaded = told;
         self.replicas.iter_mut().filter(|it| it.port == told).for_each(|it| it.had_traffic = true);
         if self.loaded != old_port {
             for replica in self.replicas.iter_mut().filter(|replica| replica.port == old_port) {
@@ -360,20 +364,21 @@ impl SimWorld {
         port_in(&self.lines[0])
     }
 
+    /// Whether nginx has loaded these lines.
+    pub(crate) fn loads(&self, lines: &[String]) -> bool {
+        self.loaded == port_in(&lines[0])
+    }
+
     /// Somebody points nginx at a port by hand, and reloads it.
     pub(crate) fn point(&mut self, port: Port) {
         self.lines = vec![line(port)];
         self.loaded = port;
     }
 
-    /// Puts the lines of an image back, unless they are there and loaded as it seems.
-    pub(crate) fn restore(&mut self, image: &UpstreamImage) -> Result<Option<Reloaded>, Failure> {
+    /// Whether the lines of an image are back, and loaded as it seems.
+    pub(crate) fn is_restored(&self, image: &UpstreamImage) -> bool {
         let seems_loaded = self.looks_old || self.loaded == port_in(&image.before[0]);
-        if self.lines == image.before && seems_loaded {
-            return Ok(None);
-        }
-        self.write(&image.after, &image.before)?;
-        Ok(Some(self.reload()))
+        self.lines == image.before && seems_loaded && !self.reloads.are_under_way()
     }
 
     /// The workers as they are, without a reload.

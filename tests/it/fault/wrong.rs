@@ -51,6 +51,12 @@ impl SimHost {
         }
     }
 
+    /// Whether the agent dies in the midst of the call that comes next.
+    pub(super) fn dies_halfway(&self) -> bool {
+        let halfway = Fault { call: self.calls().len(), wrong: Wrong::DiesHalfway };
+        self.faults.borrow().contains(&halfway)
+    }
+
     /// The agent dies, and gives nothing back: what unwinds here would let go of the lease.
     pub(super) fn die(&self) -> ! {
         let watched = self.watched.borrow();

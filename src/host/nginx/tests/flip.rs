@@ -212,6 +212,7 @@ async fn a_master_that_does_not_answer_gets_the_old_lines_in_the_end() {
     signal(pid, "STOP");
     let error = hasty.load(&image).await.unwrap_err();
     assert!(matches!(error, NginxError::NoNewWorkers { .. }), "{error}");
+    assert!(error.leaves_doubt(), "what it was told it may do yet");
     assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
     signal(pid, "CONT");
     if let Some(reloaded) = nginx.restore(&image).await.unwrap() {

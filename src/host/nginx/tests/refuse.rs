@@ -18,6 +18,7 @@ async fn fails_to_load(kind: Master, prepare: impl FnOnce(&Scratch)) -> NginxErr
     let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
     prepare(&scratch);
     let error = nginx.load(&image).await.unwrap_err();
+    assert!(!error.leaves_doubt(), "{error}");
     assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes(), "not put back");
     assert!(scratch.get("/v1/models").contains("\"root\":\"A\""));
     // Undoing it must succeed although nginx would refuse every reload.
