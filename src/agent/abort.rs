@@ -13,8 +13,9 @@ use crate::lease::{Lease, RETIRE, waiting};
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
+use crate::model::refusal::{Fault, Refusal};
 use crate::model::state::Holder;
-use crate::model::wire::{AbortRequest, Fault, Frame, Refusal, Unknown, Wait};
+use crate::model::wire::{AbortRequest, Frame, Unknown, Wait};
 use crate::service_dir::ServiceDir;
 
 /// Answers a request to abort; `line` is the request as it came.
@@ -180,7 +181,7 @@ pub(super) fn never_begun((command, id): (&str, &SwapId), first: Option<&SwapId>
         },
     );
     let failure = Failure::new(format!("{command} {id} was aborted before it began")).hint(hint);
-    Refusal { failures: vec![failure], fault: Fault::Aborted }
+    Refusal::of([failure], Fault::Aborted)
 }
 
 /// Whoever works on a swap that has no outcome yet.

@@ -2,8 +2,8 @@
 
 use crate::config::command;
 use crate::model::failure::Failure;
+use crate::model::refusal::{Fault, Refusal};
 use crate::model::spec::{FetchSpec, SwapSpec};
-use crate::model::wire::{Fault, Refusal};
 use crate::swap::redact::redact;
 
 /// What brings the weights of a revision of the past.
@@ -54,7 +54,7 @@ fn barred(refusal: Refusal, causes: Vec<String>, then: &SwapSpec) -> Refusal {
     );
     failure.causes = causes;
     failure.hints.extend(again);
-    Refusal { failures: vec![failure], fault: refusal.fault }
+    Refusal::of([failure], refusal.fault)
 }
 
 /// Today's `fetch`, for the model of then; or why it does not stand in, a clause.

@@ -16,7 +16,8 @@ use crate::journal::Journal;
 use crate::model::event::{Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SwapId};
-use crate::model::wire::{Frame, Refusal, Wait};
+use crate::model::refusal::{Known, Refusal};
+use crate::model::wire::{Frame, Wait};
 use crate::service_dir::{self, ServiceDir, StateError};
 
 /// The file that names the agent's process, in the swap's folder.
@@ -41,6 +42,11 @@ struct AtWork {
 pub(super) fn take_over(folder: &Path) -> Result<(), StateError> {
     let own = AtWork { process: process::own(), boot: Some(process::boot()) };
     service_dir::write_json(&folder.join(AGENT), &own)
+}
+
+/// The same where nobody works on it any more.
+pub(super) fn take_over_from_the_dead(folder: &Path) -> Result<(), StateError> {
+    if at_work(folder).is_some_and(process::alive) { Ok(()) } else { take_over(folder) }
 }
 
 /// The agent that works on the swap of this folder, or did within this boot.
@@ -109,7 +115,8 @@ async fn tell(dir: &ServiceDir, swap: &SwapId, (since, wait): (u64, Wait), answe
             // It may have died between writing its outcome down and telling it.
             let has_outcome = concluded || Journal::is_at_its_end(&folder);
             let gone = if has_outcome { gone_after_outcome } else { gone_before_outcome };
-            return answers.send(&Frame::Refused(Refusal::environment(gone(swap))));
+            let left = Refusal { known: Known::Left, ..Refusal::environment(gone(swap)) };
+            return answers.send(&Frame::Refused(left));
         }
         tokio::select! {
             () = watch.changed() => {}

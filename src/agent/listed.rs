@@ -8,8 +8,9 @@ use std::path::Path;
 use crate::config::listing::Listing;
 use crate::model::failure::Failure;
 use crate::model::ids::ServiceName;
+use crate::model::refusal::{Fault, Refusal};
 use crate::model::spec::FetchSpec;
-use crate::model::wire::{Asked, Command, Fault, Refusal, RollbackRequest};
+use crate::model::wire::{Asked, Command, RollbackRequest};
 
 use super::Access;
 
@@ -46,18 +47,16 @@ fn hold(
     let path = folder.join(format!("{service}.yaml"));
     let text = read(folder, &path, service)?;
     let origin = path.display().to_string();
-    let listing = Listing::load(&text, &origin).map_err(|problems| Refusal {
-        failures: problems.to_failures(),
-        fault: Fault::Environment,
-    })?;
+    let listing = Listing::load(&text, &origin)
+        .map_err(|problems| Refusal::of(problems.to_failures(), Fault::Environment))?;
     let objections = objections(&listing);
     if objections.is_empty() {
         return Ok(());
     }
     let hint =
         format!("this key may ask for what {origin} on the server allows; root can change it");
-    let failures = objections.into_iter().map(|objection| objection.hint(&hint)).collect();
-    Err(Refusal { failures, fault: Fault::Input })
+    let hinted = objections.into_iter().map(|objection| objection.hint(&hint));
+    Err(Refusal::of(hinted.collect::<Vec<_>>(), Fault::Input))
 }
 
 /// The same for what a rollback starts again, by what was once asked for: perhaps with another key, or before root changed the

@@ -48,11 +48,12 @@ use crate::host::{Host, SystemHost, exec, process, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
+use crate::model::refusal::{Fault, Refusal};
 use crate::model::spec::SwapSpec;
 use crate::model::state::StatusReport;
 use crate::model::wire::{
-    Asked, Command, ConfirmRequest, Fault, Frame, Hello, Refusal, Request, RollbackRequest,
-    SurveyRequest, SwapRequest, WIRE_VERSION, spoken,
+    Asked, Command, ConfirmRequest, Frame, Hello, Request, RollbackRequest, SurveyRequest,
+    SwapRequest, WIRE_VERSION, spoken,
 };
 use crate::service_dir::{SPEC, ServiceDir};
 use crate::swap::planner::Decision;
@@ -359,7 +360,7 @@ fn log(failure: &Failure) {
 
 /// Every reason of the planner's at once.
 fn barred(failures: Vec<Failure>) -> Refusal {
-    Refusal { failures, fault: Fault::Environment }
+    Refusal::of(failures, Fault::Environment)
 }
 
 /// The answer when nothing has to change.

@@ -19,8 +19,9 @@ use crate::lease::{Lease, LeaseError};
 use crate::model::event::EventKind;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ProcessId, SwapId};
+use crate::model::refusal::Refusal;
 use crate::model::state::{Holder, Requester};
-use crate::model::wire::{AbortRequest, Asked, Frame, Refusal, RepairRequest, Wait};
+use crate::model::wire::{AbortRequest, Asked, Frame, RepairRequest, Wait};
 use crate::service_dir::ServiceDir;
 
 /// [`Holder::command`] of whoever repairs.

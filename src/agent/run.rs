@@ -13,7 +13,7 @@ use super::{
     prune, recover, report_of_others, rollback, sampling, stdin, stuck, uninstall,
 };
 use crate::abort;
-use crate::event_log::EventLog;
+use crate::event_log::{self, EventLog};
 use crate::executor::{self, Context, Wanted, World, observe};
 use crate::host::process::Snapshot;
 use crate::host::{Host, SystemHost, process};
@@ -25,8 +25,9 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
 use crate::model::record::RecordKind;
+use crate::model::refusal::Refusal;
 use crate::model::state::{Holder, Past, Requester, brought_by};
-use crate::model::wire::{Asked, Command, Frame, Refusal, Request, SwapRequest, When};
+use crate::model::wire::{Asked, Command, Frame, Request, SwapRequest, When};
 use crate::service_dir::{self, SPEC, ServiceDir, StateError};
 use crate::swap::approval;
 use crate::swap::planner::{self, Decision};
@@ -129,12 +130,25 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
             answers.send(&Frame::Accepted { swap: attaches(&held).unwrap_or(held.swap) });
             return Ok(());
         }
+        // Whoever is at work has brought it to its end before.
+        Err(NoTurn::Lease(LeaseError::Held { .. }))
+            if event_log::is_concluded(&dir.swap(&work.swap)) =>
+        {
+            answers.send(&Frame::Accepted { swap: work.swap.clone() });
+            return Ok(());
+        }
         Err(NoTurn::Aborted) => return Err(not_its_turn(&dir, (&own.command, &own.swap))),
         Err(error) => return Err(Refusal::environment(error.to_failure())),
     };
     let first = lease.died.as_ref().map(|died| died.swap.clone());
     if let Some(died) = &first {
-        bring_to_end(&dir, died, (Some(&work.asked), Wanted::End), || {})
+        let accepted = || {
+            if *died == work.swap {
+                answers.send(&Frame::Accepted { swap: died.clone() });
+                answers.close();
+            }
+        };
+        bring_to_end(&dir, died, (Some(&work.asked), Wanted::End), accepted)
             .await
             .map_err(Refusal::environment)?;
         lease
@@ -143,7 +157,9 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     }
     bring_all_to_end(&dir, Some(&work.asked)).await.map_err(Refusal::environment)?;
     if dir.swap(&work.swap).exists() {
-        // Asked again by a runner that had lost the first answer: it has run already.
+        // Asked again by a runner that had lost the first answer, or its agent: it has run already. What is kept warm this one
+        // goes on with.
+        follow::take_over_from_the_dead(&dir.swap(&work.swap)).map_err(Refusal::environment)?;
         answers.send(&Frame::Accepted { swap: work.swap.clone() });
         return Ok(());
     }

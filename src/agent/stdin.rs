@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use crate::model::failure::Failure;
 use crate::model::line::LONGEST_REQUEST;
-use crate::model::wire::Refusal;
+use crate::model::refusal::Refusal;
 
 /// The request: one line.
 ///

@@ -7,7 +7,8 @@ use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::record::RecordKind;
-use crate::model::wire::{Asked, Fault, Refusal};
+use crate::model::refusal::{Fault, Refusal};
+use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
 use crate::swap::recovery::MEND_FIRST;
 
@@ -44,7 +45,7 @@ pub(super) async fn refuse_while_stuck(dir: &ServiceDir, asked: &Asked) -> Resul
             Failure { message, ..failure.clone() }
         }
     });
-    Err(Refusal { failures: failures.collect(), fault: Fault::Stuck })
+    Err(Refusal::of(failures.collect::<Vec<_>>(), Fault::Stuck))
 }
 
 /// Why its last undo failed and what mends that, as it was told then.

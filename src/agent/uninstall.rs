@@ -17,9 +17,10 @@ use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::ProcessId;
+use crate::model::refusal::Refusal;
 use crate::model::replica::{Keeper, Replica};
 use crate::model::state::Holder;
-use crate::model::wire::{Frame, KeptWarm, Refusal, UninstallRequest, Uninstalled};
+use crate::model::wire::{Frame, KeptWarm, UninstallRequest, Uninstalled};
 use crate::service_dir::{self, ServiceDir};
 use crate::swap::planner;
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use super::wire::Fault;
+use super::refusal::Fault;
 
 /// One thing that a swap needs, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

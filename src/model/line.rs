@@ -50,7 +50,8 @@ fn cut(value: &mut Value, longest: usize) {
 mod tests {
     use super::*;
     use crate::model::failure::Failure;
-    use crate::model::wire::{Frame, Refusal};
+    use crate::model::refusal::Refusal;
+    use crate::model::wire::Frame;
 
     /// What is read of a frame's line by whoever follows.
     fn read(frame: &Frame) -> Frame {

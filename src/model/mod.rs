@@ -10,6 +10,7 @@ pub mod moment;
 pub mod outcome;
 pub mod plan;
 pub mod record;
+pub mod refusal;
 pub mod replica;
 pub mod sample;
 pub mod secret;

@@ -11,10 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::checkup::Checkup;
 use super::digest::{Parts, PlanDigest};
 use super::event::Event;
-use super::failure::Failure;
 use super::ids::SwapId;
-use super::outcome::Exit;
 use super::plan::Plan;
+use super::refusal::Refusal;
 use super::spec::SwapSpec;
 use super::state::{HistoryReport, Holder, Requester, StatusReport};
 use super::survey::Survey;
@@ -427,53 +426,6 @@ pub struct Hello {
     pub version: String,
     /// The folder of state and journals.
     pub state_dir: PathBuf,
-}
-
-/// Why nothing was done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// All problems at once.
-    pub failures: Vec<Failure>,
-    /// Whose fault.
-    pub fault: Fault,
-}
-
-impl Refusal {
-    /// What was asked for cannot be done.
-    pub fn input(failure: impl Into<Failure>) -> Self {
-        Self { failures: vec![failure.into()], fault: Fault::Input }
-    }
-
-    /// The server cannot do it.
-    pub fn environment(failure: impl Into<Failure>) -> Self {
-        Self { failures: vec![failure.into()], fault: Fault::Environment }
-    }
-}
-
-/// Whose fault a refusal is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    /// What was asked for.
-    Input,
-    /// The server it was asked of.
-    Environment,
-    /// Nobody's: it was aborted before it began.
-    Aborted,
-    /// An earlier swap's, which is stuck.
-    Stuck,
-}
-
-impl Fault {
-    /// The exit that says so.
-    pub fn exit(self) -> Exit {
-        match self {
-            Self::Input => Exit::Input,
-            Self::Environment => Exit::Environment,
-            Self::Aborted => Exit::Aborted,
-            Self::Stuck => Exit::Stuck,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use super::program;
 use super::session::{Credentials, Session, configure, first_hop, private_folder};
 use crate::model::checkup::Finding;
 use crate::model::failure::{Failure, Hint};
+use crate::model::refusal::Fault;
 use crate::model::target::{HostAddr, SSH_PORT, Target};
-use crate::model::wire::Fault;
 
 /// A name server that takes longer holds up every command.
 const NAME_LIMIT: Duration = Duration::from_secs(10);

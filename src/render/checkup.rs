@@ -88,7 +88,7 @@ fn verdict(parts: &[Part]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::wire::Fault;
+    use crate::model::refusal::Fault;
 
     fn parts() -> [Part; 2] {
         let failure =

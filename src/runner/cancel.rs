@@ -155,7 +155,9 @@ pub(super) async fn give_up(
         return Ok(());
     }
     let failure = match ended {
-        Some(Err(Ended::Refused(stopped) | Ended::Stopped(stopped))) => return Err(stopped),
+        Some(Err(Ended::Refused(stopped) | Ended::Left(stopped) | Ended::Stopped(stopped))) => {
+            return Err(stopped);
+        }
         Some(Err(Ended::Remote(error))) if !error.is_lost() => Failure {
             causes: vec![error.to_failure().to_string()],
             ..Failure::new(format!(

@@ -8,7 +8,8 @@ use crate::config::{self, Config};
 use crate::model::checkup::{Checkup, Finding, Mark, Part};
 use crate::model::failure::Failure;
 use crate::model::outcome::Exit;
-use crate::model::wire::{Fault, Frame, Hello, Refusal};
+use crate::model::refusal::{Fault, Refusal};
+use crate::model::wire::{Frame, Hello};
 use crate::remote::agent::ask;
 use crate::remote::session::Session;
 use crate::remote::way;
@@ -115,7 +116,7 @@ async fn on_server(
                 findings.push(clock(&checkup));
                 findings.extend(checkup.findings);
             }
-            Ok(Some(Frame::Refused(Refusal { failures, fault }))) => {
+            Ok(Some(Frame::Refused(Refusal { failures, fault, .. }))) => {
                 let refused = |failure| Finding::of_failure(AGENT, fault, failure);
                 findings.extend(failures.into_iter().map(refused));
             }

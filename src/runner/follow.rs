@@ -3,11 +3,12 @@
 use tokio::time::Instant;
 
 use super::cancel::{self, Order, Traffic};
+use super::orphan::Orphan;
 use super::patience::Patience;
 use super::report::Reporter;
 use super::stop::Stop;
 use super::verify::{self, Customer, Seen, Visit};
-use super::{Setting, Stopped, Voice, orphan};
+use super::{Setting, Stopped, Voice};
 use crate::github::inputs::CommandName;
 use crate::github::output::Outputs;
 use crate::model::digest::UNCHANGED;
@@ -16,9 +17,10 @@ use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SwapId;
 use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::Plan;
+use crate::model::refusal::{Known, Refusal};
 use crate::model::state::StatusReport;
 use crate::model::target::Target;
-use crate::model::wire::{AbortRequest, Asked, Command, Frame, Refusal, Request, Wait};
+use crate::model::wire::{AbortRequest, Asked, Command, Frame, Request, Wait};
 use crate::remote::agent::{Install, ask};
 use crate::remote::error::RemoteError;
 use crate::remote::session::{Credentials, Session};
@@ -72,8 +74,6 @@ pub(super) struct Followed {
     pub(super) visit: Option<Visit>,
     /// The nonce of a look that has not begun.
     pub(super) awaited: Option<String>,
-    /// Whether the swap waited for a look that was given up since.
-    was_awaited: bool,
     /// Whether the swap that is followed is to be aborted.
     aborting: bool,
 }
@@ -95,7 +95,7 @@ pub(super) async fn follow(
     let order = Order::of(&request.command);
     let first = request;
     let mut request = first.clone();
-    let mut origin = Some(&first);
+    let mut orphan = Orphan::of(&first, &line.setting.run.requester);
     let mut stop = Stop::new()?;
     let mut patience = Patience::of(&request.command);
     loop {
@@ -113,19 +113,18 @@ pub(super) async fn follow(
                 voice.say((!lines.is_empty()).then(|| render::remote(&lines)));
                 return Ok(());
             }
-            Err(Ended::Stopped(stopped)) => return Err(stopped),
-            Err(Ended::Refused(stopped)) => {
-                let requester = &line.setting.run.requester;
-                let end = |origin| orphan::brought_to_end(followed, origin, requester);
-                request = origin.take().cloned().and_then(end).ok_or(stopped)?;
+            Err(Ended::Stopped(stopped) | Ended::Refused(stopped)) => return Err(stopped),
+            Err(Ended::Left(stopped)) => {
+                request = orphan.brought_to_end(followed).ok_or(stopped)?;
                 let text = "the agent is gone: asking the server to bring the swap to its end";
                 voice.say([render::Line::Warning(text.to_owned())]);
                 continue;
             }
             Err(Ended::Remote(error)) => error,
         };
-        // Nobody may have heard what was asked for then.
-        origin = Some(&first);
+        if followed.seq == known {
+            orphan.unheard();
+        }
         if let Some(patience) = patience.as_mut().filter(|_| followed.seq > known) {
             patience.renew();
             if let Some((plan, told)) = &followed.planned {
@@ -174,6 +173,8 @@ fn means_any_swap(request: &Request) -> bool {
 pub(super) enum Ended {
     /// The server refused.
     Refused(Stopped),
+    /// What was followed is left by its agent, which is gone.
+    Left(Stopped),
     /// A signal ended the command.
     Stopped(Stopped),
     /// The way to the server.
@@ -293,16 +294,9 @@ impl Followed {
         }
     }
 
-    /// Gives up the look that the swap waits for. `false`: it waits for none, and none was given up.
-    pub(super) fn looks_no_longer(&mut self) -> bool {
-        self.was_awaited |= self.awaited.is_some() || self.visit.is_some();
-        (self.awaited, self.visit) = (None, None);
-        self.was_awaited
-    }
-
     /// Nobody waits for the word any more.
-    fn needs_no_word(&mut self) {
-        (self.awaited, self.visit, self.was_awaited) = (None, None, false);
+    pub(super) fn needs_no_word(&mut self) {
+        (self.awaited, self.visit) = (None, None);
     }
 
     /// How the command ended. A swap that could not be aborted any more was left alone.
@@ -375,9 +369,13 @@ impl Followed {
             }
             // The answers to `doctor` and `init`, which are not followed.
             Frame::Checkup { .. } | Frame::Survey { .. } => {}
-            Frame::Refused(Refusal { failures, fault }) => {
+            Frame::Refused(Refusal { failures, fault, known }) => {
                 self.lost = false;
-                return Err(Ended::Refused(Stopped { failures, exit: fault.exit() }));
+                let stopped = Stopped { failures, exit: fault.exit() };
+                return Err(match known {
+                    Known::Untold => Ended::Refused(stopped),
+                    Known::Left => Ended::Left(stopped),
+                });
             }
         }
         Ok(())

@@ -14,10 +14,11 @@ use crate::config::{self, Config, Overrides};
 use crate::github::inputs::Untold;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
+use crate::model::refusal::Refusal;
 use crate::model::spec::NginxSpec;
 use crate::model::survey::Survey;
 use crate::model::target::{SSH_PORT, Target};
-use crate::model::wire::{Frame, Refusal};
+use crate::model::wire::Frame;
 use crate::remote::agent::{Install, ask};
 use crate::remote::build::Build;
 use crate::remote::error::RemoteError;
@@ -140,7 +141,7 @@ async fn asked(setting: &Setting, session: &Session) -> Result<Survey, Stopped> 
     while let Some(frame) = frames.next().await.map_err(remote)? {
         match frame {
             Frame::Survey { survey } => seen = Some(*survey),
-            Frame::Refused(Refusal { failures, fault }) => {
+            Frame::Refused(Refusal { failures, fault, .. }) => {
                 return Err(Stopped { failures, exit: fault.exit() });
             }
             _ => {}

@@ -1,68 +1,126 @@
-//! A swap whose agent is gone while somebody follows it. Where no systemd brings another one, the next command ends it; where that
-//! may come too late, the server is asked at once.
+//! A swap whose agent is gone while somebody follows it. Where no systemd brings another one, the next command ends it; whoever
+//! follows asks for that at once: it is there, and wants to know how the swap ends.
+
+use std::time::Duration;
 
 use super::follow::Followed;
+use crate::model::ids::SwapId;
 use crate::model::state::Requester;
-use crate::model::wire::{AbortRequest, Command, Request, SwapRequest, Unknown};
+use crate::model::wire::{AbortRequest, Command, Request, RollbackRequest, SwapRequest, Unknown};
 
-/// The request by which the server brings the swap to its end that `origin` has begun or follows: it waits for our word with
-/// traffic at the new model, or its step is over. `None`: a person decides, or the next command.
-pub(super) fn brought_to_end(
-    followed: &mut Followed,
-    origin: Request,
-    requester: &Requester,
-) -> Option<Request> {
-    let swap = followed.swap.clone().filter(|_| followed.conclusion.is_none())?;
-    let command = match origin.command {
-        // By its id the server knows that it has begun, and does not begin it again.
-        Command::Swap(wanted) if followed.looks_no_longer() => {
-            Command::Swap(SwapRequest { swap, ..wanted })
-        }
-        Command::Follow { asked, .. } => Command::Abort(AbortRequest {
-            asked,
-            of: Some(swap),
+/// For so many agents in a row the server is asked for another one: what kills each of them, as a kernel without memory does, is for
+/// a person to mend.
+const MOST_DEATHS: usize = 3;
+
+/// What was asked for, whose agent may die.
+pub(super) struct Orphan<'a> {
+    origin: &'a Request,
+    requester: &'a Requester,
+    deaths: usize,
+}
+
+impl<'a> Orphan<'a> {
+    /// Of a request, as it was sent first.
+    pub(super) fn of(origin: &'a Request, requester: &'a Requester) -> Self {
+        Self { origin, requester, deaths: 0 }
+    }
+
+    /// The request by which the server brings the swap to its end that was begun or followed. `None`: a person decides, or the next
+    /// command.
+    pub(super) fn brought_to_end(&mut self, followed: &mut Followed) -> Option<Request> {
+        let swap = followed.swap.clone().filter(|_| self.deaths < MOST_DEATHS)?;
+        let command = self.ends(swap, followed)?;
+        self.deaths += 1;
+        // Who takes it up asks for another one.
+        followed.needs_no_word();
+        Some(Request { v: self.origin.v, command })
+    }
+
+    fn ends(&self, swap: SwapId, followed: &Followed) -> Option<Command> {
+        // By its id the server knows that it has begun, and does not begin it again. Whoever is at work meanwhile has ended it first.
+        let lock_wait = Duration::ZERO;
+        let is_open = followed.conclusion.is_none();
+        let abort = AbortRequest {
+            asked: self.origin.command.asked()?.clone(),
+            of: Some(swap.clone()),
             unknown: Unknown::Refused,
             since: followed.seq,
-            requester: requester.clone(),
-        }),
-        _ => return None,
-    };
-    Some(Request { v: origin.v, command })
+            requester: self.requester.clone(),
+        };
+        match self.origin.command.clone() {
+            Command::Swap(wanted) => Some(Command::Swap(SwapRequest { swap, lock_wait, ..wanted })),
+            Command::Rollback(wanted) => {
+                Some(Command::Rollback(RollbackRequest { swap, lock_wait, ..wanted }))
+            }
+            // Whose step is over, and who was to be given up, is given up.
+            Command::Follow { .. } | Command::Abort(_) => is_open.then_some(Command::Abort(abort)),
+            _ => None,
+        }
+    }
+
+    /// The connection was lost, and nothing heard by it: nobody may know what was asked for.
+    pub(super) fn unheard(&mut self) {
+        self.deaths = 0;
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::github::inputs::CommandName;
-    use crate::model::ids::SwapId;
     use crate::model::wire::{Asked, Secrets, WIRE_VERSION, Wait, When};
     use crate::swap::planner::tests::spec;
 
-    #[test]
-    fn a_swap_that_waited_for_our_word_is_brought_to_its_end_however_often_that_is_lost() {
-        let swap: SwapId = "s-1".parse().unwrap();
+    /// What was asked for first, and what is asked for at each death from then on.
+    fn asked(command: impl FnOnce(Asked, SwapId) -> Command) -> Vec<Command> {
+        let (asked, swap): (_, SwapId) =
+            (Asked { spec: spec(), secrets: Secrets::default() }, "s-1".parse().unwrap());
+        let origin = Request { v: WIRE_VERSION, command: command(asked, swap.clone()) };
         let requester = Requester::default();
-        let wanted = SwapRequest {
-            asked: Asked { spec: spec(), secrets: Secrets::default() },
-            swap: swap.clone(),
-            when: When::Changed,
-            plan_digest: None,
-            plan_parts: None,
-            lock_wait: Duration::ZERO,
-            wait: Wait::Promoted,
-            requester: requester.clone(),
-        };
-        let origin = Request { v: WIRE_VERSION, command: Command::Swap(wanted) };
+        let mut orphan = Orphan::of(&origin, &requester);
         let mut followed = Followed::of(CommandName::Swap);
+        assert!(orphan.brought_to_end(&mut followed).is_none(), "nothing has begun");
         followed.swap = Some(swap);
-        let asks = |followed: &mut Followed| {
-            brought_to_end(followed, origin.clone(), &requester).is_some()
+        let mut all = Vec::new();
+        while let Some(request) = orphan.brought_to_end(&mut followed) {
+            all.push(request.command);
+        }
+        orphan.unheard();
+        assert!(orphan.brought_to_end(&mut followed).is_some(), "nobody may have heard of it");
+        all
+    }
+
+    #[test]
+    fn a_swap_is_asked_for_by_its_id_and_not_for_ever() {
+        let swap = |asked, swap| {
+            Command::Swap(SwapRequest {
+                asked,
+                swap,
+                when: When::Changed,
+                plan_digest: None,
+                plan_parts: None,
+                lock_wait: Duration::from_secs(60),
+                wait: Wait::Promoted,
+                requester: Requester::default(),
+            })
         };
-        assert!(!asks(&mut followed), "the next command brings it to its end");
-        followed.awaited = Some("nonce".to_owned());
-        assert!(asks(&mut followed));
-        assert!(asks(&mut followed), "nobody may have heard what was asked for");
+        let all = asked(swap);
+        assert_eq!(all.len(), MOST_DEATHS);
+        for command in all {
+            let Command::Swap(again) = command else { panic!("{command:?}") };
+            assert_eq!((again.swap.as_str(), again.lock_wait), ("s-1", Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn what_was_to_be_aborted_stays_so() {
+        let abort = |asked, _| {
+            let (unknown, requester) = (Unknown::Kept, Requester::default());
+            Command::Abort(AbortRequest { asked, of: None, unknown, since: 0, requester })
+        };
+        for command in asked(abort) {
+            let Command::Abort(again) = command else { panic!("{command:?}") };
+            assert_eq!(again.of, Some("s-1".parse().unwrap()));
+        }
     }
 }

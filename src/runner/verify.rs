@@ -15,9 +15,10 @@ use super::{Setting, Stopped};
 use crate::config::{self, Config};
 use crate::github::outside::{Outside, Proxies};
 use crate::model::failure::Failure;
+use crate::model::refusal::Refusal;
 use crate::model::secret::Secret;
 use crate::model::spec::VerifySpec;
-use crate::model::wire::{Asked, Command, ConfirmRequest, Frame, Refusal, Request, Secrets};
+use crate::model::wire::{Asked, Command, ConfirmRequest, Frame, Request, Secrets};
 use crate::remote::session::Session;
 
 /// Bound on one look: a list of models is answered at once, through whatever stands before the service.

@@ -121,9 +121,7 @@ async fn left_ready() -> Result<(World, Facts)> {
     let world = kills::world().await?;
     world.run("plan", NEW, &[]).await?.answered(&[]);
     let before = Facts::of(&world)?;
-    world.server.strike(Some(Aim::After(READY)))?;
-    world.run("swap", NEW, &[]).await?.refused(3, &["is gone"]);
-    world.server.strike(None)?;
+    kills::orphaned(&world, Aim::After(READY), world.action("swap", NEW, &[])?).await?;
     Ok((world, before))
 }
 
@@ -160,9 +158,7 @@ async fn a_file_that_is_put_back_with_its_old_time_is_not_taken_for_loaded() -> 
     let (before, config) = (Facts::of(&world)?, world.server.nginx_config());
     let (text, modified) = (fs::read(&config)?, fs::metadata(&config)?.modified()?);
     let load = world.load().await?;
-    world.server.strike(Some(Aim::After(CUT_OVER)))?;
-    world.run("swap", NEW, &[]).await?.refused(3, &["is gone"]);
-    world.server.strike(None)?;
+    kills::orphaned(&world, Aim::After(CUT_OVER), world.action("swap", NEW, &[])?).await?;
     fs::write(&config, text)?;
     fs::File::open(&config)?.set_modified(modified)?;
     assert_eq!(world.serves().await?, NEW);

@@ -92,9 +92,7 @@ async fn a_swap_whose_old_model_dies_in_the_midst_of_it_is_promoted() -> Result<
 async fn a_swap_that_loses_its_agent_and_its_old_model_is_finished_by_the_next_command()
 -> Result<()> {
     let world = kills::world().await?;
-    world.server.strike(Some(Aim::After(CUT_OVER)))?;
-    Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
-    world.server.strike(None)?;
+    kills::orphaned(&world, Aim::After(CUT_OVER), world.action("swap", NEW, &[])?).await?;
     kill(world.old.pid)?;
     let run = Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "promoted");
     assert!(run.stdout.contains("taken up again: its agent ended"), "{run}");
@@ -234,10 +232,8 @@ async fn a_journal_of_a_newer_agent_is_refused_and_an_older_ones_is_understood()
     let load = world.load().await?;
     world.run("plan", NEW, &[]).await?.answered(&[]);
     let before = Facts::of(&world)?;
-    world.server.strike(Some(Aim::After(CUT_OVER)))?;
-    let run = Step::run(world.action("swap", NEW, &[])?).await?;
-    world.server.strike(None)?;
-    let swap = run.output("swap-id").to_owned();
+    kills::orphaned(&world, Aim::After(CUT_OVER), world.action("swap", NEW, &[])?).await?;
+    let swap = kills::swap(&world)?;
     let path = world.server.state_dir().join("chat/swaps").join(&swap).join("journal.ndjson");
     let text = fs::read_to_string(&path)?;
     let newer = text.replace("{\"v\":2,", "{\"v\":3,");

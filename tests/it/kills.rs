@@ -7,12 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use testbed::action::Run;
+use testbed::action::{Action, Run};
 use testbed::server::{Aim, ServerSpec, listeners};
 
 use crate::runner::STEPS;
 use crate::step::{Step, send, until};
-use crate::support::{NAME, NEW, OLD, World};
+use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// The records of a first swap, in their order: the plan, and each step begun and done; then the outcome, and each of
 /// the two steps after it; then the end.
@@ -75,13 +75,21 @@ impl Facts {
     }
 }
 
+/// The id of the newest swap.
+pub(crate) fn swap(world: &World) -> Result<String> {
+    Ok(newest(world)?.file_name().context("a name")?.to_string_lossy().into_owned())
+}
+
+/// The folder of the newest swap.
+fn newest(world: &World) -> Result<PathBuf> {
+    let swaps = world.server.state_dir().join(NAME).join("swaps");
+    let folders = fs::read_dir(swaps)?.flatten().map(|entry| entry.path());
+    folders.max().context("no swap")
+}
+
 /// The journal of the newest swap: its whole lines, and whether half of one follows.
 pub(crate) fn journal(world: &World) -> Result<(Vec<String>, bool)> {
-    let swaps = world.server.state_dir().join(NAME).join("swaps");
-    let mut folders: Vec<_> = fs::read_dir(swaps)?.flatten().map(|entry| entry.path()).collect();
-    folders.sort();
-    let text = fs::read_to_string(folders.last().context("no swap")?.join("journal.ndjson"))?;
-    Ok(records(&text))
+    Ok(records(&fs::read_to_string(newest(world)?.join("journal.ndjson"))?))
 }
 
 /// The whole lines of a journal, and whether half of one follows.
@@ -106,13 +114,13 @@ pub(crate) async fn closed(world: &World) -> Result<()> {
 
 /// The agent of a world, once it is frozen, and how many records its journal has then.
 pub(crate) async fn frozen(world: &World) -> Result<(u32, usize)> {
-    until("a frozen agent", || {
-        let Some(agent) = agent(world) else { return Ok(None) };
+    let is_frozen = |agent: &u32| {
         let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
-        let is_frozen = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'));
-        Ok(if is_frozen { Some((agent, journal(world)?.0.len())) } else { None })
-    })
-    .await
+        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+    };
+    // Another one may keep something warm.
+    let agent = until("a frozen agent", || Ok(agents(world).into_iter().find(is_frozen))).await?;
+    Ok((agent, journal(world)?.0.len()))
 }
 
 /// Returns once an order to abort is on the disk: whole, not the file that is about to become one.
@@ -128,30 +136,41 @@ pub(crate) async fn ordered(world: &World) -> Result<()> {
 
 /// The detached agent, if it is there.
 pub(crate) fn agent(world: &World) -> Option<u32> {
+    agents(world).first().copied()
+}
+
+/// All detached agents that are there.
+fn agents(world: &World) -> Vec<u32> {
     let all = world.server.leftovers().into_iter();
-    let mut agents = all.filter(|line| line.contains("model-swap agent run"));
-    agents.next()?.split_once(':')?.0.parse().ok()
+    let agents = all.filter(|line| line.contains("model-swap agent run"));
+    agents.filter_map(|line| line.split_once(':')?.0.parse().ok()).collect()
 }
 
 async fn repair(world: &World) -> Result<Run> {
     Step::run(world.action("repair", NEW, &[])?).await
 }
 
-/// Runs a swap whose agent is killed there, and asserts that it was.
-async fn killed(world: &World, aim: Aim) -> Result<()> {
-    world.server.strike(Some(aim))?;
-    let run = Step::run(world.action("swap", NEW, &[("wait", "retired")])?).await?;
-    world.server.strike(None)?;
-    let (lines, torn) = journal(world)?;
-    let (whole, half) = match aim {
-        Aim::After(record) => (record, false),
-        Aim::Within(record) => (record - 1, true),
+/// Begins a swap whose agent is killed there, and its runner just before: nobody asks for another agent.
+pub(crate) async fn orphaned(world: &World, aim: Aim, action: Action) -> Result<()> {
+    let (freezes, whole, half) = match aim {
+        Aim::After(record) => (Aim::Freeze(record), record, false),
+        Aim::Within(record) => (Aim::FreezeWithin(record), record - 1, true),
         _ => anyhow::bail!("that kills nobody"),
     };
-    assert_eq!((lines.len(), torn), (whole, half), "{aim:?} struck elsewhere\n{run}");
-    let has_outcome = lines.iter().any(|line| line.contains(r#""record":"concluded""#));
-    run.refused(3, &[if has_outcome { "the swap has its outcome" } else { "the agent " }]);
-    Ok(())
+    world.server.strike(Some(freezes))?;
+    let step = Step::start(action)?;
+    let (agent, _) = frozen(world).await?;
+    world.server.strike(None)?;
+    let (lines, torn) = journal(world)?;
+    assert_eq!((lines.len(), torn), (whole, half), "{aim:?} struck elsewhere\n{}", step.said());
+    step.kill()?;
+    send("-KILL", agent)?;
+    until("the agent's death", || Ok((!alive(agent)).then_some(()))).await
+}
+
+/// The same of a swap to the next model.
+async fn killed(world: &World, aim: Aim) -> Result<()> {
+    orphaned(world, aim, world.action("swap", NEW, &[("wait", "retired")])?).await
 }
 
 /// Asserts that a second repair finds nothing to do and changes nothing.
@@ -289,4 +308,61 @@ pub(crate) fn assert_whole(run: &Run) {
             assert_eq!(run.stdout.matches(&line).count(), 1, "{line} in\n{run}");
         }
     }
+}
+
+/// Kills the agent of a step there, and nobody else; how the step ends.
+async fn bereft(world: &World, record: usize, action: Action) -> Result<Run> {
+    world.server.strike(Some(Aim::Freeze(record)))?;
+    let step = Step::start(action)?;
+    let (agent, _) = frozen(world).await?;
+    world.server.strike(None)?;
+    send("-KILL", agent)?;
+    let run = step.finish().await?;
+    assert_eq!(run.stdout.matches("asking the server to bring").count(), 1, "{run}");
+    Ok(run)
+}
+
+#[tokio::test]
+async fn a_step_whose_agent_is_killed_has_another_one_bring_its_swap_to_its_end() -> Result<()> {
+    let world = world().await?;
+    let load = world.load().await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let before = Facts::of(&world)?;
+    let retired = [("wait", "retired")];
+    for (record, code, outcome) in [(READY, 4, "failed"), (CUT_OVER, 5, "rolled-back")] {
+        let run = bereft(&world, record, world.action("swap", NEW, &retired)?).await?;
+        run.ended(code, outcome);
+        assert_eq!(Facts::of(&world)?, before, "{record}");
+    }
+    let run = bereft(&world, PROMOTED, world.action("swap", NEW, &retired)?).await?;
+    run.ended(0, "promoted");
+    assert!(!world.old_runs()?, "it is still there");
+    let run = bereft(&world, CONCLUDED + 1, world.action("swap", "Qwen/Third", &retired)?).await?;
+    run.ended(0, "promoted");
+    let swap = swap(&world)?;
+    let back = bereft(&world, READY, world.action("rollback", NEW, &retired)?).await?;
+    let back = back.ended(4, "failed");
+    assert_eq!(
+        (world.serves().await?.as_str(), back.output("swap-id") > swap.as_str()),
+        ("Qwen/Third", true),
+        "{back}"
+    );
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_swap_that_was_to_be_aborted_is_although_its_agent_is_killed() -> Result<()> {
+    let world = world().await?;
+    world.server.strike(Some(Aim::Freeze(READY)))?;
+    let step = Step::start(world.action("swap", NEW, &[])?)?;
+    let (agent, _) = frozen(&world).await?;
+    let abort = Step::start(world.action("abort", NEW, &[])?)?;
+    ordered(&world).await?;
+    world.server.strike(None)?;
+    send("-KILL", agent)?;
+    step.finish().await?.ended(6, "aborted");
+    abort.finish().await?.ended(0, "aborted");
+    assert_eq!(world.serves().await?, OLD);
+    Ok(())
 }

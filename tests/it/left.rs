@@ -13,20 +13,18 @@ use testbed::load::{Kind, Load, LoadSpec};
 use testbed::server::{Aim, ServerSpec, listeners};
 
 use crate::commands::Terminal;
-use crate::kills::{CUT_OVER, Facts, READY, agent, closed, frozen, journal, ordered, world};
+use crate::kills::{
+    CUT_OVER, Facts, READY, agent, closed, frozen, journal, ordered, orphaned, world,
+};
 use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, World, alive};
 
 /// The records of a swap whose new model dies while it loads: three steps begun, two of them done, three undone.
 const FAILED: usize = 14;
 
-/// A swap whose agent dies there.
+/// A swap whose agent dies there, and nobody follows it.
 async fn dead(world: &World, record: usize) -> Result<()> {
-    world.server.strike(Some(Aim::After(record)))?;
-    let run = Step::run(world.action("swap", NEW, &[])?).await?;
-    world.server.strike(None)?;
-    run.refused(3, &["is gone"]);
-    Ok(())
+    orphaned(world, Aim::After(record), world.action("swap", NEW, &[])?).await
 }
 
 /// Calls this server's nginx.
@@ -113,12 +111,9 @@ async fn a_swap_that_failed_is_in_the_history_even_if_its_agent_died_before_it_w
     let mut world = world().await?;
     world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
     world.settings.flags = "--stub-load-time 600s --stub-die-after 10ms".to_owned();
-    world.server.strike(Some(Aim::After(FAILED)))?;
-    let run = Step::run(world.action("swap", "Qwen/Third", &[])?).await?;
-    world.server.strike(None)?;
+    orphaned(&world, Aim::After(FAILED), world.action("swap", "Qwen/Third", &[])?).await?;
     let (records, _) = journal(&world)?;
     assert!(records.last().is_some_and(|last| last.contains(r#""concluded""#)), "{records:#?}");
-    run.refused(3, &["is gone"]);
     world.settings.flags = String::new();
     let run = Step::run(world.action("rollback", NEW, &[])?).await?;
     run.ended(0, "unchanged").answered(&["the last swap, s-", ", ended failed"]);
@@ -180,9 +175,7 @@ async fn what_is_kept_warm_is_retired_although_a_later_swap_died_meanwhile() -> 
     answer.wait_until(|tally| tally.in_flight(Kind::Stream) == 1).await?;
     world.run("swap", NEW, &[]).await?.ended(0, "promoted");
     let first = agent(&world).context("nobody drains")?;
-    world.server.strike(Some(Aim::After(1)))?;
-    Step::run(world.action("swap", "Qwen/Third", &[])?).await?.refused(3, &["the agent "]);
-    world.server.strike(None)?;
+    orphaned(&world, Aim::After(1), world.action("swap", "Qwen/Third", &[])?).await?;
     drop(answer);
     until("it is left to whoever repairs", || Ok((!alive(first)).then_some(()))).await?;
     assert!(world.old_runs()?);

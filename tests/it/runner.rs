@@ -10,7 +10,7 @@ use testbed::relay::Relay;
 
 use crate::step::{Step, send, until};
 use crate::support::relayed::{relay, through};
-use crate::support::{Action, NAME, NEW, OLD, Run, World};
+use crate::support::{Action, NAME, NEW, OLD, Run, World, alive};
 
 /// The steps of a swap up to its outcome.
 pub(crate) const STEPS: [&str; 5] =
@@ -439,13 +439,21 @@ async fn only_what_is_meant_is_aborted(world: &World) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_killed_agent_is_told_of_and_the_next_swap_clears_up_after_it() -> Result<()> {
+async fn where_each_agent_is_killed_that_is_told_of_and_the_next_swap_clears_up() -> Result<()> {
     let mut world = world().await?;
     let load = world.load().await?;
     let github = FakeGitHub::start()?;
     let action = world.action("swap", NEW, &[])?.on_github(&github);
     let (step, candidate) = in_mid_swap(&world, action).await?;
     send("-KILL", agent(&world)?.context("no agent")?)?;
+    for deaths in 1..=3 {
+        // A frozen candidate keeps the next one at its undo.
+        let taken_up = || step.said().matches("taken up again").count() == deaths;
+        until("the next agent", || Ok(taken_up().then_some(()))).await?;
+        let next = until("its process", || agent(&world)).await?;
+        send("-KILL", next)?;
+        until("its death", || Ok((!alive(next)).then_some(()))).await?;
+    }
     let run = step.finish().await?.refused(3, &["the agent that works on swap s-", "is gone"]);
     let told = || github.deployments().pop().context("no deployment");
     assert_eq!(told()?.state(), "error", "nobody knows how it ends: {github}");

@@ -11,7 +11,7 @@ use testbed::server::{Aim, listeners};
 
 use crate::commands::Terminal;
 use crate::doctor::mark;
-use crate::kills::{CUT_OVER, Facts, READY, frozen, ordered, world};
+use crate::kills::{CUT_OVER, Facts, READY, frozen, ordered, orphaned, world};
 use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, Run, World, engine};
 
@@ -20,10 +20,7 @@ async fn moved() -> Result<(World, Facts)> {
     let world = world().await?;
     world.run("plan", NEW, &[]).await?.answered(&[]);
     let before = Facts::of(&world)?;
-    world.server.strike(Some(Aim::After(CUT_OVER)))?;
-    let run = Step::run(world.action("swap", NEW, &[])?).await?;
-    world.server.strike(None)?;
-    run.refused(3, &["is gone", "model-swap repair"]);
+    orphaned(&world, Aim::After(CUT_OVER), world.action("swap", NEW, &[])?).await?;
     assert_eq!(world.serves().await?, NEW);
     Ok((world, before))
 }
@@ -238,9 +235,7 @@ async fn busy_at(record: usize) -> Result<(World, Facts, Load)> {
     world.settings.flags = "--stub-token-delay 50ms".to_owned();
     world.run("plan", NEW, &[]).await?.answered(&[]);
     let before = Facts::of(&world)?;
-    world.server.strike(Some(Aim::After(record)))?;
-    Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
-    world.server.strike(None)?;
+    orphaned(&world, Aim::After(record), world.action("swap", NEW, &[])?).await?;
     let target = SocketAddr::from((Ipv4Addr::LOCALHOST, world.server.slot_ports().1));
     let (streams, stream_tokens) = (1, 100_000);
     let load = Load::start(LoadSpec { streams, stream_tokens, ..LoadSpec::none(target, NAME) });
@@ -312,9 +307,7 @@ async fn two_stuck() -> Result<(World, Facts, [String; 2])> {
     let older = swaps(&world)?.remove(0);
     let aside = world.server.state_dir().join("aside");
     fs::rename(&older, &aside)?;
-    world.server.strike(Some(Aim::After(CUT_OVER)))?;
-    Step::run(world.action("swap", NEW, &[])?).await?.refused(3, &["is gone"]);
-    world.server.strike(None)?;
+    orphaned(&world, Aim::After(CUT_OVER), world.action("swap", NEW, &[])?).await?;
     let text = spoil(&world, b, a)?;
     Step::run(world.action("repair", NEW, &[])?).await?.ended(7, "stuck");
     let newer = swaps(&world)?.remove(0);

@@ -15,10 +15,9 @@ use crate::support::{Action, NAME, NEW, Run, World};
 /// A server on which an agent died before its cutover, and the swap that it has left.
 async fn left_by_the_dead() -> Result<(World, String)> {
     let world = kills::world().await?;
-    world.server.strike(Some(Aim::After(READY)))?;
-    let run = Step::run(world.action("swap", NEW, &[])?).await?;
-    let run = run.refused(3, &["the agent that works on swap s-"]);
-    Ok((world, run.output("swap-id").to_owned()))
+    kills::orphaned(&world, Aim::After(READY), world.action("swap", NEW, &[])?).await?;
+    let swap = kills::swap(&world)?;
+    Ok((world, swap))
 }
 
 /// Who holds the lease, and whose end comes first, by the file.

@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use model_swap::config::{self, Overrides};
 use model_swap::model::event::EventKind;
 use model_swap::model::line::LONGEST_REQUEST;
+use model_swap::model::refusal::Fault;
 use model_swap::model::state::Requester;
 use model_swap::model::wire::{
-    AbortRequest, Asked, Command, ConfirmRequest, Fault, Frame, Hello, RepairRequest, Request,
-    SENTINEL, Secrets, Unknown, WIRE_VERSION, Wait,
+    AbortRequest, Asked, Command, ConfirmRequest, Frame, Hello, RepairRequest, Request, SENTINEL,
+    Secrets, Unknown, WIRE_VERSION, Wait,
 };
 use testbed::end;
 

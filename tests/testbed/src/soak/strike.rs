@@ -157,8 +157,14 @@ impl Act {
                 let run = scene.beside()?.spawn()?.finish().await?;
                 scene.neighbour.has_swapped(&run)?;
             }
-            Fault::ReadByOlder => traces.is_read = versions::read_by_older(scene).await?,
-            Fault::LeftByOlder => traces.is_read = versions::left_by_older(scene).await?,
+            Fault::ReadByOlder | Fault::LeftByOlder => {
+                // It would ask for another agent.
+                runner.kill();
+                traces.is_read = match self.fault {
+                    Fault::ReadByOlder => versions::read_by_older(scene).await?,
+                    _ => versions::left_by_older(scene).await?,
+                };
+            }
             Fault::StateTaken => traces.taken = Some(self.take_state(scene).await?),
             Fault::NginxUpgraded => {
                 let lasts = Duration::from_millis(10 * self.twist as u64);
