@@ -42,6 +42,25 @@ pub(super) fn last_word(
     }
 }
 
+/// The last word of a swap whose agent wrote down that it is over, and died before it told so; and when that was.
+pub(super) fn untold(dir: &ServiceDir, swap: &SwapId) -> Option<(Closing, Timestamp)> {
+    let folder = dir.swap(swap);
+    let status = Journal::look(&folder).ok().filter(|status| status.closed)?;
+    let (plan, state) = (Journal::plan(&folder)?, dir.load().ok()?);
+    let at = Journal::read(&folder).ok()?.last()?.at;
+    let kept = state.retained.as_ref().filter(|retained| retained.swap == *swap);
+    let closing = match kept {
+        Some(kept) => Closing::Kept { slot: kept.replica.slot.clone(), failure: kept_untold() },
+        None => last_word((swap, &plan), &status, &state),
+    };
+    Some((closing, at))
+}
+
+fn kept_untold() -> Failure {
+    Failure::new("it could not be retired, and its agent died before it said why")
+        .hint("`model-swap status` tells what it has in flight; the next swap retires it")
+}
+
 /// The swaps that are over and that nobody has closed or will: what is kept warm is its agent's to close, or its successor's.
 pub(super) fn unclosed(dir: &ServiceDir) -> Vec<SwapId> {
     let Ok(state) = dir.load() else { return Vec::new() };
@@ -167,6 +186,19 @@ mod tests {
         dir.save(&state).unwrap();
         let superseded = EventKind::Closed(Closing::Superseded { by: None });
         assert_eq!(closed(&dir, &swap), (vec![superseded], true));
+    }
+
+    #[test]
+    fn what_was_written_down_and_not_told_is_known_all_the_same() {
+        let (_folder, dir) = service();
+        let swap = left_warm(&dir);
+        assert_eq!(untold(&dir, &swap), None, "it is not over");
+        let at = Timestamp::UNIX_EPOCH;
+        Journal::open(&dir.swap(&swap)).unwrap().append(RecordKind::Closed, at).unwrap();
+        let (slot, failure) = ("a".parse().unwrap(), kept_untold());
+        assert_eq!(untold(&dir, &swap), Some((Closing::Kept { slot, failure }, at)));
+        forget_what_is_warm(&dir);
+        assert_eq!(untold(&dir, &swap), Some((Closing::Superseded { by: None }, at)));
     }
 
     #[test]

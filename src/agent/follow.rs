@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::answer::Answers;
-use super::stdin;
+use super::{closing, stdin};
 use crate::event_log::EventReader;
 use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
@@ -17,7 +17,7 @@ use crate::model::event::{Event, EventKind};
 use crate::model::failure::Failure;
 use crate::model::ids::{ProcessId, SwapId};
 use crate::model::refusal::{Known, Refusal};
-use crate::model::wire::{Frame, Wait};
+use crate::model::wire::{Frame, WIRE_VERSION, Wait};
 use crate::service_dir::{self, ServiceDir, StateError};
 
 /// The file that names the agent's process, in the swap's folder.
@@ -82,7 +82,7 @@ async fn tell(dir: &ServiceDir, swap: &SwapId, (since, wait): (u64, Wait), answe
     let mut agent = at_work(&folder);
     let mut waited = None;
     let mut reader = EventReader::new(&folder);
-    let mut concluded = false;
+    let (mut concluded, mut seq) = (false, since);
     loop {
         // Asked before reading, so that nothing it wrote is missed.
         let alive = agent.is_some_and(process::alive);
@@ -93,6 +93,7 @@ async fn tell(dir: &ServiceDir, swap: &SwapId, (since, wait): (u64, Wait), answe
             let counts = taken_up.is_none_or(|taken_up| taken_up < index);
             concluded = counts && (concluded || matches!(event.kind, EventKind::Concluded(_)));
             let last = counts && is_last(&event, wait);
+            seq = seq.max(event.seq);
             if event.seq > since {
                 answers.send(&Frame::Event(event));
             }
@@ -112,17 +113,26 @@ async fn tell(dir: &ServiceDir, swap: &SwapId, (since, wait): (u64, Wait), answe
                 sleep(LOOK).await;
                 continue;
             }
-            // It may have died between writing its outcome down and telling it.
-            let has_outcome = concluded || Journal::is_at_its_end(&folder);
-            let gone = if has_outcome { gone_after_outcome } else { gone_before_outcome };
-            let left = Refusal { known: Known::Left, ..Refusal::environment(gone(swap)) };
-            return answers.send(&Frame::Refused(left));
+            return answers.send(&left(dir, swap, (concluded, seq)));
         }
         tokio::select! {
             () = watch.changed() => {}
             () = gone(agent) => {}
         }
     }
+}
+
+/// What is said of a swap whose agent is gone and has no successor; its story ended with the event of this number.
+fn left(dir: &ServiceDir, swap: &SwapId, (concluded, seq): (bool, u64)) -> Frame {
+    // It may have died between writing down that all is over and telling it. Nobody adds to that story any more.
+    if let Some((closing, at)) = closing::untold(dir, swap).filter(|_| concluded) {
+        let (swap, kind) = (swap.clone(), EventKind::Closed(closing));
+        return Frame::Event(Event { v: WIRE_VERSION, swap, seq: seq + 1, at, kind });
+    }
+    // Or between writing its outcome down and telling that.
+    let has_outcome = concluded || Journal::is_at_its_end(&dir.swap(swap));
+    let gone = if has_outcome { gone_after_outcome } else { gone_before_outcome };
+    Frame::Refused(Refusal { known: Known::Left, ..Refusal::environment(gone(swap)) })
 }
 
 fn gone_after_outcome(swap: &SwapId) -> Failure {
