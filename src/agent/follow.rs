@@ -76,7 +76,7 @@ async fn tell(dir: &ServiceDir, swap: &SwapId, (since, wait): (u64, Wait), answe
     let mut watch = Watch::folder(&folder);
     if !folder.is_dir() {
         let failure = Failure::new(format!("swap {swap} of service {} has not begun", dir.service()))
-            .hint(format!("if it still waits for its turn it begins then: `model-swap status` shows it, `model-swap abort --swap-id {swap}` gives it up"));
+            .hint(format!("it has its turn only while its step is there: `model-swap status` shows what waits, `model-swap abort --swap-id {swap}` gives it up"));
         return answers.send(&Frame::Refused(Refusal::environment(failure)));
     }
     let mut agent = at_work(&folder);

@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::ChildStdout;
 
 use crate::confirmation;
 use crate::executor::{self, World, confirm_route, observe, report_unseen};
@@ -306,7 +307,8 @@ async fn begin(
     }
 }
 
-/// Starts the detached agent, gives it the request and relays its answer.
+/// Starts the detached agent, gives it the request and relays its answer; that of an agent which waits for its turn goes no further
+/// once nobody hears it.
 async fn detach(
     (dir, fate, access): (&ServiceDir, &Fate, &Access),
     line: &str,
@@ -331,13 +333,28 @@ async fn detach(
         arguments.extend([OsStr::new("--services"), folder.as_os_str()]);
     }
     let mut child = exec::detached(words, &arguments, Stdio::from(log)).map_err(io)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // The request goes through a pipe: secrets are in no argv and on no disk.
-        stdin.write_all(line.as_bytes()).await.map_err(io)?;
+    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Ok(None);
+    };
+    // The request goes through a pipe: secrets are in no argv and on no disk. By its end the agent knows that nobody hears it.
+    stdin.write_all(format!("{}\n", line.trim_end()).as_bytes()).await.map_err(io)?;
+    tokio::select! {
+        biased;
+        answered = relay(dir, stdout, answers) => answered,
+        () = stdin::ended() => Ok(None),
     }
-    let Some(stdout) = child.stdout.take() else { return Ok(None) };
+}
+
+/// Relays a detached agent's answer up to what becomes of its request.
+async fn relay(
+    dir: &ServiceDir,
+    stdout: ChildStdout,
+    answers: &mut Answers,
+) -> Result<Option<SwapId>, Failure> {
+    let unheard =
+        |error: std::io::Error| Failure::new("cannot hear the agent").hint(error.to_string());
     let mut lines = BufReader::new(stdout).lines();
-    while let Some(line) = lines.next_line().await.map_err(io)? {
+    while let Some(line) = lines.next_line().await.map_err(unheard)? {
         let Ok(frame) = serde_json::from_str::<Frame>(&line) else { continue };
         answers.send(&frame);
         match frame {

@@ -9,7 +9,7 @@ use super::arming::arm_if_possible;
 use super::closing::close_all;
 use super::ending::{bring_to_end, left_open, needs};
 use super::turn::{self, NoTurn, RETRY};
-use super::{follow, hand_over, observe_at_rest, place, unchanged};
+use super::{follow, hand_over, observe_at_rest, place, stdin, unchanged};
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventReader;
 use crate::executor::{Wanted, unfinished_swaps};
@@ -74,7 +74,9 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     // Asked again by a runner that had lost the first answer.
     let attaches = |held: &Holder| Some(held.swap.clone()).filter(|_| held.command == REPAIR);
     let itself = own(id);
-    let taken = turn::take((&dir, *lock_wait), (&itself, &at_first), &attaches, answers).await;
+    let taken =
+        turn::take((&dir, *lock_wait), (&itself, &at_first), &attaches, answers, stdin::ended())
+            .await;
     let mut lease = match taken {
         Ok(lease) => lease,
         Err(NoTurn::Lease(LeaseError::Held { holder: Some(held) }))

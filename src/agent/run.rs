@@ -119,7 +119,8 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let own = holder(&work, Timestamp::now());
     let attaches = |held: &Holder| rerun::attaches_to(held, &own);
     let now = || holder(&work, Timestamp::now());
-    let taken = turn::take((&dir, work.lock_wait), (&own, &now), &attaches, answers).await;
+    let taken =
+        turn::take((&dir, work.lock_wait), (&own, &now), &attaches, answers, stdin::ended()).await;
     dir.forget_last_boot(&process::boot())
         .map_err(|error| Refusal::environment(error.to_failure()))?;
     let mut lease = match taken {

@@ -26,7 +26,7 @@ pub(super) async fn request() -> Result<String, Refusal> {
     )))
 }
 
-/// Returns at the end of standard input, after the request. To be called once.
+/// Returns at the end of standard input, after the request. Who calls it again waits for the same end.
 pub(super) async fn ended() {
     let (tell, told) = oneshot::channel::<()>();
     // A thread of its own: the runtime would wait at its end for a read that it makes itself.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::answer::Answers;
 use super::follow;
@@ -21,6 +21,10 @@ const RETIRE_WAIT: Duration = Duration::from_secs(120);
 /// Between two tries for the lease; flock tells nobody when it comes free.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 
+/// How long who has no turn any more, because its runner is gone, can still be given up by its id: a step that is cancelled orders that
+/// by another session, within the ten seconds that GitHub leaves it.
+const LAST_ORDERS: Duration = Duration::from_secs(10);
+
 /// How a command comes to its turn by itself.
 const WAITS: &str = "a command waits for its turn with `lock-wait: 15m` in its step, or `--lock-wait 15m` on a terminal";
 
@@ -36,6 +40,9 @@ pub(super) enum NoTurn {
     /// It was given up before its turn.
     #[error("it was aborted before it began")]
     Aborted,
+    /// Nobody would hear of it.
+    #[error("whoever asked for it was gone before its turn")]
+    Alone,
 }
 
 impl Hint for NoTurn {
@@ -46,28 +53,35 @@ impl Hint for NoTurn {
                 error.hints().into_iter().chain(waits).collect()
             }
             Self::State(error) => error.hints(),
-            Self::Aborted => Vec::new(),
+            Self::Aborted | Self::Alone => Vec::new(),
         }
     }
 }
 
 /// Takes the lease as [`take_soon`]; waits for another command's for as long as `lock_wait`, and says whose it is. Until it has
-/// it others see it wait as `asked`, by whose id it can be given up; what has begun under that id is for its agent to give up.
+/// it others see it wait as `asked`, by whose id it can be given up; what has begun under that id is for its agent to give up. Once
+/// `alone` returns it has no turn any more: a runner that comes back asks again, by the same id, and waits anew.
 ///
 /// # Errors
-/// If it is held all the time, or `attaches` would follow the holder's swap; if it was given up; or if the disk refuses.
+/// If it is held all the time, or `attaches` would follow the holder's swap; if it was given up, or is alone; or if the disk refuses.
 pub(super) async fn take(
     (dir, lock_wait): (&ServiceDir, Duration),
     (asked, own): (&Holder, &impl Fn() -> Holder),
     attaches: &impl Fn(&Holder) -> Option<SwapId>,
     answers: &mut Answers,
+    alone: impl Future<Output = ()>,
 ) -> Result<Lease, NoTurn> {
     let has_begun = dir.swap(&asked.swap).exists();
     let waiting = Waiting::enter(dir, asked)?;
+    let ordered = || abort::until_ordered(dir, &asked.swap);
     let lease = tokio::select! {
         biased;
         taken = take_in_time((dir, lock_wait), (asked, own), attaches, answers) => taken?,
-        _ = abort::until_ordered(dir, &asked.swap), if !has_begun => return Err(NoTurn::Aborted),
+        _ = ordered(), if !has_begun => return Err(NoTurn::Aborted),
+        () = alone => {
+            let is_ordered = !has_begun && timeout(LAST_ORDERS, ordered()).await.is_ok();
+            return Err(if is_ordered { NoTurn::Aborted } else { NoTurn::Alone });
+        }
     };
     let is_given_up = || !has_begun && abort::ordered(dir, &asked.swap).is_some();
     // Whoever gives the order ends the wait then: either he does, and nothing begins, or it has ended here.
@@ -138,6 +152,8 @@ pub(super) async fn take_soon(
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
     use super::*;
     use crate::abort::AbortOrder;
     use crate::lease::tests::holder;
@@ -145,6 +161,7 @@ mod tests {
 
     /// A service that somebody else works on, and how a command comes to its turn that would wait for an hour.
     async fn while_held(
+        alone: impl Future<Output = ()>,
         meanwhile: impl AsyncFnOnce(&ServiceDir, Lease),
     ) -> (Result<Lease, NoTurn>, Vec<Holder>) {
         let folder = tempfile::tempdir().unwrap();
@@ -154,7 +171,7 @@ mod tests {
         let (asked, mut answers) = (holder("s-2"), Answers::to_nobody());
         let hour = Duration::from_secs(3600);
         let (taken, ()) = tokio::join!(
-            take((&dir, hour), (&asked, &own), &nobody, &mut answers),
+            take((&dir, hour), (&asked, &own), &nobody, &mut answers, alone),
             meanwhile(&dir, held),
         );
         (taken, waiting::all(&dir))
@@ -170,7 +187,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_seen_and_has_his_turn() {
-        let (taken, left) = while_held(async |dir, held| {
+        let (taken, left) = while_held(pending(), async |dir, held| {
             assert_eq!(waiting::all(dir), [holder("s-2")]);
             // An order that means another one ends no wait.
             abort::order(dir, &"s-1".parse().unwrap(), &AbortOrder::default()).unwrap();
@@ -183,7 +200,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_given_up_by_his_id_although_the_lease_comes_free() {
-        let (taken, left) = while_held(async |dir, held| {
+        let (taken, left) = while_held(pending(), async |dir, held| {
             let id = "s-2".parse().unwrap();
             abort::order(dir, &id, &AbortOrder::default()).unwrap();
             assert_eq!(waiting::strike(dir, &id), Some(holder("s-2")));
@@ -192,6 +209,28 @@ mod tests {
         .await;
         assert!(matches!(taken, Err(NoTurn::Aborted)), "{taken:?}");
         assert_eq!(left, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_alone_has_no_turn_although_the_lease_comes_free() {
+        let (taken, left) = while_held(ready(()), async |dir, held| {
+            sleep(LAST_ORDERS / 2).await;
+            drop(held);
+            assert_eq!(waiting::all(dir), [holder("s-2")], "nobody could give it up");
+        })
+        .await;
+        assert!(matches!(taken, Err(NoTurn::Alone)), "{taken:?}");
+        assert_eq!(left, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_alone_is_given_up_by_the_order_of_the_step_that_has_left_it() {
+        let (taken, _) = while_held(ready(()), async |dir, _held| {
+            sleep(LAST_ORDERS / 2).await;
+            abort::order(dir, &"s-2".parse().unwrap(), &AbortOrder::default()).unwrap();
+        })
+        .await;
+        assert!(matches!(taken, Err(NoTurn::Aborted)), "{taken:?}");
     }
 
     #[tokio::test(start_paused = true)]

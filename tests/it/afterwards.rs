@@ -7,10 +7,10 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 
-use crate::runner::{agent, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world};
+use crate::runner::{agent, cut_before_the_answer, in_mid_swap, outcome, swaps, world};
 use crate::step::{Step, until};
 use crate::support::relayed::{led_through, relay};
-use crate::support::{Action, NAME, NEW, Run, World, binary};
+use crate::support::{Action, NAME, NEW, OLD, Run, World, binary};
 
 /// The stage after a step, with what the step left in its state.
 pub(crate) fn afterwards(
@@ -152,9 +152,11 @@ async fn a_step_that_was_killed_while_its_swap_waits_is_not_said_to_have_done_no
         Step::run(action).await?.refused(3, &["has not begun", "`model-swap abort --swap-id s-"]);
     assert!(run.summary.contains("Outcome not known"), "{run}");
     assert_eq!(swaps(&world), 0, "{run}");
+    // Nobody waits for that swap any more.
+    until("the agent's end", || Ok(agent(&world)?.is_none().then_some(()))).await?;
     flock(&lease, FlockOperation::Unlock)?;
-    until("the swap", || Ok(events(&world).ok().map(drop))).await?;
-    assert_eq!(outcome(&world).await?, "promoted");
+    world.run("status", NEW, &[]).await?.answered(&["nobody is at work"]);
+    assert_eq!((swaps(&world), world.serves().await?.as_str()), (0, OLD));
     Ok(())
 }
 

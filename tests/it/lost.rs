@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use model_swap::model::event::Event;
 use model_swap::render::Line;
 use model_swap::render::log::Log;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use testbed::github::FakeGitHub;
 use testbed::relay::Relay;
@@ -18,10 +19,10 @@ use testbed::server::Aim;
 
 use crate::commands::Terminal;
 use crate::kills::{frozen, unmet, world};
-use crate::runner::events;
+use crate::runner::{agent, events, swaps};
 use crate::step::{Step, send, until};
-use crate::support::relayed::{access, relay};
-use crate::support::{NEW, OLD, World, binary};
+use crate::support::relayed::{access, relay, through};
+use crate::support::{NAME, NEW, OLD, World, alive, binary};
 
 /// More events than any swap here has.
 const MANY: usize = 100;
@@ -240,5 +241,28 @@ async fn a_runner_that_is_killed_at_each_event_of_an_unwinding_is_followed_by_th
     killed_at_each_event(&world, 5, "rolled-back").await?;
     assert_eq!(world.serves().await?, OLD);
     load.stop().await.assert_clean();
+    Ok(())
+}
+
+/// Another command has the lease, and waits for nobody.
+#[tokio::test]
+async fn a_link_that_is_cut_while_its_swap_waits_has_its_turn_all_the_same() -> Result<()> {
+    let world = World::start().await?;
+    let relay = relay(&world).await?;
+    world.run("plan", NEW, &[]).await?.answered(&[]);
+    let lease = File::create(world.server.state_dir().join(NAME).join("lease.json"))?;
+    flock(&lease, FlockOperation::LockExclusive)?;
+    let mut step = Step::start(through(&relay, &world)?.with_inputs(&[("lock-wait", "10m")]))?;
+    let first = until("the agent", || agent(&world)).await?;
+    let waiting = world.server.state_dir().join(NAME).join("waiting");
+    let waits = || fs::read_dir(&waiting).map_or(0, Iterator::count);
+    until("its wait", || Ok((waits() == 1).then_some(()))).await?;
+    relay.cut();
+    step.says("trying again in 1s").await?;
+    until("the first one's end", || Ok((!alive(first)).then_some(()))).await?;
+    until("the next one's wait", || Ok((waits() == 1).then_some(()))).await?;
+    flock(&lease, FlockOperation::Unlock)?;
+    let run = step.finish().await?.ended(0, "promoted");
+    assert_eq!(swaps(&world), 1, "{run}");
     Ok(())
 }
