@@ -144,7 +144,7 @@ fn unknown(dir: &ServiceDir, swap: &SwapId) -> Refusal {
     let failure = Failure::new(format!(
         "no swap {swap} of service {service} is under way or waits for its turn"
     ));
-    Refusal::input(failure.hint(format!("nothing was changed; {open}")))
+    Refusal::input(failure.hint(format!("nothing was changed; {open}"))).unbegun()
 }
 
 /// Why a repair is not given up.
@@ -181,7 +181,7 @@ pub(super) fn never_begun((command, id): (&str, &SwapId), first: Option<&SwapId>
         },
     );
     let failure = Failure::new(format!("{command} {id} was aborted before it began")).hint(hint);
-    Refusal::of([failure], Fault::Aborted)
+    Refusal::of([failure], Fault::Aborted).unbegun()
 }
 
 /// Whoever works on a swap that has no outcome yet.

@@ -114,7 +114,7 @@ fn work(request: Request, access: Access) -> Option<Work> {
     }
 }
 
-async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
+async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let dir = place::service_dir(&work.asked).map_err(Refusal::environment)?;
     let own = holder(&work, Timestamp::now());
     let attaches = |held: &Holder| rerun::attaches_to(held, &own);
@@ -167,18 +167,27 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     if abort::ordered(&dir, &work.swap).is_some() {
         return Err(never_begun((&own.command, &own.swap), first.as_ref()));
     }
-    stuck::refuse_while_stuck(&dir, &work.asked).await?;
+    begin(work, (&dir, &own, lease), answers).await.map_err(Refusal::unbegun)
+}
+
+/// Decides what a command does that has its turn, and does it.
+async fn begin(
+    mut work: Work,
+    (dir, own, lease): (&ServiceDir, &Holder, Lease),
+    answers: &mut Answers,
+) -> Result<(), Refusal> {
+    stuck::refuse_while_stuck(dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {
         Command::Rollback(wanted) => {
-            let decided = rollback::decide(&dir, wanted, &work.access).await?;
+            let decided = rollback::decide(dir, wanted, &work.access).await?;
             listed::check_revived(&work.access, wanted, &decided.asked)?;
             decided
         }
-        Command::Swap(wanted) => decide(&dir, wanted).await?,
+        Command::Swap(wanted) => decide(dir, wanted).await?,
         _ => return Ok(()),
     };
     work.asked = asked;
-    let host = place::host(&dir, &work.asked);
+    let host = place::host(dir, &work.asked);
     let flips = match &decision {
         Decision::Act(plan) => plan.strategy == Strategy::WarmRollback,
         Decision::Unchanged(_) => matches!(work.command, Command::Rollback(_)),
@@ -188,8 +197,8 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     }
     match decision {
         Decision::Unchanged(reason) => {
-            let status = Box::new(report_of_others(&host, &world, &dir, &work.asked).await);
-            answers.send(&match rerun::has_ended(&dir, &status, &own) {
+            let status = Box::new(report_of_others(&host, &world, dir, &work.asked).await);
+            answers.send(&match rerun::has_ended(dir, &status, own) {
                 Some(swap) => Frame::Accepted { swap },
                 None => Frame::Unchanged { reason, status },
             });
@@ -202,9 +211,9 @@ async fn act(mut work: Work, answers: &mut Answers) -> Result<(), Refusal> {
                 approval::confirm(&work.asked.spec, (&plan, &world.seen), &approved)
                     .map_err(Refusal::input)?;
             }
-            arming::arm(&host, &dir).await.map_err(Refusal::environment)?;
+            arming::arm(&host, dir).await.map_err(Refusal::environment)?;
             let mut begun =
-                open(&host, &dir, &work, (world, *plan)).await.map_err(Refusal::environment)?;
+                open(&host, dir, &work, (world, *plan)).await.map_err(Refusal::environment)?;
             begun.0.again = again;
             work_on(begun, &work, lease, answers).await;
             Ok(())

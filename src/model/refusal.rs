@@ -28,6 +28,12 @@ impl Refusal {
         Self::of([failure.into()], Fault::Environment)
     }
 
+    /// The same, where it is certain that nothing has begun under the id that was asked for.
+    #[must_use]
+    pub fn unbegun(self) -> Self {
+        Self { known: Known::Unbegun, ..self }
+    }
+
     /// All these problems.
     pub fn of(failures: impl Into<Vec<Failure>>, fault: Fault) -> Self {
         Self { failures: failures.into(), fault, known: Known::Untold }
@@ -43,6 +49,8 @@ pub enum Known {
     Untold,
     /// It has begun, and its agent is gone: asked for again by its id it is brought to its end.
     Left,
+    /// Nothing has begun under its id.
+    Unbegun,
 }
 
 impl Known {

@@ -370,10 +370,11 @@ impl Followed {
             // The answers to `doctor` and `init`, which are not followed.
             Frame::Checkup { .. } | Frame::Survey { .. } => {}
             Frame::Refused(Refusal { failures, fault, known }) => {
-                self.lost = false;
+                // An answer that was lost may have told of a swap that goes on, whatever this one is refused for.
+                self.lost &= known != Known::Unbegun;
                 let stopped = Stopped { failures, exit: fault.exit() };
                 return Err(match known {
-                    Known::Untold => Ended::Refused(stopped),
+                    Known::Untold | Known::Unbegun => Ended::Refused(stopped),
                     Known::Left => Ended::Left(stopped),
                 });
             }

@@ -7,9 +7,11 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 
-use crate::runner::{agent, cut_before_the_answer, in_mid_swap, outcome, swaps, world};
+use crate::runner::{
+    agent, cut_before_its_answer, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world,
+};
 use crate::step::{Step, until};
-use crate::support::relayed::{led_through, relay};
+use crate::support::relayed::{led_through, relay, through};
 use crate::support::{Action, NAME, NEW, OLD, Run, World, binary};
 
 /// The stage after a step, with what the step left in its state.
@@ -88,6 +90,37 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
     assert_eq!(run.output("swap-id"), run.state["swap"], "{run}");
     assert_eq!(outcome(&world).await?, "promoted");
     is_told_after(&world, &run).await
+}
+
+/// Asked again it is refused for what says nothing of the swap that has begun.
+#[tokio::test]
+async fn a_step_that_is_refused_after_its_answer_was_lost_still_names_its_swap() -> Result<()> {
+    let world = World::start().await?;
+    let relay = relay(&world).await?;
+    let step = cut_before_the_answer(&world, &relay).await?;
+    relay.shut();
+    until("the swap", || Ok(events(&world).ok().map(drop))).await?;
+    assert_eq!(outcome(&world).await?, "promoted");
+    let log = world.server.state_dir().join(NAME).join("agent.log");
+    fs::remove_file(&log)?;
+    fs::create_dir(&log)?;
+    relay.open();
+    let run = step.finish().await?.refused(3, &["cannot write ", "agent.log"]);
+    assert!(run.summary.contains("Outcome not known"), "{run}");
+    assert_eq!(run.output("swap-id"), run.state["swap"], "{run}");
+    is_told_after(&world, &run).await
+}
+
+#[tokio::test]
+async fn a_step_of_whose_swap_the_server_knows_nothing_names_none() -> Result<()> {
+    let world = World::start().await?;
+    let relay = relay(&world).await?;
+    let action = through(&relay, &world)?.with_inputs(&[("plan-digest", "p-000000000000")]);
+    let step = cut_before_its_answer((&world, &relay), action).await?;
+    let run = step.finish().await?;
+    let run = run.refused(2, &["plan"]);
+    assert_eq!((run.outputs.get("swap-id"), swaps(&world)), (None, 0), "{run}");
+    Ok(())
 }
 
 /// The later stage runs where the network was just lost.

@@ -215,7 +215,15 @@ async fn a_link_whose_bytes_vanish_is_noticed_and_the_story_goes_on_where_it_was
 
 /// Starts a swap and cuts the link while its agent has answered nothing and begun nothing.
 pub(crate) async fn cut_before_the_answer(world: &World, relay: &Relay) -> Result<Step> {
-    let mut step = Step::start(through(relay, world)?)?;
+    cut_before_its_answer((world, relay), through(relay, world)?).await
+}
+
+/// The same of any step that goes through the relay.
+pub(crate) async fn cut_before_its_answer(
+    (world, relay): (&World, &Relay),
+    action: Action,
+) -> Result<Step> {
+    let mut step = Step::start(action)?;
     let agent = until("the agent", || agent(world)).await?;
     send("-STOP", agent)?;
     assert_eq!(swaps(world), 0, "it was stopped too late for this test");
