@@ -9,7 +9,7 @@ use crate::executor::route::{
     Presence, confirm_way, identity, identity_at_once, is_astray, presence, prove_route,
 };
 use crate::host::engine::Answer;
-use crate::host::nginx::{Expectation, Reloaded};
+use crate::host::nginx::{Expectation, Proof, Reloaded};
 use crate::host::process::{redact, user_name};
 use crate::host::runtime::Boot;
 use crate::host::{Host, Unloaded};
@@ -28,6 +28,9 @@ const OVERLAP_LOOK: Duration = Duration::from_millis(5);
 /// How often an undo waits once more for workers that a slow nginx has not started within a reload's bound: the reload before it
 /// has to end first, and took longer than that bound as well.
 const MORE_RELOADS: usize = 2;
+/// How often nginx may be restarted while it is shown that a cutover has arrived. A person restarts it once, an upgrade of its
+/// packages does so a second time; more often it only is where it keeps failing.
+const RESTARTS: usize = 3;
 /// Between two looks whether what served before is there again; loading takes it far longer.
 const INCUMBENT_LOOK: Duration = Duration::from_millis(250);
 
@@ -90,14 +93,37 @@ pub(super) async fn act<H: Host>(
         cx.note(Cutover::Loaded(old_workers.clone()));
     }
     let expectation = Expectation { candidate: new, incumbent: old, identity };
-    let proof = cx.unless_aborted(cx.host.prove(&expectation, &reloaded)).await?;
+    let (proof, retiring) = arrive(cx, &expectation, &reloaded).await?;
     cx.passed("route", proof.to_string());
-    one_generation(cx, &reloaded.old_workers, old).await;
-    // A reload of somebody else's just before ours may have left workers of the old lines that were not there yet.
-    let retiring = cx.host.loaded(reloaded.master)?.old_workers;
     old_workers
         .extend(retiring.into_iter().filter(|worker| !reloaded.old_workers.contains(worker)));
     Ok(Acted { done: Done::CutOver { old_workers }, detail: proof.to_string() })
+}
+
+/// Proves that whoever asks from now on meets the candidate. Gives the workers that are shutting down then: a reload of
+/// somebody else's just before ours may have left some of the old lines that were not there yet.
+async fn arrive<H: Host>(
+    cx: &Context<'_, H>,
+    expectation: &Expectation,
+    reloaded: &Reloaded,
+) -> Result<(Proof, Vec<ProcessId>), Failure> {
+    let mut reloaded = reloaded.clone();
+    let mut restarts = 0;
+    loop {
+        let proof = cx.unless_aborted(cx.host.prove(expectation, &reloaded)).await?;
+        one_generation(cx, &reloaded.old_workers, expectation.incumbent).await;
+        let gone = match cx.host.loaded(reloaded.master) {
+            Ok(loaded) => return Ok((proof, loaded.old_workers)),
+            Err(gone) => gone,
+        };
+        // Whoever restarted it meanwhile had it read the same file, unless that was changed as well: a proof tells.
+        let running = cx.unless_aborted(cx.host.upstream_at_rest()).await?.master;
+        if running == reloaded.master || restarts == RESTARTS {
+            return Err(gone);
+        }
+        restarts += 1;
+        reloaded.master = running;
+    }
 }
 
 /// Whether the candidate is ready still. An older one may want a key that nobody has; and where it alone is left, nothing is

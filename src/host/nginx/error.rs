@@ -67,6 +67,12 @@ pub enum NginxError {
         /// Its pid.
         master: i32,
     },
+    /// The nginx that was started in place of one that ended does not load it either; it may have read it when it started.
+    #[error(transparent)]
+    Restarted(
+        /// Why not.
+        Box<NginxError>,
+    ),
     /// No running nginx was found by its pid file.
     #[error("no running nginx was found: {} {problem}", file.display())]
     PidFile {
@@ -206,6 +212,7 @@ impl NginxError {
             self,
             Self::NoNewWorkers { .. }
                 | Self::MasterGone { .. }
+                | Self::Restarted(_)
                 | Self::Process { .. }
                 | Self::TwoMasters { .. }
                 | Self::NotPutBack { .. }
@@ -225,6 +232,7 @@ impl Hint for NginxError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::Conf(error) => return error.hints(),
+            Self::Restarted(why) => return why.hints(),
             Self::NotPutBack { why, source } => return [why.hints(), source.hints()].concat(),
             Self::NotFound { .. } => {
                 "set nginx.command to the way nginx is called on the server, like [docker, exec, edge, nginx] where it is in a \
@@ -283,7 +291,7 @@ impl Hint for NginxError {
             Self::Rejected { lines }
             | Self::NotLoaded { lines }
             | Self::Failed { stderr: lines, .. } => lines.clone(),
-            Self::NotPutBack { why, .. } => why.log_tail(),
+            Self::NotPutBack { why, .. } | Self::Restarted(why) => why.log_tail(),
             _ => Vec::new(),
         }
     }

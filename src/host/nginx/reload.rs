@@ -159,9 +159,12 @@ impl Nginx {
     async fn reload(&self) -> Result<Reloaded, NginxError> {
         let mut old_workers = Vec::new();
         match self.reload_once(&mut old_workers).await {
-            // If nobody comes, whoever is started later may still load it: that is what there is to say.
             Err(gone @ NginxError::MasterGone { .. }) => {
-                self.reload_once(&mut old_workers).await.map_err(|_| gone)
+                self.reload_once(&mut old_workers).await.map_err(|why| match why {
+                    // Whoever is started later may still load it: that is what there is to say.
+                    NginxError::PidFile { .. } | NginxError::MasterGone { .. } => gone,
+                    why => NginxError::Restarted(Box::new(why)),
+                })
             }
             reloaded => reloaded,
         }

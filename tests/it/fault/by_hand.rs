@@ -1,12 +1,14 @@
-//! A person points nginx elsewhere in the middle of a swap: what serves is not stopped, and what is said of it is so.
+//! A person points nginx elsewhere in the middle of a swap: what serves is not stopped, and what is said of it is so. Nor is
+//! anything undone because somebody restarts it.
 
 use std::time::Duration;
 
 use model_swap::model::event::{Conclusion, EventKind};
 use model_swap::model::ids::Port;
 use model_swap::model::outcome::Outcome;
+use model_swap::model::step::Step;
 
-use super::host::Fault;
+use super::host::{Call, Fault, Stage};
 use super::scene::{A, Attempt, Facts, Kind, Scene};
 use super::wrong::Wrong;
 
@@ -172,4 +174,48 @@ async fn traffic_that_somebody_else_brought_back_was_away_all_the_same() {
     let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
     assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
     assert_eq!(scene.facts(), before);
+}
+
+/// The calls of a swap with these faults, with the numbers of those that `cut_over` makes.
+async fn cutting_over(faults: &[Fault]) -> (Vec<Call>, Vec<usize>) {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let mut steps = attempt.plan.steps.iter();
+    let step = steps.position(|it| matches!(it.step, Step::CutOver { .. })).unwrap();
+    scene.execute(&attempt, faults).await.unwrap().unwrap();
+    let calls = scene.host.calls();
+    let of_step = calls.iter().enumerate().filter(|(_, call)| call.stage == Stage::Act(step));
+    let numbers = of_step.map(|(number, _)| number).collect();
+    (calls, numbers)
+}
+
+/// What comes after it has read the same file, and what was proven of its predecessor is proven once more.
+#[tokio::test(start_paused = true)]
+async fn an_nginx_that_is_restarted_while_it_is_pointed_elsewhere_undoes_nothing() {
+    let (calls, during) = cutting_over(&[]).await;
+    for call in during {
+        let (scene, attempt) = Scene::of(Kind::First).await;
+        let fault = Fault { call, wrong: Wrong::RestartsNginx };
+        let conclusion = scene.execute(&attempt, &[fault]).await.unwrap().unwrap();
+        assert_eq!(conclusion.outcome, Outcome::Promoted, "{:?}: {conclusion:#?}", calls[call]);
+        assert_eq!(scene.facts().loaded, attempt.plan.candidate.port);
+    }
+}
+
+/// As one that is started anew because it keeps failing: nobody waits for ever for the one that stays.
+#[tokio::test(start_paused = true)]
+async fn an_nginx_that_is_restarted_again_and_again_is_pointed_back() {
+    let (calls, during) = cutting_over(&[]).await;
+    let from = during.into_iter().find(|call| calls[*call].verb == "loaded").unwrap();
+    let restart = |call| Fault { call, wrong: Wrong::RestartsNginx };
+    let mut restarts: Vec<_> = (from..from + 100).map(restart).collect();
+    // Until the step gives up: then one stays.
+    let (_, during) = cutting_over(&restarts).await;
+    restarts.retain(|fault| during.contains(&fault.call));
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let before = scene.facts();
+    let conclusion = scene.execute(&attempt, &restarts).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    let failure = conclusion.failure.unwrap();
+    assert!(failure.message.contains("is gone"), "{failure:#?}");
+    assert_eq!(scene.facts().loaded, before.loaded);
 }

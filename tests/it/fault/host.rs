@@ -27,9 +27,6 @@ use super::wrong::{Wrong, fill_disk, order_abort};
 /// Between two looks at whether a process ended, in the world's time.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The nginx that runs.
-const MASTER: ProcessId = ProcessId { pid: 99, start: 7 };
-
 /// Verbs that change nothing and have one answer.
 pub(crate) const SURE: [&str; 6] = ["now", "pause", "exited", "alive", "workers_left", "gpus"];
 
@@ -189,6 +186,9 @@ impl SimHost {
         }
         if let Some(Wrong::SetsClock(hours)) = wrong {
             self.set_clock(self.set_by.get() + SignedDuration::from_hours(hours));
+        }
+        if wrong == Some(Wrong::RestartsNginx) {
+            self.world.borrow_mut().restart_nginx();
         }
         if wrong == Some(Wrong::Dies) {
             self.die();
@@ -438,7 +438,7 @@ impl Host for SimHost {
                 server: world.lines[0].clone(),
                 port: world.named(),
                 beside_loopback: None,
-                master: MASTER,
+                master: world.master,
                 worker_shutdown_timeout: None,
                 error_log: None,
             })
@@ -458,7 +458,7 @@ impl Host for SimHost {
                 before: world.lines.clone(),
                 after: vec![line(to)],
             };
-            Ok((image, MASTER))
+            Ok((image, world.master))
         })
     }
 
@@ -469,8 +469,8 @@ impl Host for SimHost {
         })
     }
 
-    fn loaded(&self, _: ProcessId) -> Result<Reloaded, Failure> {
-        self.call("loaded", |world| Ok(world.generations()))
+    fn loaded(&self, master: ProcessId) -> Result<Reloaded, Failure> {
+        self.call("loaded", |world| world.generations(master))
     }
 
     async fn load(&self, image: &UpstreamImage) -> Result<Reloaded, Unloaded> {

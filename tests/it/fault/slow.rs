@@ -80,7 +80,7 @@ impl SimHost {
     ) -> Result<Reloaded, Unloaded> {
         let (before, old, refused) = {
             let world = self.world.borrow();
-            let now = world.generations();
+            let now = world.generations(world.master).map_err(Unloaded::Surely)?;
             let old = [now.old_workers, now.new_workers].concat();
             (world.lines.clone(), old, world.reloads.refused)
         };
@@ -101,7 +101,7 @@ impl SimHost {
             tokio::time::sleep(LOOK).await;
             let mut world = self.world.borrow_mut();
             world.catch_up();
-            let mut now = world.generations();
+            let mut now = world.generations(world.master).map_err(Unloaded::Surely)?;
             now.new_workers.retain(|worker| !old.contains(worker));
             if !now.new_workers.is_empty() {
                 return Ok(Reloaded { old_workers: old, ..now });

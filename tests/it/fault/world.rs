@@ -81,6 +81,8 @@ pub(crate) struct SimWorld {
     pub(crate) uncounted: Option<Port>,
     /// What becomes of a replica once requests are proven to go there; nothing unless a test says so.
     pub(crate) struck: Option<Struck>,
+    /// The nginx that runs.
+    pub(crate) master: ProcessId,
     pub(crate) workers: Vec<SimWorker>,
     /// How long whoever wants nginx at rest waits for that.
     pub(crate) unrest: Duration,
@@ -138,6 +140,7 @@ impl SimWorld {
             hangs: false,
             uncounted: None,
             struck: None,
+            master: ProcessId { pid: 99, start: 7 },
             workers: Vec::new(),
             unrest: Duration::ZERO,
             load_time: Some(Duration::from_millis(20)),
@@ -318,7 +321,7 @@ impl SimWorld {
         }
         self.new_worker();
         let new_workers = self.workers.last().map(|worker| worker.id).into_iter().collect();
-        Reloaded { master: ProcessId { pid: 99, start: 7 }, old_workers, new_workers }
+        Reloaded { master: self.master, old_workers, new_workers }
     }
 
     /// Proves that requests go to the candidate; which is then struck.
@@ -381,16 +384,23 @@ impl SimWorld {
         self.lines == image.before && seems_loaded && !self.reloads.are_under_way()
     }
 
-    /// The workers as they are, without a reload.
-    pub(crate) fn generations(&self) -> Reloaded {
+    /// Somebody restarts nginx, which reads its file as it is.
+    pub(super) fn restart_nginx(&mut self) {
+        self.master = self.new_process();
+        self.workers.clear();
+        self.loaded = self.named();
+        self.new_worker();
+    }
+
+    /// The workers of a master as they are, without a reload.
+    pub(crate) fn generations(&self, master: ProcessId) -> Result<Reloaded, Failure> {
+        if master != self.master {
+            return Err(Failure::new(format!("the nginx master (pid {}) is gone", master.pid)));
+        }
         let there = self.workers.iter().filter(|worker| worker.is_there());
         let (new, old): (Vec<_>, Vec<_>) = there.partition(|worker| worker.is_latest());
         let ids = |workers: Vec<&SimWorker>| workers.iter().map(|worker| worker.id).collect();
-        Reloaded {
-            master: ProcessId { pid: 99, start: 7 },
-            old_workers: ids(old),
-            new_workers: ids(new),
-        }
+        Ok(Reloaded { master, old_workers: ids(old), new_workers: ids(new) })
     }
 
     /// Those of `old` that are still there.

@@ -33,6 +33,8 @@ pub(crate) enum Wrong {
     DiesHalfway,
     /// Somebody orders the swap to be aborted, and the verb does what it does.
     Aborts,
+    /// Somebody restarts nginx, and the verb does what it does.
+    RestartsNginx,
     /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.
     DiskFills,
     /// Somebody sets the clock forward or back by so many hours, and the verb does what it does.

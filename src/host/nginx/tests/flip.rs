@@ -302,6 +302,37 @@ async fn a_reload_is_asked_of_the_nginx_that_is_started_where_one_ended_over_it(
     assert_eq!(scratch.upstream_file(), Scratch::upstream(b.port).into_bytes());
 }
 
+/// As where a restart ends it, and its configuration was broken before that.
+#[tokio::test]
+async fn what_nothing_is_started_with_in_place_of_an_nginx_that_ended_is_said() {
+    let (a, b) = (Backend::named("A"), Backend::named("B"));
+    let mut scratch = Scratch::start(a.port);
+    let nginx = scratch.nginx();
+    let image = nginx.image(&nginx.view().await.unwrap(), b.port).unwrap();
+    let pid = u32::try_from(scratch.master_pid().unwrap()).unwrap();
+    signal(pid, "STOP");
+    let broken = scratch.path("conf.d/broken.conf");
+    let ends = async {
+        while !is_to_reload(pid) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        std::fs::write(&broken, "broken;").unwrap();
+        signal(pid, "QUIT");
+        signal(pid, "CONT");
+        scratch.stop();
+    };
+    let (refused, ()) = tokio::join!(nginx.load(&image), ends);
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(&refused, NginxError::Restarted(why) if matches!(**why, NginxError::Rejected { .. }))
+    );
+    assert!(refused.leaves_doubt(), "what is started may have read it");
+    assert!(refused.to_string().contains("unknown directive \"broken\""), "{refused}");
+    assert_eq!(scratch.upstream_file(), Scratch::upstream(a.port).into_bytes());
+    std::fs::remove_file(broken).unwrap();
+    scratch.start_again();
+}
+
 /// Whether a process that is stopped was told to reload since.
 fn is_to_reload(pid: u32) -> bool {
     const HUP: u64 = 1;
