@@ -60,9 +60,11 @@ impl Shown {
         !matches!(self.get("LoadState"), "" | "not-found" | "masked") || self.is_up()
     }
 
-    /// Whether systemd has read a file of it; that of one that is up may have been removed since.
+    /// Whether systemd has read a file of it that is still there: up to version 252 it shows one that was removed as loaded, until
+    /// it reads its files again. What may not be looked at is there.
     fn has_file(&self) -> bool {
-        !matches!(self.get("LoadState"), "" | "not-found")
+        let is_loaded = !matches!(self.get("LoadState"), "" | "not-found");
+        is_loaded && self.file().is_none_or(|file| file.try_exists().unwrap_or(true))
     }
 
     /// Whether something of it runs, or is about to.
@@ -307,19 +309,26 @@ mod tests {
             stdout: String::new(),
             stderr: stderr.to_owned(),
         };
-        let seen = |load: &str, active: &str| {
-            let pairs = [("LoadState", load), ("ActiveState", active)];
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let seen = |load: &str, active: &str, file: &str| {
+            let pairs = [("LoadState", load), ("ActiveState", active), ("FragmentPath", file)];
             Shown(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
         };
         let none =
             silent("Failed to get unit file state for vllm.service: No such file or directory\n");
         for active in ["inactive", "active"] {
-            assert_eq!(unnamed(&unit, &none, &seen("not-found", active)).unwrap(), "");
+            assert_eq!(unnamed(&unit, &none, &seen("not-found", active, "")).unwrap(), "");
+            // Its file was removed, and systemd was not told.
+            let removed = seen("loaded", active, "/nowhere/vllm.service");
+            assert_eq!(unnamed(&unit, &none, &removed).unwrap(), "");
         }
         // It was away when it was asked, and is back.
         let away = silent("Failed to connect to bus: No such file or directory\n");
-        let failure = unnamed(&unit, &away, &seen("loaded", "active")).unwrap_err().to_string();
-        assert!(failure.contains("Failed to connect to bus"), "{failure}");
+        for file in [here, ""] {
+            let shown = seen("loaded", "active", file);
+            let failure = unnamed(&unit, &away, &shown).unwrap_err().to_string();
+            assert!(failure.contains("Failed to connect to bus"), "{failure}");
+        }
     }
 
     #[test]
