@@ -44,7 +44,7 @@ pub struct Listing {
     slots: BTreeMap<SlotName, Slot>,
     nginx: NginxSpec,
     user: Option<String>,
-    runtime: Supervision,
+    supervision: Supervision,
     /// Patterns of images.
     images: Vec<WildMatch>,
     docker_options: Vec<String>,
@@ -52,19 +52,30 @@ pub struct Listing {
 }
 
 /// What may supervise a replica. Images are no bound for a key that can have the command run beside Docker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Supervision {
-    /// This alone.
-    Only(Runtime),
+    /// One of these: where replicas move from one to another, a way back needs the one that they had.
+    Any(Vec<Runtime>),
     /// Anything that makes no container.
     NoContainer,
 }
 
 impl Supervision {
-    fn covers(self, runtime: Runtime) -> bool {
+    fn covers(&self, runtime: Runtime) -> bool {
         match self {
-            Self::Only(listed) => runtime == listed,
+            Self::Any(listed) => listed.contains(&runtime),
             Self::NoContainer => runtime != Runtime::Docker,
+        }
+    }
+
+    /// What root writes to allow another one as well.
+    fn with(&self, runtime: Runtime) -> String {
+        match self {
+            Self::Any(listed) => {
+                let words = listed.iter().chain([&runtime]).map(|it| it.word());
+                format!("[{}]", words.collect::<Vec<_>>().join(", "))
+            }
+            Self::NoContainer => runtime.word().to_owned(),
         }
     }
 }
@@ -72,7 +83,10 @@ impl Supervision {
 impl fmt::Display for Supervision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Only(listed) => f.write_str(listed.word()),
+            Self::Any(listed) => {
+                let words: Vec<_> = listed.iter().map(|runtime| runtime.word()).collect();
+                f.write_str(&words.join(" or "))
+            }
             Self::NoContainer => f.write_str("one without containers"),
         }
     }
@@ -150,15 +164,18 @@ impl Listing {
                 or_none(self.user.as_deref())
             ));
         }
-        if !self.runtime.covers(spec.replica.runtime) {
-            let asked = spec.replica.runtime.word();
+        let runtime = spec.replica.runtime;
+        if !self.supervision.covers(runtime) {
             found.push(format!(
-                "replica.runtime is {asked}, not {}: root allows it with `runtime: {asked}`",
-                self.runtime
+                "replica.runtime is {}, not {}: root allows it with `runtime: {}`",
+                runtime.word(),
+                self.supervision,
+                self.supervision.with(runtime)
             ));
         }
-        // They open the machine to a container, as root.
-        if spec.replica.docker_options != self.docker_options {
+        // They open the machine to a container, as root, and nothing else has any.
+        let options = if runtime == Runtime::Docker { &self.docker_options[..] } else { &[] };
+        if spec.replica.docker_options != options {
             found.push("replica.docker_options are not those of the listing".to_owned());
         }
         if spec.state_dir != self.state_dir {
@@ -314,9 +331,9 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     let folders = any_patterns(file, "folders", "[\"/srv/models/*\"]");
     let env = any_patterns(file, "env", "[HF_*]");
     let images = any_patterns(file, "images", "[\"vllm/vllm-openai:*\"]");
-    let runtime = match (file.at("runtime"), &images) {
-        (node, _) if node.value().is_some() => section::runtime(&node).map(Supervision::Only),
-        (_, Some(images)) if !images.is_empty() => Some(Supervision::Only(Runtime::Docker)),
+    let supervision = match (file.at("runtime"), &images) {
+        (node, _) if node.value().is_some() => runtimes(&node).map(Supervision::Any),
+        (_, Some(images)) if !images.is_empty() => Some(Supervision::Any(vec![Runtime::Docker])),
         _ => Some(Supervision::NoContainer),
     };
     let docker_options = section::docker_options(file, None);
@@ -335,7 +352,7 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
         slots: slots?,
         nginx: nginx?,
         user: user?,
-        runtime: runtime?,
+        supervision: supervision?,
         images: images?,
         docker_options: docker_options?,
         state_dir: state_dir?,
@@ -379,6 +396,20 @@ fn patterns(node: &Node<'_>, expected: &str) -> Option<Vec<WildMatch>> {
     }
     let read: Vec<_> = elements.iter().filter_map(|word| word.required(&form::WORD)).collect();
     (read.len() == elements.len()).then(|| read.iter().map(|word| WildMatch::new(word)).collect())
+}
+
+/// One, or a list of them.
+fn runtimes(node: &Node<'_>) -> Option<Vec<Runtime>> {
+    const EXPECTED: &str = "a runtime, or a list of them, like [systemd, docker]";
+    if !node.value().is_some_and(Value::is_sequence) {
+        return section::runtime(node).map(|runtime| vec![runtime]);
+    }
+    let elements = node.elements(EXPECTED)?;
+    if elements.is_empty() {
+        node.refuse_value(EXPECTED, None);
+    }
+    let read: Vec<_> = elements.iter().filter_map(section::runtime).collect();
+    (read.len() == elements.len()).then_some(read)
 }
 
 fn commands(node: &Node<'_>) -> Option<Vec<Vec<WildMatch>>> {

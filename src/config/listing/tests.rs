@@ -130,8 +130,9 @@ fn what_is_tied_to_containers_starts_nothing_beside_them() {
     for (runtime, word) in
         [(Runtime::Auto, "auto"), (Runtime::Systemd, "systemd"), (Runtime::Process, "process")]
     {
-        let expected =
-            format!("replica.runtime is {word}, not docker: root allows it with `runtime: {word}`");
+        let expected = format!(
+            "replica.runtime is {word}, not docker: root allows it with `runtime: [docker, {word}]`"
+        );
         assert_eq!(objections(images, (runtime, None)), [expected]);
         assert_eq!(objections("", (runtime, None)), [""; 0]);
         // Root's own word counts, whatever is listed beside it.
@@ -148,6 +149,44 @@ fn what_is_tied_to_containers_starts_nothing_beside_them() {
         objections(images, (Runtime::Docker, None)),
         ["replica.runtime docker has no image"]
     );
+}
+
+/// A way back needs what the replicas had before.
+#[test]
+fn a_key_that_moves_from_units_to_containers_may_go_back_to_them() {
+    const LISTED: &str =
+        "runtime: [systemd, docker]\nimages: [ \"vllm/*\" ]\ndocker_options: [--ipc=host]\n";
+    let listing = Listing::load(&format!("{TEXT}{LISTED}"), "chat.yaml").unwrap();
+    let objections = |runtime, image: Option<&str>, options: &[&str]| -> Vec<String> {
+        let mut asked = asked("", "");
+        asked.spec.replica.runtime = runtime;
+        asked.spec.replica.image = image.map(str::to_owned);
+        asked.spec.replica.docker_options = options.iter().map(ToString::to_string).collect();
+        let found = listing.objections(&Command::Status(asked)).into_iter();
+        found.map(|failure| failure.message).collect()
+    };
+    let (image, options) = (Some("vllm/vllm-openai:v0.33.0"), &["--ipc=host"][..]);
+    assert_eq!(objections(Runtime::Docker, image, options), [""; 0]);
+    assert_eq!(objections(Runtime::Systemd, None, &[]), [""; 0]);
+    let strange = ["replica.docker_options are not those of the listing"];
+    assert_eq!(objections(Runtime::Docker, image, &[]), strange);
+    assert_eq!(objections(Runtime::Systemd, None, options), strange);
+    assert_eq!(
+        objections(Runtime::Process, None, &[]),
+        [
+            "replica.runtime is process, not systemd or docker: root allows it with `runtime: [systemd, docker, process]`"
+        ]
+    );
+    for (wrong, expected) in [
+        ("[]", "expected a runtime, or a list of them, like [systemd, docker]"),
+        ("[systemd, dokcer]", "expected one of auto, systemd, process, docker"),
+        ("dokcer", "expected one of auto, systemd, process, docker"),
+    ] {
+        let problems =
+            Listing::load(&format!("{TEXT}runtime: {wrong}\n"), "chat.yaml").unwrap_err();
+        let message = &problems.to_failures()[0].message;
+        assert!(message.contains(expected), "{wrong}: {message}");
+    }
 }
 
 #[test]
