@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent::lockdown;
-use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs, Untold};
+use crate::github::inputs::{CommandName, DEFAULT_CONFIG, Held, Inputs, Unfit, Untold};
 use crate::model::failure::Failure;
 use crate::model::ids::{ServiceName, SwapId};
 use crate::model::target::check_jump;
@@ -328,8 +328,8 @@ impl Verb {
     /// The inputs that the options come to; `None` for the server's side.
     ///
     /// # Errors
-    /// If a file that is named cannot be read.
-    pub fn inputs(self, env: &BTreeMap<String, String>) -> Result<Option<Inputs>, Failure> {
+    /// If files that are named cannot be read: then what was read has the options of every command alone.
+    pub fn inputs(self, env: &BTreeMap<String, String>) -> Result<Option<Inputs>, Unfit<Failure>> {
         let mut inputs = match self {
             Self::Init { common, ssh_port, jump, nginx, upstream, state_dir } => {
                 let nginx = nginx.unwrap_or_default().0;
@@ -375,19 +375,20 @@ impl Verb {
 }
 
 impl Common {
-    fn inputs(self, command: CommandName) -> Result<Inputs, Failure> {
-        let read = |option, path: Option<PathBuf>, how: &str| -> Result<Option<String>, Failure> {
-            let Some(path) = path else { return Ok(None) };
+    fn inputs(self, command: CommandName) -> Result<Inputs, Unfit<Failure>> {
+        let mut problems = Vec::new();
+        let mut read = |option, path: Option<PathBuf>, how: &str| -> Option<String> {
+            let path = path?;
             let failed = |error: std::io::Error| {
                 let failure = Failure {
                     causes: vec![error.to_string()],
                     ..Failure::new(format!("cannot read {option} {}", path.display()))
                 };
-                failure.hint(format!(
+                problems.push(failure.hint(format!(
                     "give {how}; without {option} your own ssh configuration applies"
-                ))
+                )));
             };
-            std::fs::read_to_string(&path).map(Some).map_err(failed)
+            std::fs::read_to_string(&path).map_err(failed).ok()
         };
         let files = [("--ssh-key", &self.ssh_key), ("--known-hosts", &self.known_hosts)];
         let ssh_options = files
@@ -397,20 +398,20 @@ impl Common {
             })
             .flatten()
             .collect();
-        Ok(Inputs {
+        let inputs = Inputs {
             command,
             ssh_options,
             config: self.config,
             service: self.service,
             model: self.model,
             host: self.host,
-            ssh_key: read("--ssh-key", self.ssh_key, "the file with the private key")?
+            ssh_key: read("--ssh-key", self.ssh_key, "the file with the private key")
                 .map(Into::into),
             known_hosts: read(
                 "--known-hosts",
                 self.known_hosts,
                 "a file with lines of known_hosts",
-            )?,
+            ),
             environment: self.environment,
             swap_id: None,
             plan_digest: None,
@@ -425,7 +426,11 @@ impl Common {
             kept: KeptWarm::Refuse,
             untold: Untold::default(),
             github_token: None,
-        })
+        };
+        match problems {
+            none if none.is_empty() => Ok(inputs),
+            problems => Err(Unfit { problems, read: Box::new(inputs) }),
+        }
     }
 }
 

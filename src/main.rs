@@ -9,7 +9,7 @@ use anyhow::Context;
 use model_swap::agent::lockdown::{self, Lockdown, Piece};
 use model_swap::agent::{self, Access};
 use model_swap::cli::{Cli, Part, ServerPart, Verb};
-use model_swap::github::inputs::Inputs;
+use model_swap::github::inputs::{InputProblem, Inputs, Unfit};
 use model_swap::github::run::WorkflowRun;
 use model_swap::host::process;
 use model_swap::model::failure::{Failure, Hint};
@@ -51,26 +51,30 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<ExitCode> {
-    let (surface, inputs) = match verb {
+    let (surface, read) = match verb {
         None => {
-            let inputs = Inputs::from_env(&env);
-            let failures =
-                |problems: Vec<_>| problems.iter().map(Hint::to_failure).collect::<Vec<Failure>>();
-            (Surface::Workflow, inputs.map_err(failures))
+            let failures = |unfit: Unfit<InputProblem>| {
+                (*unfit.read, unfit.problems.iter().map(Hint::to_failure).collect())
+            };
+            let read = Inputs::from_env(&env);
+            (Surface::Workflow, read.map_or_else(failures, |inputs| (inputs, Vec::new())))
         }
         Some(verb) => {
             let surface = verb.surface();
-            let inputs = verb.inputs(&env).map_err(|failure| vec![failure]);
-            (surface, inputs.map(|inputs| inputs.expect("the server's side is served elsewhere")))
+            let read = match verb.inputs(&env) {
+                Ok(inputs) => (inputs.expect("the server's side is served elsewhere"), Vec::new()),
+                Err(unfit) => (*unfit.read, unfit.problems),
+            };
+            (surface, read)
         }
     };
+    let (inputs, failures): (Inputs, Vec<Failure>) = read;
     let mut voice = Voice::new(surface, &env);
     let run = WorkflowRun::from_env(&env);
-    let exit = match inputs {
-        Err(failures) => runner::refuse(&run, &failures, &mut voice),
-        Ok(inputs) => {
-            on_one_thread(runner::run(Setting { surface, inputs, run, env }, &mut voice))?
-        }
+    let setting = Setting { surface, inputs, run, env };
+    let exit = match failures.is_empty() {
+        true => on_one_thread(runner::run(setting, &mut voice))?,
+        false => runner::refuse(&setting, failures, &mut voice),
     };
     Ok(ExitCode::from(exit.code()))
 }

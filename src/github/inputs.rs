@@ -105,6 +105,16 @@ pub struct Inputs {
     pub github_token: Option<Secret>,
 }
 
+/// Inputs of which some cannot be obeyed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unfit<P> {
+    /// Every problem, in order.
+    pub problems: Vec<P>,
+    /// What could be read, with the default in place of what could not: by it the configuration is found, whose problems are
+    /// to be told at once with these.
+    pub read: Box<Inputs>,
+}
+
 /// What a configuration would say, for `init`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Untold {
@@ -238,7 +248,7 @@ impl Inputs {
     ///
     /// # Errors
     /// Every problem at once, in the order of [`INPUTS`].
-    pub fn from_env(env: &BTreeMap<String, String>) -> Result<Self, Vec<InputProblem>> {
+    pub fn from_env(env: &BTreeMap<String, String>) -> Result<Self, Unfit<InputProblem>> {
         let mut reader = Reader { env, problems: unknown_names(env) };
         let commands = CommandName::ALL.map(|command| (command.as_str(), command));
         let inputs = Self {
@@ -270,7 +280,10 @@ impl Inputs {
             github_token: reader.token("github-token"),
         };
         reader.problems.extend(inputs.contradictions());
-        if reader.problems.is_empty() { Ok(inputs) } else { Err(reader.problems) }
+        match reader.problems {
+            none if none.is_empty() => Ok(inputs),
+            problems => Err(Unfit { problems, read: Box::new(inputs) }),
+        }
     }
 
     /// The environment of the deployment: the one given, else the service's name.

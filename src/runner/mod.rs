@@ -109,9 +109,15 @@ pub async fn run(setting: Setting, voice: &mut Voice) -> Exit {
     }
 }
 
-/// Says what is wrong with the inputs, before anything else was looked at.
-pub fn refuse(run: &WorkflowRun, failures: &[Failure], voice: &mut Voice) -> Exit {
-    refusal(run, failures, voice);
+/// Says what is wrong with the inputs, and with the configuration at once. Nothing else is looked at.
+pub fn refuse(setting: &Setting, mut failures: Vec<Failure>, voice: &mut Voice) -> Exit {
+    voice.typed = Typed::of(&setting.inputs);
+    if setting.inputs.command != CommandName::Init
+        && let Err(stopped) = load(setting)
+    {
+        failures.extend(stopped.failures);
+    }
+    refusal(&setting.run, &failures, voice);
     Exit::Input
 }
 

@@ -10,7 +10,7 @@ use crate::support::snapshot::Snapshots;
 const TABLE: &str = include_str!("arguments.txt");
 
 /// Command lines. The folder has a good `model-swap.yaml`, a `key`, a `folder` and `bytes` that are no text.
-const LINES: [&str; 25] = [
+const LINES: [&str; 26] = [
     "frobnicate",
     "swpa",
     "swap model-swap.yaml",
@@ -35,6 +35,7 @@ const LINES: [&str; 25] = [
     "status --config bytes",
     "status --ssh-key none",
     "status --ssh-key folder",
+    "status --ssh-key none --known-hosts none --config none.yaml",
     "server install --user deploy",
 ];
 

@@ -251,6 +251,23 @@ async fn a_swap_id_with_a_command_that_does_not_take_it_is_refused() -> Result<(
 }
 
 #[tokio::test]
+async fn wrong_inputs_are_said_at_once_with_what_is_wrong_with_the_configuration() -> Result<()> {
+    let door = Door::closed()?;
+    let stray = "input swap-id is \"s-1\": it belongs to rollback, abort and fail alone";
+    let config = door.config()?.replace("port: 8002", "port: 80002");
+    let run = swap_with(&config, &[("swap-id", "s-1")]).await?;
+    door.assert_refused(run, &[stray, "slots.b.port: got 80002"]);
+    let absent = [("swap-id", "s-1"), ("config", "none.yaml")];
+    let run = swap_with(&door.config()?, &absent).await?;
+    door.assert_refused(run, &[stray, "cannot read the configuration", "none.yaml"]);
+    // `init` has none yet.
+    let run = swap_with("", &[("command", "init"), ("swap-id", "s-1")]).await?;
+    assert_eq!(run.stdout.matches("::error title=model-swap").count(), 1, "{run}");
+    door.assert_refused(run, &[stray]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_secret_without_a_value_is_named_with_the_line_to_add() -> Result<()> {
     let door = Door::closed()?;
     let config =

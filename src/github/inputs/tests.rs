@@ -1,13 +1,14 @@
 use super::*;
 use crate::model::failure::Hint;
 
-fn read(pairs: &[(&str, &str)]) -> Result<Inputs, Vec<InputProblem>> {
+fn read(pairs: &[(&str, &str)]) -> Result<Inputs, Unfit<InputProblem>> {
     let env = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     Inputs::from_env(&env)
 }
 
 fn problems(pairs: &[(&str, &str)]) -> Vec<(String, Vec<String>)> {
-    read(pairs).unwrap_err().iter().map(|problem| (problem.to_string(), problem.hints())).collect()
+    let found = read(pairs).unwrap_err().problems;
+    found.iter().map(|problem| (problem.to_string(), problem.hints())).collect()
 }
 
 #[test]
@@ -109,6 +110,16 @@ fn all_problems_come_at_once() {
         assert_eq!(found_hints.first().map(String::as_str), *hint, "{text}");
     }
     assert_eq!(found.len(), expected.len());
+}
+
+/// The configuration is looked at with what can be read.
+#[test]
+fn what_is_fit_is_read_beside_what_is_not() {
+    let given = [("INPUT_SWAP-ID", "../x"), ("INPUT_CONFIG", "a.yaml"), ("INPUT_MODEL", "Qwen/X")];
+    let Unfit { problems, read } = read(&given).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!((read.config, read.swap_id), (PathBuf::from("a.yaml"), None));
+    assert_eq!(read.model.as_deref(), Some("Qwen/X"));
 }
 
 #[test]
