@@ -49,6 +49,21 @@ fn our_steps(workflow: &Value) -> Vec<&Value> {
         .collect()
 }
 
+/// The steps of ours that may roll back, each with its job.
+fn rollbacks(workflow: &Value) -> Vec<(&Value, &Value)> {
+    let jobs = workflow["jobs"].as_mapping().into_iter().flat_map(|jobs| jobs.values());
+    let steps = jobs.flat_map(|job| {
+        job["steps"].as_sequence().into_iter().flatten().map(move |step| (job, step))
+    });
+    let ours = our_steps(workflow);
+    let is_way_back = |step: &Value| {
+        let command = step["with"]["command"].as_str().unwrap_or("swap");
+        ours.contains(&step)
+            && commands(workflow, command).is_ok_and(|all| all.iter().any(|it| it == "rollback"))
+    };
+    steps.filter(|(_, step)| is_way_back(step)).collect()
+}
+
 /// The commands that a `command:` may come to: itself, or the choices of the input that it names.
 fn commands(workflow: &Value, value: &str) -> Result<Vec<String>> {
     let Some(input) = value.strip_prefix("${{ inputs.").and_then(|rest| rest.strip_suffix(" }}"))
@@ -116,7 +131,8 @@ fn outputs_that_workflows_read_are_there() -> Result<()> {
     Ok(())
 }
 
-/// A swap that is cancelled by the next has nobody to tell how it ended; two at once would wait for each other's lease.
+/// A swap that is cancelled by the next has nobody to tell how it ended; two at once would wait for each other's lease. A way back
+/// waits on the server: in the group of the swaps it would wait for a run that waits for a reviewer, and the next one takes its place.
 #[test]
 fn workflows_that_swap_are_never_cancelled_by_the_next() -> Result<()> {
     for (name, workflow) in given_away()? {
@@ -125,14 +141,22 @@ fn workflows_that_swap_are_never_cancelled_by_the_next() -> Result<()> {
         let mut concurrencies = levels.map(|level| &level["concurrency"]);
         let concurrency = concurrencies.find(|found| found.is_mapping()).context(name.clone())?;
         let group = concurrency["group"].as_str().unwrap_or_default();
-        let asks = our_steps(&workflow).iter().all(|step| step["with"]["command"] == *"status");
-        let expected = match asks {
-            true => "reconcile-chat",
-            // The server has what a failure starts wait for its turn.
-            false if name.ends_with("on-failure.yml") => "on-failure-",
-            false => "swap-chat",
-        };
-        assert!(group.contains(expected), "{name}: group {group:?}");
+        let mut may = Vec::new();
+        for step in our_steps(&workflow) {
+            may.extend(commands(&workflow, step["with"]["command"].as_str().unwrap_or("swap"))?);
+        }
+        let is_with_swaps = group.contains("swap-chat");
+        assert_eq!(is_with_swaps, may.contains(&"swap".to_owned()), "{name}: group {group:?}");
+        assert!(
+            is_with_swaps || group.contains("github.") || !may.contains(&"rollback".to_owned())
+        );
+        for (job, step) in rollbacks(&workflow) {
+            assert!(step["with"]["lock-wait"].is_string(), "{name}: it is refused at once");
+            assert!(
+                job["timeout-minutes"].as_u64() >= Some(180),
+                "{name}: a cold one starts a model"
+            );
+        }
         let cancels = &concurrency["cancel-in-progress"];
         let of_pull_requests = "${{ github.event_name == 'pull_request' }}";
         assert!(*cancels == false || *cancels == *of_pull_requests, "{name}: {cancels:?}");
@@ -248,8 +272,8 @@ fn the_workflow_that_a_failure_starts_takes_what_it_is_given() -> Result<()> {
     Ok(())
 }
 
-/// Whatever a person leaves in the fields, each choice is accepted; what changes the server waits for its turn, and nothing
-/// else pushes it out.
+/// Whatever a person leaves in the fields, each choice is accepted; a swap waits with the swaps, a way back on the server, where nothing
+/// pushes it out.
 #[test]
 fn each_choice_by_hand_is_accepted_and_only_what_swaps_takes_turns() -> Result<()> {
     let workflow = example("manual.yml")?;
@@ -275,9 +299,10 @@ fn each_choice_by_hand_is_accepted_and_only_what_swaps_takes_turns() -> Result<(
         let names_a_swap = ["rollback", "abort"].contains(&command);
         assert_eq!(is_given, (names_a_swap, command == "rollback"));
         let group = scope.text(workflow["concurrency"]["group"].as_str().context("a group")?)?;
-        let takes_turns = ["swap", "rollback", "repair"].contains(&command);
-        let expected = if takes_turns { "swap-chat".to_owned() } else { format!("{command}-77") };
-        assert_eq!(group.trim(), expected);
+        let own = format!("{command}-77");
+        assert_eq!(group.trim(), if command == "swap" { "swap-chat" } else { &own });
+        let waits_there = ["rollback", "repair"].contains(&command);
+        assert_eq!(!read.lock_wait.is_zero(), waits_there, "{command}");
     }
     Ok(())
 }
