@@ -28,6 +28,9 @@ pub(super) async fn swap(
     let Some(digest) = approved.digest.clone() else {
         return Err(no_plan(pull_request));
     };
+    if digest.is_of_outline() {
+        return Err(unseen(pull_request, &digest));
+    }
     let found = match digest.is_unchanged() {
         true => format!("on pull request {pull_request} the plan was to leave all unchanged"),
         false => format!("pull request {pull_request} has plan {digest}"),
@@ -120,11 +123,25 @@ async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
             );
             let hint = "plan on `pull_request` with the same `environment` and a token of the same owner, as in \
                         examples/upgrade.yml";
-            let of_stranger = "for a pull request from a fork or of Dependabot no token may comment: run `plan` after the merge, \
+            let of_stranger = "for a pull request from a fork no token may comment: run `plan` after the merge, \
                                look at it, and swap by hand (examples/manual.yml), or with the plan's digest as `plan-digest`";
             Err(Stopped::input(vec![Failure::new(text).hint(hint).hint(of_stranger)]))
         }
     }
+}
+
+/// Nobody has seen what its merge does: whatever serves would be replaced.
+fn unseen(pull_request: u64, digest: &PlanDigest) -> Stopped {
+    let text = format!(
+        "plan {digest} on pull request {pull_request} is of the configuration alone: no server was asked for it"
+    );
+    let hint = "give the step that plans on `pull_request` the secret `ssh-key` of its environment; GitHub gives none to a pull request \
+                from a fork or of Dependabot";
+    let by_hand = format!(
+        "or run `plan` after the merge, look at it, and swap by hand (examples/manual.yml) or with that plan's digest; \
+         `plan-digest: {digest}` itself holds a swap to the configuration, whatever serves"
+    );
+    Stopped::input(vec![Failure::new(text).hint(hint).hint(by_hand)])
 }
 
 fn no_plan(pull_request: u64) -> Stopped {

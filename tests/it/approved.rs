@@ -134,13 +134,16 @@ async fn only_our_own_comment_on_the_pull_request_of_this_commit_counts() -> Res
     Step::run(plan("production")?).await?.answered(&["(o-"]);
     let missing =
         "pull request 7 has no comment by github-actions[bot] with a plan of chat for chat";
-    refused(&[missing, "same `environment`", "from a fork or of Dependabot"]).await?;
+    refused(&[missing, "same `environment`", "from a fork no token"]).await?;
     // Nor is it changed: the plan for this environment gets a comment of its own.
     let before = github.comments();
     Step::run(plan("chat")?).await?.answered(&["(o-"]);
     let now = github.comments();
     assert_eq!(now.len(), before.len() + 1, "{now:?}");
     assert!(before.iter().zip(&now).all(|(one, other)| one.body == other.body), "{now:?}");
+    // What no server was asked for is a plan of nothing that serves.
+    let unseen = "on pull request 7 is of the configuration alone: no server was asked for it";
+    refused(&["plan o-", unseen, "the secret `ssh-key`", "`plan-digest: o-"]).await?;
 
     // Here is no such configuration of nginx.
     let state = tempfile::tempdir()?;
