@@ -10,6 +10,7 @@ mod fail;
 mod follow;
 mod init;
 mod orphan;
+mod page;
 mod patience;
 mod reconcile;
 mod report;
@@ -34,7 +35,6 @@ use crate::github::inputs::{CommandName, Held, Inputs};
 use crate::github::output::{self, Outputs};
 use crate::github::pull_request::PullRequest;
 use crate::github::run::WorkflowRun;
-use crate::model::event::Event;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ServiceName, SwapId};
 use crate::model::outcome::{Exit, Outcome};
@@ -281,7 +281,7 @@ async fn converse(
     };
     // GitHub may hang, and a cancelled job has seconds: what needs no network comes first.
     summarise(&setting.run, &markdown, voice);
-    write_report(setting, &followed.story, voice);
+    page::write(setting, &followed.story, voice);
     let outputs = followed.outputs();
     put_out(setting, &outputs, voice);
     let deployment_id = reporter.finish(voice).await;
@@ -411,18 +411,6 @@ fn refuse_container(setting: &Setting, target: &Target) -> Result<(), Stopped> {
              container: `model-swap swap`",
         );
     Err(Stopped::input(vec![failure]))
-}
-
-/// The report of a swap, where one is asked for.
-fn write_report(setting: &Setting, story: &[Event], voice: &mut Voice) {
-    let Some(path) = &setting.inputs.report else { return };
-    let Some(page) = render::report::page(story) else { return };
-    let path = setting.run.workspace.as_ref().map_or(path.clone(), |base| base.join(path));
-    let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    if let Err(error) = written.and_then(|()| std::fs::write(&path, page)) {
-        let text = format!("cannot write the report {}: {error}", path.display());
-        voice.say([Line::Warning(text)]);
-    }
 }
 
 /// Outputs: what the rest of the workflow finds afterwards.
