@@ -170,8 +170,11 @@ fn permissions(job: &Value) -> Result<BTreeMap<String, String>> {
 
 /// What the README says that the commands of a job need.
 fn needed(workflow: &Value, name: &Value, job: &Value) -> Result<BTreeMap<String, String>> {
-    let mut needed = BTreeMap::from([("contents", "read")]);
     let steps = job["steps"].as_sequence().into_iter().flatten();
+    let mut needed = BTreeMap::new();
+    if steps.clone().any(|step| !step["uses"].is_null()) {
+        needed.insert("contents", "read");
+    }
     for step in steps.filter(|step| step["uses"].as_str().is_some_and(|it| it.starts_with(ACTION)))
     {
         let with = &step["with"];
@@ -311,13 +314,40 @@ fn each_choice_by_hand_is_accepted_and_only_what_swaps_takes_turns() -> Result<(
 #[test]
 fn an_evaluation_marks_what_it_has_evaluated() -> Result<()> {
     let workflow = example("upgrade.yml")?;
-    let job = &workflow["jobs"]["evaluate"];
+    let job = &workflow["jobs"]["say-so"];
     let steps = job["steps"].as_sequence().context("steps")?;
     let fail = steps.iter().find(|step| step["with"]["command"] == *"fail").context("no fail")?;
-    assert_eq!(fail["if"], *"${{ failure() }}");
+    let condition = job["if"].as_str();
+    for (evaluated, says_so) in
+        [("failure", true), ("success", false), ("skipped", false), ("cancelled", false)]
+    {
+        let contexts = json!({ "needs": { "evaluate": { "result": evaluated } } });
+        let scope = Scope { contexts: &contexts, status: Status::Failure };
+        assert_eq!(scope.begins(condition)?, says_so, "{evaluated}");
+    }
+    // What has failed goes back at once, whatever becomes of its word.
+    let waits_for = &workflow["jobs"]["rollback"]["needs"];
+    assert_eq!(*waits_for, serde_yaml::from_str::<Value>("[swap, evaluate]")?);
     assert_eq!(fail["with"]["swap-id"], *"${{ needs.swap.outputs.swap-id }}");
     assert!(fail["with"]["ssh-key"].is_null() && job["environment"].is_null());
     assert_eq!(job["permissions"]["deployments"], *"write");
+    Ok(())
+}
+
+/// Before there is a release, the image is built in the set-up of each job that uses it: that takes minutes of its time, and may fail. An
+/// evaluation that fails so would take a good model back.
+#[test]
+fn an_evaluation_needs_nothing_that_is_set_up_and_every_other_job_has_time_for_it() -> Result<()> {
+    let workflow = example("upgrade.yml")?;
+    let steps = workflow["jobs"]["evaluate"]["steps"].as_sequence().context("steps")?;
+    assert!(steps.iter().all(|step| step["uses"].is_null()), "{steps:?}");
+    for (name, workflow) in given_away()?.iter().filter(|(name, _)| name.contains("examples/")) {
+        let jobs = workflow["jobs"].as_mapping().into_iter().flatten();
+        for (job, definition) in jobs.filter(|(job, _)| job.as_str() != Some("evaluate")) {
+            let minutes = definition["timeout-minutes"].as_u64();
+            assert!(minutes >= Some(30), "{name}: {job:?} has {minutes:?}");
+        }
+    }
     Ok(())
 }
 
