@@ -125,7 +125,10 @@ async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
                         examples/upgrade.yml";
             let of_stranger = "for a pull request from a fork no token may comment: run `plan` after the merge, \
                                look at it, and swap by hand (examples/manual.yml), or with the plan's digest as `plan-digest`";
-            Err(Stopped::input(vec![Failure::new(text).hint(hint).hint(of_stranger)]))
+            let of_queue = "where a merge queue has brought several pull requests at once, only the last one's plan is looked for";
+            Err(Stopped::input(vec![
+                Failure::new(text).hint(hint).hint(of_stranger).hint(of_queue),
+            ]))
         }
     }
 }
