@@ -152,7 +152,8 @@ fn gone_before_outcome(swap: &SwapId) -> Failure {
     )
 }
 
-async fn gone(agent: Option<ProcessId>) {
+/// Returns once the agent is gone; never without one, or where its end cannot be seen.
+pub(super) async fn gone(agent: Option<ProcessId>) {
     match agent {
         Some(agent) => {
             if process::exited(agent).await.is_err() {

@@ -14,6 +14,7 @@ use super::{follow, prune};
 use crate::executor::Wanted;
 use crate::host::agent_unit::AgentUnit;
 use crate::host::process;
+use crate::host::watch::Watch;
 use crate::lease::{Lease, LeaseError};
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ProcessId, ServiceName, SwapId};
@@ -53,7 +54,11 @@ pub async fn resume(state_dir: &Path, service: &ServiceName) {
 async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure> {
     let unit = AgentUnit::of(service);
     let there = ServiceDir::look(state_dir, service);
-    until_alone(&there, &unit).await;
+    // Whoever looks after what an earlier swap keeps warm does nothing else, for as long as that is kept.
+    tokio::select! {
+        () = until_alone(&there, &unit) => {}
+        () = until_a_holder_died(&there) => {}
+    }
     // The server was given back meanwhile, and nothing of ours may come back with this process.
     if !unit.is_there() {
         return Ok(Todo::Nothing);
@@ -67,8 +72,14 @@ async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure>
     if let Todo::Something = end_what_died(&dir).await? {
         return Ok(Todo::Something);
     }
+    if at_work(&dir).is_some() {
+        return Ok(Todo::Something);
+    }
     if let Some(swap) = kept_by(&dir)? {
-        aftermath::go_on(&dir, &swap).await?;
+        tokio::select! {
+            gone_on = aftermath::go_on(&dir, &swap) => gone_on?,
+            () = until_a_holder_died(&dir) => {}
+        }
         return Ok(Todo::Something);
     }
     clear_up(&dir);
@@ -137,6 +148,18 @@ async fn until_alone(dir: &ServiceDir, unit: &AgentUnit) {
         tokio::select! {
             exited = process::exited(agent) => if exited.is_err() { sleep(RETRY).await },
             () = unit.removed() => {}
+        }
+    }
+}
+
+/// Returns once a holder of the lease has died, whose swap nobody else brings to its end.
+async fn until_a_holder_died(dir: &ServiceDir) {
+    let mut watch = Watch::folder(&dir.root());
+    while Lease::left_by_the_dead(&dir.root()).is_none() {
+        let holder = Lease::holder(&dir.root()).map(|holder| holder.process);
+        tokio::select! {
+            () = watch.changed() => {}
+            () = follow::gone(holder) => {}
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::support::guest::{GuestWorld, on_guest_of, until};
 use crate::support::scene::{Kept, Scene};
 use crate::support::{NEW, OLD};
 
+/// The record of a warm rollback that its cutover is done.
+const ROLLED_OVER: usize = 5;
+
 /// Runs a test on a machine whose agents can be struck; a swap's old model is retired as soon as it is drained.
 fn on_struck(test: impl AsyncFnOnce(&mut GuestWorld) -> Result<()>) -> Result<()> {
     let spec = GuestSpec { faults: true, ..GuestSpec::serving(OLD) };
@@ -131,6 +134,41 @@ fn units_of_a_swap_whose_agent_is_killed_after_promote_take_turns() -> Result<()
             assert!(is_closed, "{aim:?}\n{lines:#?}");
         }
         load.stop().await.assert_clean();
+        Ok(())
+    })
+}
+
+/// Whoever keeps the old model warm does nothing else: first the swap's own agent, beside which systemd's has to act, then
+/// systemd's own.
+#[test]
+fn a_rollback_whose_agent_is_killed_while_another_keeps_a_model_warm_is_brought_to_its_end()
+-> Result<()> {
+    on_struck(async |world| {
+        world.settings.retain = "1h".to_owned();
+        let swap = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        let keeper = world.agent().await?;
+        let id = swap.output("swap-id");
+        let named = format!("/var/lib/model-swap/chat/swaps/{id}/agent.json");
+        let before = facts(world).await?;
+        for keeps in ["its own agent", "systemd's"] {
+            world.guest.strike(Some(Aim::Freeze(ROLLED_OVER)))?;
+            let step = Step::start(world.action("rollback", NEW, &[])?)?;
+            let agent = frozen(world).await?;
+            world.guest.strike(None)?;
+            world.guest.run(&["kill", "-KILL", &agent]).await?;
+            let run = step.finish().await?.ended(4, "failed");
+            world.until_serves(NEW).await?;
+            assert_eq!(facts(world).await?, before, "{keeps}\n{run}");
+            if keeps == "systemd's" {
+                break;
+            }
+            world.guest.run(&["kill", "-KILL", &keeper]).await?;
+            until("systemd's agent keeps it warm", async || {
+                let now = world.guest.run(&["cat", &named]).await?;
+                Ok(!now.contains(&format!("\"pid\":{keeper},")))
+            })
+            .await?;
+        }
         Ok(())
     })
 }
