@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -32,8 +32,8 @@ pub enum InstallError {
     },
 }
 
-/// Checks this executable against the digest that was sent, renames it to `model-swap` in its folder, and clears there what
-/// pushes have left that were killed.
+/// Checks this executable against the digest that was sent, has it be `model-swap` in its folder, and clears there what pushes
+/// have left that were killed.
 ///
 /// # Errors
 /// If it is damaged or the disk refuses; then nothing was installed.
@@ -43,17 +43,60 @@ pub fn install(sent: &str) -> Result<(), InstallError> {
         path: "/proc/self/exe".into(),
         source,
     })?;
+    put(&own, sent)
+}
+
+fn put(own: &Path, sent: &str) -> Result<(), InstallError> {
     let failed = |act| {
-        let path = own.clone();
+        let path = own.to_owned();
         move |source| InstallError::Io { act, path, source }
     };
-    let found = hex(&Sha256::digest(fs::read(&own).map_err(failed("read"))?));
+    let found = digest(own).map_err(failed("read"))?;
     if found != sent {
-        fs::remove_file(&own).map_err(failed("remove"))?;
+        fs::remove_file(own).map_err(failed("remove"))?;
         return Err(InstallError::Damaged { found, sent: sent.to_owned() });
     }
-    File::open(&own).and_then(|file| file.sync_all()).map_err(failed("sync"))?;
-    fs::rename(&own, own.with_file_name("model-swap")).map_err(failed("rename"))?;
+    let place = own.with_file_name("model-swap");
+    if is_same(own, &place, sent) {
+        // Two brought it at once: the agent of the first may run already, and nobody could start a file again that was replaced.
+        fs::remove_file(own).map_err(failed("remove"))?;
+    } else {
+        File::open(own).and_then(|file| file.sync_all()).map_err(failed("sync"))?;
+        fs::rename(own, &place).map_err(failed("rename"))?;
+    }
     own.parent().map(prune::clear_remains);
     Ok(())
+}
+
+fn is_same(own: &Path, place: &Path, sent: &str) -> bool {
+    let mode = |path| fs::metadata(path).ok().map(|found| found.permissions());
+    digest(place).is_ok_and(|there| there == sent) && mode(place) == mode(own)
+}
+
+fn digest(file: &Path) -> io::Result<String> {
+    Ok(hex(&Sha256::digest(fs::read(file)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_there_already_stays_the_file_that_its_agents_run_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let [part, place] = [".model-swap.1", "model-swap"].map(|name| folder.path().join(name));
+        let brought = || {
+            fs::write(&part, "a program").unwrap();
+            put(&part, &digest(&part).unwrap()).unwrap();
+            assert!(!part.exists(), "what was brought is left");
+            assert_eq!(fs::read(&place).unwrap(), b"a program");
+            fs::metadata(&place).unwrap().ino()
+        };
+        let first = brought();
+        assert_eq!(brought(), first, "a running agent's file was replaced");
+        fs::write(&place, "a progr").unwrap();
+        brought();
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::runtime::{self, UNITS};
 use super::watch::Watch;
-use super::{durable, systemctl};
+use super::{durable, exec, systemctl};
 use crate::model::failure::Failure;
 use crate::model::ids::ServiceName;
 use crate::model::replica::Unit;
@@ -85,7 +85,7 @@ impl AgentUnit {
 
     fn text(&self, state_dir: &Path) -> Result<String, Failure> {
         let failed = |error: io::Error| Failure::from_error(&error);
-        let program = std::env::current_exe().map_err(failed)?;
+        let program = exec::own_file().map_err(failed)?;
         let state_dir = state_dir.display().to_string();
         let words = ["model-swap", "agent", "resume", "--state-dir", &state_dir, "--service"];
         let argv: Vec<_> =

@@ -1,6 +1,8 @@
 //! Runs one program to its end: argv only, never a shell, always bounded.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -83,6 +85,25 @@ pub async fn run_with(
     }
 }
 
+/// The file of this program, for others to start.
+///
+/// # Errors
+/// If `/proc` does not say.
+pub fn own_file() -> std::io::Result<PathBuf> {
+    Ok(in_place(std::env::current_exe()?))
+}
+
+/// Behind the path of a file that another one has taken the place of the kernel says ` (deleted)` (proc_pid_exe(5)): the other one
+/// is what can be started.
+fn in_place(file: PathBuf) -> PathBuf {
+    let before = file.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    let before = before.map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    match before.filter(|path| path.is_file() && !file.exists()) {
+        Some(other) => other,
+        None => file,
+    }
+}
+
 /// Starts this very binary again, detached: it outlives whoever asked for it.
 ///
 /// Its standard input and output are pipes; its folder is `/`, so that it pins no file system. The words of a wrapper, if
@@ -99,7 +120,7 @@ pub fn detached(wrapper: &[&str], arguments: &[&OsStr], stderr: Stdio) -> std::i
         }
         [program, words @ ..] => {
             let mut command = Command::new(program);
-            command.args(words).arg(std::env::current_exe()?);
+            command.args(words).arg(own_file()?);
             command
         }
     };
@@ -112,4 +133,22 @@ pub fn detached(wrapper: &[&str], arguments: &[&OsStr], stderr: Stdio) -> std::i
         .stdout(Stdio::piped())
         .stderr(stderr)
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_whose_file_was_replaced_is_started_from_the_one_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model-swap");
+        let replaced = folder.path().join("model-swap (deleted)");
+        assert_eq!(in_place(replaced.clone()), replaced, "nothing is in its place");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(in_place(replaced.clone()), path);
+        assert_eq!(in_place(path.clone()), path);
+        std::fs::write(&replaced, "").unwrap();
+        assert_eq!(in_place(replaced.clone()), replaced, "that is its name");
+    }
 }
