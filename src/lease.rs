@@ -201,9 +201,11 @@ impl Lease {
         }
     }
 
-    /// Who held the lease when they died, if nobody has recovered what they left. Looks without locking.
+    /// Who held the lease when they died, or left it to the next, if nobody has recovered what they left. Looks without locking; for
+    /// who does not hold it.
     pub fn left_by_the_dead(folder: &Path) -> Option<Holder> {
-        let last = read(&folder.join(FILE)).filter(|last| !last.is_alive());
+        let is_left = |last: &Line| !last.is_alive() || last.holder.process == process::own();
+        let last = read(&folder.join(FILE)).filter(is_left);
         last.map(|last| first_to_recover(last.holder))
     }
 
@@ -278,6 +280,8 @@ pub(crate) mod tests {
     fn a_holder_that_can_do_no_more_is_told_to_the_next() {
         let folder = tempfile::tempdir().unwrap();
         Lease::take(folder.path(), &holder("s-1")).unwrap().leave_to_the_next();
+        // Its process may live on; it is not at work any more.
+        assert_eq!(Lease::left_by_the_dead(folder.path()), Some(holder("s-1")));
         let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
         assert_eq!(lease.died, Some(holder("s-1")));
     }
@@ -320,6 +324,11 @@ pub(crate) mod tests {
         Holder { process: ProcessId { start: 0, ..process::own() }, ..holder(swap) }
     }
 
+    /// A process that lives, and is not this one.
+    pub(crate) fn parent() -> ProcessId {
+        process::with_pid(rustix::process::getppid().unwrap().as_raw_nonzero().get())
+    }
+
     fn recovering(swap: &str, died: Holder) -> Holder {
         Holder { recovers: Some(Box::new(died)), ..holder(swap) }
     }
@@ -352,8 +361,9 @@ pub(crate) mod tests {
     fn who_recovers_a_dead_one_is_the_holder_from_the_beginning() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(file(&folder), serde_json::to_vec(&dead("s-1")).unwrap()).unwrap();
-        let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
-        let now = recovering("s-2", dead("s-1"));
+        let other = Holder { process: parent(), ..holder("s-2") };
+        let lease = Lease::take(folder.path(), &other).unwrap();
+        let now = Holder { process: parent(), ..recovering("s-2", dead("s-1")) };
         assert_eq!(Lease::holder(folder.path()), Some(now.clone()));
         assert_eq!(Lease::left_by_the_dead(folder.path()), None);
         let Err(LeaseError::Held { holder: told }) = Lease::take(folder.path(), &holder("s-3"))

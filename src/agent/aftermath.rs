@@ -79,7 +79,7 @@ pub(super) async fn go_on_alone(dir: &ServiceDir) -> Result<(), Failure> {
     let Some(swap) = kept_by(dir)?.filter(|_| !AgentUnit::of(dir.service()).is_there()) else {
         return Ok(());
     };
-    // What an agent that died has left comes first.
+    // What an agent has left comes first, one that died or this one.
     if Lease::left_by_the_dead(&dir.root()).is_some() {
         return Ok(());
     }
@@ -277,6 +277,7 @@ pub(super) mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::lease::tests::holder;
     use crate::model::outcome::Outcome;
     use crate::model::record::{Done, Undo};
     use crate::model::state::Requester;
@@ -315,5 +316,15 @@ pub(super) mod tests {
         flock(&other, FlockOperation::LockExclusive).unwrap();
         go_on_alone(&dir).await.unwrap();
         assert_eq!(follow::at_work(&dir.swap(&swap)), None, "the journal has two writers");
+    }
+
+    #[tokio::test]
+    async fn who_has_left_the_lease_to_the_next_goes_on_with_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let swap = left_warm(&dir);
+        Lease::take(&dir.root(), &holder("s-2")).unwrap().leave_to_the_next();
+        go_on_alone(&dir).await.unwrap();
+        assert_eq!(follow::at_work(&dir.swap(&swap)), None, "it keeps the lease for as long");
     }
 }

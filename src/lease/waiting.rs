@@ -89,7 +89,7 @@ fn file(dir: &ServiceDir, asked: &Holder) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::tests::{dead, holder};
+    use crate::lease::tests::{dead, holder, parent};
 
     #[test]
     fn who_waits_is_seen_until_he_has_his_turn_or_somebody_ends_it() {
@@ -109,9 +109,7 @@ mod tests {
 
     /// A holder whose process lives, and is not this one.
     fn again(swap: &str) -> Holder {
-        let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
-        let process = process::with_pid(parent);
-        Holder { process, ..holder(swap) }
+        Holder { process: parent(), ..holder(swap) }
     }
 
     #[test]
