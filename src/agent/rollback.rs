@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::bringing::{self, Bringing};
 use super::run::Decided;
 use super::{Access, barred, listed};
-use crate::executor::{World, observe};
+use crate::executor::{World, confirm_route, observe};
 use crate::host::process::Snapshot;
 use crate::host::{SystemHost, docker, engine};
 use crate::journal::Journal;
@@ -46,6 +46,10 @@ pub(super) async fn decide(
     };
     let decision = match course.map_err(refused)? {
         Course::Unchanged(reason) => Decision::Unchanged(reason),
+        Course::Serves(reason) => {
+            confirm_route(&host, &asked.spec, &world).await.map_err(Refusal::environment)?;
+            Decision::Unchanged(reason)
+        }
         Course::Back(revision, WayBack::Cold(kept_in)) => {
             return cold((dir, access), asked, (&revision, &kept_in)).await;
         }

@@ -49,6 +49,8 @@ pub struct Wanted<'a> {
 pub enum Course {
     /// Nothing has to change; why, one line.
     Unchanged(String),
+    /// Nor has it where requests go as nginx's file says: what is wanted serves by that; one line.
+    Serves(String),
     /// This revision is to serve again.
     Back(Revision, WayBack),
 }
@@ -96,7 +98,7 @@ impl History {
             },
         };
         match self.way(&target.digest) {
-            WayBack::Serves => Ok(Course::Unchanged(format!("{target} already serves"))),
+            WayBack::Serves => Ok(Course::Serves(format!("{target} already serves"))),
             WayBack::RolledBack(by) => Ok(Course::Unchanged(format!(
                 "{target} was rolled back by {by}, and no rollback brings it back; to have it serve all the same, swap to it"
             ))),

@@ -45,6 +45,22 @@ async fn a_file_that_nginx_has_not_loaded_is_not_believed() -> Result<()> {
     Ok(())
 }
 
+/// A person went back by hand and forgot the reload: the bad model still has all requests.
+#[tokio::test]
+async fn a_rollback_does_not_take_what_only_the_file_names_for_what_serves() -> Result<()> {
+    let world = World::start().await?;
+    let (a, b) = world.server.slot_ports();
+    world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+    point(&world, b, a)?;
+    let run = world.run("rollback", NEW, &[]).await?;
+    run.refused(3, &["new requests are not seen to go there", "nginx -s reload"]);
+    reload(&world)?;
+    world.until_serves(OLD).await?;
+    let run = world.run("rollback", NEW, &[]).await?.ended(0, "unchanged");
+    run.answered(&["already serves"]);
+    Ok(())
+}
+
 /// `unchanged` is a claim about traffic, too.
 #[tokio::test]
 async fn a_wanted_revision_that_only_the_file_names_is_not_taken_for_what_serves() -> Result<()> {
