@@ -103,6 +103,30 @@ fn binaries_that_no_boot_and_no_workflow_needs_go() -> Result<()> {
     })
 }
 
+/// As where PID 1 starts itself anew when it has taken the job, before it has said so.
+const UNHEARD: &str = r#"#!/bin/sh
+/usr/bin/systemctl "$@"
+code=$?
+case " $* " in
+*" start -- model-swap-chat.b.service "*) echo "Connection reset by peer" >&2; exit 1 ;;
+esac
+exit $code
+"#;
+
+#[test]
+fn a_unit_that_was_started_although_nobody_heard_of_it_is_stopped() -> Result<()> {
+    let files = vec![("/usr/local/bin/systemctl".to_owned(), 0o755, UNHEARD.to_owned())];
+    on_guest_of(GuestSpec { files, ..GuestSpec::serving(OLD) }, async |world| {
+        world.until_serves(OLD).await?;
+        let run = world.run("swap", NEW, &[]).await?.ended(4, "failed");
+        let run = run.refused(4, &["Connection reset by peer"]);
+        assert_eq!(world.property(OURS, "ActiveState").await?, "inactive", "{run}");
+        assert!(processes_with(&format!("vllm serve {NEW}")).is_empty(), "it loads on\n{run}");
+        assert_eq!(world.left().await?, Vec::<String>::new(), "{run}");
+        Ok(())
+    })
+}
+
 /// What its unit has started again is still the model on record: nothing is adopted, and it is retired as ever.
 #[test]
 fn a_promoted_model_that_dies_is_started_again() -> Result<()> {

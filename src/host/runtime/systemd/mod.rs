@@ -65,8 +65,13 @@ impl Runtime for Systemd<'_> {
             Ok(shown) => shown,
             Err(failure) => {
                 systemctl::sync_journal().await;
-                let invocation = systemctl::show(self.0).await?.invocation();
+                let shown = systemctl::show(self.0).await?;
+                let invocation = shown.invocation();
                 let said = systemctl::journal(self.0, invocation.as_deref(), LOG_LINES).await?;
+                // A manager that starts itself anew does what it was asked for, and whoever asked hears of an error.
+                if shown.is_up() || shown.is_queued() {
+                    self.order("stop", &["stop"], grace.saturating_add(KILL_LIMIT)).await?;
+                }
                 self.remove().await?;
                 return Err(failure.log(process::last_lines(&said, LOG_LINES)));
             }
