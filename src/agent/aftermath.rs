@@ -149,17 +149,31 @@ async fn later<H: Host>(
         if is_done {
             continue;
         }
-        let performed = tokio::select! {
-            biased;
-            performed = executor::perform(cx, journal, index) => performed,
-            () = superseded(cx) => return Err(GivenUp::Superseded),
-        };
-        let failed = performed.map_err(Failure::from).and_then(|done| done);
+        let failed = drained(cx, journal, index).await?;
         if let (Err(failure), Some(retained)) = (failed, mine(cx)) {
             return Ok(Closing::Kept { slot: retained.replica.slot, failure });
         }
     }
     Ok(closing)
+}
+
+/// Drains, again where another command had nginx point at the replica for a while.
+async fn drained<H: Host>(
+    cx: &Context<'_, H>,
+    journal: &mut Journal,
+    index: usize,
+) -> Result<Result<(), Failure>, GivenUp> {
+    loop {
+        let performed = tokio::select! {
+            biased;
+            performed = executor::perform(cx, journal, index) => performed,
+            () = superseded(cx) => return Err(GivenUp::Superseded),
+        };
+        match performed {
+            Ok(Err(_)) if another_was_at_work(cx).await? => {}
+            performed => return Ok(performed.map_err(Failure::from).and_then(|done| done)),
+        }
+    }
 }
 
 /// Retires the replica once its time has come, and tries again for as long as what is in the way may pass: an nginx.conf that
@@ -184,6 +198,9 @@ async fn retired<H: Host>(
             },
             Err(failure) => failure,
         };
+        if another_was_at_work(cx).await? {
+            continue;
+        }
         if !may_pass(cx).await {
             return Ok(Err(failure));
         }
@@ -234,6 +251,24 @@ async fn its_time<H: Host>(
             Err(failure) => return Ok(Err(failure)),
         }
     }
+}
+
+/// Whether another command is at work, whose cutover has nginx point at the replica for as long as it is not at its end; returns once
+/// none is any more.
+async fn another_was_at_work<H: Host>(cx: &Context<'_, H>) -> Result<bool, GivenUp> {
+    let mut watch = Watch::folder(&cx.dir.root());
+    let mut was = false;
+    while let Some(holder) = Lease::holder(&cx.dir.root()) {
+        was = true;
+        tokio::select! {
+            () = watch.changed() => {}
+            () = follow::gone(Some(holder.process)) => {}
+        }
+    }
+    if Lease::left_by_the_dead(&cx.dir.root()).is_some() {
+        return Err(GivenUp::Uncertain);
+    }
+    if mine(cx).is_some() { Ok(was) } else { Err(GivenUp::Superseded) }
 }
 
 /// As long as a replica is kept warm at most.

@@ -11,6 +11,7 @@ use model_swap::host::process;
 use model_swap::lease::Lease;
 use model_swap::model::event::{Closing, EventKind};
 use model_swap::model::failure::Failure;
+use model_swap::model::ids::ProcessId;
 use model_swap::model::outcome::Outcome;
 use model_swap::model::record::RecordKind;
 use model_swap::model::state::{Holder, Requester};
@@ -198,6 +199,43 @@ async fn what_a_person_points_nginx_at_while_it_cannot_be_retired_is_kept() {
     let Some(Closing::Kept { failure, .. }) = closing else { panic!("{closing:?}") };
     assert!(failure.message.contains("again: what serves is not retired"), "{failure:?}");
     assert_eq!(overdue(&scene, &attempt).len(), 1);
+}
+
+/// A warm rollback that comes to nothing after its cutover: while the old model is drained, and when its time is over.
+#[tokio::test(start_paused = true)]
+async fn what_another_command_has_nginx_point_at_for_a_while_is_retired_after_that() {
+    const WHILE: Duration = Duration::from_secs(120);
+    let (_, after, _) = clean(Kind::First).await;
+    let retain = Scene::new().spec.retain;
+    for begins in [Duration::ZERO, retain - WHILE / 2] {
+        let (scene, attempt) = done(Kind::First).await;
+        let other = async {
+            tokio::time::sleep(begins).await;
+            let held = Holder { swap: "s-20".parse().unwrap(), ..holder(&attempt) };
+            let lease = Lease::take(&scene.dir.root(), &held).unwrap();
+            scene.host.world.borrow_mut().point(A);
+            tokio::time::sleep(WHILE).await;
+            scene.host.world.borrow_mut().point(attempt.plan.candidate.port);
+            drop(lease);
+        };
+        let (closing, ()) = tokio::join!(scene.aftermath(&attempt, &[]), other);
+        let what = format!("after {begins:?}");
+        assert!(matches!(closing, Some(Closing::Retired { .. })), "{what}: {closing:?}");
+        assert_retired(&scene, &attempt, &after, &what).await;
+    }
+}
+
+/// Whoever brings that one's swap to its end decides where nginx points.
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_command_has_left_nginx_pointing_at_is_not_kept_for_good() {
+    let (scene, attempt) = done(Kind::First).await;
+    let gone = ProcessId { start: 0, ..process::own() };
+    let held = Holder { swap: "s-20".parse().unwrap(), process: gone, ..holder(&attempt) };
+    Lease::take(&scene.dir.root(), &held).unwrap().leave_to_the_next();
+    scene.host.world.borrow_mut().point(A);
+    assert_eq!(scene.aftermath(&attempt, &[]).await, None);
+    let closed = |record: &RecordKind| matches!(record, RecordKind::Closed);
+    assert!(!scene.records(&attempt).iter().any(closed), "nobody retires it any more");
 }
 
 #[tokio::test(start_paused = true)]
