@@ -171,8 +171,33 @@ fn unnamed(unit: &Unit, enabled: &Output, shown: &Shown) -> Result<String, Syste
 /// # Errors
 /// If systemd does not answer.
 pub async fn wanted_by(unit: &Unit) -> Result<Vec<String>, SystemctlError> {
-    let arguments = ["show", "--property=WantedBy,RequiredBy"];
-    let output = run(unit, "look at", &arguments, LIMIT).await?;
+    named(unit, "--property=WantedBy,RequiredBy").await
+}
+
+/// The units that run and that systemd stops whenever it stops this one: those that require it or are a part of it, by
+/// themselves or by others (systemd.unit(5)). A target is no more than those others.
+///
+/// # Errors
+/// If systemd does not answer.
+pub async fn stopped_with(unit: &Unit) -> Result<Vec<String>, SystemctlError> {
+    const REVERSE: &str = "--property=RequiredBy,RequisiteOf,BoundBy,ConsistsOf,PropagatesStopTo";
+    let (mut next, mut met) = (vec![unit.clone()], vec![unit.clone()]);
+    while let Some(stopped) = next.pop() {
+        for name in named(&stopped, REVERSE).await? {
+            let other = Unit { name, user: unit.user };
+            if !met.contains(&other) && show(&other).await?.is_up() {
+                next.push(other.clone());
+                met.push(other);
+            }
+        }
+    }
+    let others = met.into_iter().skip(1).map(|other| other.name);
+    Ok(others.filter(|name| !name.ends_with(".target")).collect())
+}
+
+/// The units that properties of this one name.
+async fn named(unit: &Unit, properties: &str) -> Result<Vec<String>, SystemctlError> {
+    let output = run(unit, "look at", &["show", properties], LIMIT).await?;
     let lists = output.stdout.lines().filter_map(|line| Some(line.split_once('=')?.1));
     Ok(lists.flat_map(str::split_whitespace).map(str::to_owned).collect())
 }

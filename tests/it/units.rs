@@ -22,18 +22,18 @@ const OURS: &str = "model-swap-chat.b.service";
 #[test]
 fn a_unit_is_the_old_models_users_and_its_secrets_are_roots() -> Result<()> {
     on_guest(async |world| {
-        // No boot by itself starts it, and another unit does.
-        let pulled = "cd /etc/systemd/system && rm multi-user.target.wants/vllm.service && sed -i '/Install/,$d' vllm.service \
-            && mkdir nginx.service.d && printf '[Unit]\\nWants=vllm.service\\n' > nginx.service.d/llm.conf && systemctl daemon-reload";
+        // A boot starts it, and so does another unit, whatever becomes of the first.
+        let pulled = "cd /etc/systemd/system && mkdir nginx.service.d \
+            && printf '[Unit]\\nWants=vllm.service\\n' > nginx.service.d/llm.conf && systemctl daemon-reload";
         world.guest.run(&["sh", "-c", pulled]).await?;
         let doctor = world.run("doctor", NEW, &[]).await?;
-        let doctor = doctor
-            .answered(&["vllm.service has no [Install] section, and starts with nginx.service"]);
+        let doctor = doctor.answered(&["vllm.service starts with nginx.service, enabled or not"]);
         assert_eq!(mark(&doctor, "unit that serves"), "warn", "{doctor}");
         let plan = world.run("plan", NEW, &[]).await?;
-        for said in
-            ["as unit model-swap-chat.b.service", "starts with nginx.service: the next boot"]
-        {
+        for said in [
+            "as unit model-swap-chat.b.service",
+            "starts with nginx.service, enabled or not: the next boot",
+        ] {
             assert!(plan.stdout.contains(said), "no {said:?} in {plan}");
         }
         let canary = canary("unit");
@@ -237,6 +237,47 @@ fn a_unit_with_other_programs_in_it_is_not_replaced() -> Result<()> {
         world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
         assert_eq!(world.unit("models.service").await?, "inactive disabled no");
         Ok(())
+    })
+}
+
+/// An nginx that is told to stop with the old model; while a swap is under way, too.
+#[test]
+fn a_unit_that_others_are_stopped_with_is_not_stopped() -> Result<()> {
+    const TIE: &str = "#!/bin/sh
+mkdir -p /etc/systemd/system/nginx.service.d
+printf '[Unit]\\nRequires=vllm.service\\n' > /etc/systemd/system/nginx.service.d/llm.conf
+systemctl daemon-reload
+";
+    let untie =
+        ["sh", "-c", "rm /etc/systemd/system/nginx.service.d/llm.conf; systemctl daemon-reload"];
+    let mut spec = GuestSpec::serving(OLD);
+    spec.files.push(("/opt/tie".to_owned(), 0o755, TIE.to_owned()));
+    // As root, like its successor, so that its fetch may tell systemd something.
+    let root = "[Service]\nUser=root\n".to_owned();
+    spec.files.push(("/etc/systemd/system/vllm.service.d/root.conf".to_owned(), 0o644, root));
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        let said = "unit vllm.service is not stopped alone: systemd stops nginx.service with it";
+        world.guest.run(&["/opt/tie"]).await?;
+        let doctor = world.run("doctor", NEW, &[]).await?;
+        assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
+        let refused = world.run("swap", NEW, &[]).await?.ended(3, "");
+        assert!(refused.stdout.contains(said), "{refused}");
+        world.guest.run(&untie).await?;
+        world.settings.retain = "0s".to_owned();
+        world.settings.fetch = "fetch: { command: /opt/tie, folder: /tmp }".to_owned();
+        let run = world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        until("it is told why it was not stopped", async || {
+            Ok(world.run("status", NEW, &[]).await?.stdout.contains(said))
+        })
+        .await?;
+        assert_eq!(world.unit("vllm.service").await?, "active enabled always", "{run}");
+        assert_eq!(world.property("nginx.service", "ActiveState").await?, "active", "{run}");
+        world.guest.run(&untie).await?;
+        until("it is stopped", async || {
+            Ok(world.unit("vllm.service").await? == "inactive disabled always")
+        })
+        .await
     })
 }
 

@@ -6,14 +6,20 @@ use crate::model::failure::Failure;
 use crate::model::ids::ProcessId;
 
 impl Systemd<'_> {
-    /// What runs in a unit of ours is the replica's own, whatever it is.
+    /// Nobody knows units of ours, and what runs in one is the replica's own, whatever it is.
     ///
     /// # Errors
-    /// If the unit ends a process that is no part of the replica, naming both; or if that cannot be seen.
+    /// If more than the replica is stopped with the unit, naming it; or if that cannot be seen.
     pub(super) async fn has_no_company(&self, tree: &[ProcessId]) -> Result<(), Failure> {
         if self.0.is_own() {
             return Ok(());
         }
+        self.keeps_no_other(tree).await?;
+        self.stops_no_other().await
+    }
+
+    /// Whether no process in it is another program's.
+    async fn keeps_no_other(&self, tree: &[ProcessId]) -> Result<(), Failure> {
         let shown = systemctl::show(self.0).await?;
         let other = if shown.has_main() { process::beside(main_of(&shown), tree)? } else { None };
         let Some(other) = other else { return Ok(()) };
@@ -25,5 +31,19 @@ impl Systemd<'_> {
             "give the model a unit of its own, which runs its command and nothing else; systemctl status {unit} shows what runs in \
              this one"
         )))
+    }
+
+    /// Whether no other unit that runs is stopped whenever this one is.
+    async fn stops_no_other(&self) -> Result<(), Failure> {
+        let others = systemctl::stopped_with(self.0).await?;
+        if others.is_empty() {
+            return Ok(());
+        }
+        let (unit, others) = (&self.0.name, others.join(" "));
+        Err(Failure::new(format!("unit {unit} is not stopped alone: systemd stops {others} with it"))
+            .hint(format!(
+                "take {unit} out of Requires=, Requisite=, BindsTo=, PartOf= and StopPropagatedFrom= there (systemctl cat {others}), \
+                 where Wants= or nothing will do, and run systemctl daemon-reload"
+            )))
     }
 }
