@@ -14,6 +14,9 @@ use crate::model::replica::Unit;
 /// systemd answers within milliseconds; a manager that is this slow is in trouble of its own.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// What is asked of a unit.
+const PROPERTIES: &str = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath,TimeoutStopUSec";
+
 /// systemctl or journalctl did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemctlError {
@@ -124,8 +127,17 @@ impl Shown {
 /// # Errors
 /// If systemd does not answer.
 pub async fn show(unit: &Unit) -> Result<Shown, SystemctlError> {
-    let properties = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath,TimeoutStopUSec";
-    shown(unit, &run(unit, "look at", &["show", properties], LIMIT).await?)
+    shown(unit, &run(unit, "look at", &["show", PROPERTIES], LIMIT).await?)
+}
+
+/// Looks at a unit that a process is in: its manager is there.
+///
+/// # Errors
+/// If systemd does not answer, a user's neither.
+pub async fn show_inhabited(unit: &Unit) -> Result<Shown, SystemctlError> {
+    let output = run(unit, "look at", &["show", PROPERTIES], LIMIT).await?;
+    granted(unit, "look at", &output)?;
+    shown(unit, &output)
 }
 
 /// Of a unit that is not there systemd says so. A manager of a user's is gone with its user; systemd itself only is away.

@@ -281,6 +281,35 @@ systemctl daemon-reload
     })
 }
 
+/// As before systemd 248: to signal its processes would have it start the model again.
+#[test]
+fn a_unit_of_a_users_manager_that_is_not_reached_is_no_plain_process() -> Result<()> {
+    const OLD_SYSTEMCTL: &str = "#!/bin/sh
+case \"$*\" in *--machine=*) echo 'unrecognized option --machine' >&2; exit 1 ;; esac
+exec /usr/bin/systemctl \"$@\"
+";
+    let mut spec = GuestSpec::bare();
+    let place = "/usr/local/bin/systemctl".to_owned();
+    spec.files.push((place, 0o755, OLD_SYSTEMCTL.to_owned()));
+    on_guest_of(spec, async |world| {
+        let guest = &world.guest;
+        guest.run(&["loginctl", "enable-linger", USER]).await?;
+        guest.run_as_user("mkdir -p ~/.config/systemd/user").await?;
+        let argv =
+            format!("/opt/vllm/bin/vllm serve {OLD} --port {} --served-model-name {NAME}", SLOTS.0);
+        let unit = "/home/deploy/.config/systemd/user/vllm.service";
+        fs::write(guest.file(unit)?, format!("[Service]\nExecStart={argv}\n"))?;
+        guest.ssh("systemctl --user start vllm.service").await?;
+        world.until_serves(OLD).await?;
+        let refused = world.run("plan", NEW, &[]).await?;
+        let said =
+            "the systemd manager of user id 1000, which runs unit vllm.service, does not answer";
+        assert!(refused.stdout.contains(said), "{refused}");
+        assert!(refused.stdout.contains("unrecognized option --machine"), "{refused}");
+        Ok(())
+    })
+}
+
 /// Whatever argv and environment hold, systemd hands it on as it was written.
 #[test]
 fn systemd_hands_on_what_was_written() -> Result<()> {

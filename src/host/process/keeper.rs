@@ -117,7 +117,13 @@ async fn unit(paths: &[String]) -> Result<Option<(Unit, i32)>, ProcessError> {
     let Some(unit) = paths.iter().find_map(|path| service(path)) else {
         return Ok(None);
     };
-    let main = systemctl::show(&unit).await?.main();
+    let shown = systemctl::show_inhabited(&unit).await.map_err(|source| match unit.user {
+        Some(user) => {
+            ProcessError::Manager { unit: unit.name.clone(), user, source: Box::new(source) }
+        }
+        None => source.into(),
+    });
+    let main = shown?.main();
     // An unknown unit has none.
     Ok((main > 0).then_some((unit, main)))
 }

@@ -160,6 +160,16 @@ pub enum ProcessError {
         /// How long they were waited for.
         limit: Duration,
     },
+    /// A process is in a unit of a user's, whose manager is not reached: what would stop it for good is not known.
+    #[error("the systemd manager of user id {user}, which runs unit {unit}, does not answer")]
+    Manager {
+        /// The unit, by the control group of its process.
+        unit: String,
+        /// The user.
+        user: u32,
+        /// What systemctl said.
+        source: Box<SystemctlError>,
+    },
     /// systemd did not say what the main process of a unit is.
     #[error("cannot tell what supervises a process")]
     Keeper(#[from] SystemctlError),
@@ -180,6 +190,10 @@ impl Hint for ProcessError {
             Self::Spared(_) => {
                 "A record takes it for a replica: model-swap status names the slot; give that another port".to_owned()
             }
+            Self::Manager { unit, user, .. } => format!(
+                "root reaches it with systemd 248 or newer: systemctl --user --machine={user}@.host status {unit}; else let the \
+                 agent run as that user, or make the model a unit of the system's"
+            ),
             Self::BlankEnvironment(_) => {
                 "name the variables that it needs under replica.env and replica.secret_env".to_owned()
             }
