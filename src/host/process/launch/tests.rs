@@ -91,9 +91,6 @@ async fn a_program_that_ended_is_reaped_without_being_waited_for() {
 
 #[tokio::test]
 async fn another_user_is_taken_on_with_its_groups() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let mut launch = script(
         Path::new("/"),
@@ -101,6 +98,11 @@ async fn another_user_is_taken_on_with_its_groups() {
     );
     launch.log = folder.path().join("log");
     launch.identity = Identity { uid: 65534, gid: 65533, groups: vec![65533, 44] };
+    if !rustix::process::geteuid().is_root() {
+        let refused = start(&launch, &launcher()).await.unwrap_err().to_string();
+        assert_eq!(refused, "cannot become user id 65534");
+        return;
+    }
     let shown = output_of(&launch).await;
     assert!(shown.starts_with("65534\n65533\n65533 44\n"), "{shown}");
     assert!(shown.contains("Permission denied"), "{shown}");
