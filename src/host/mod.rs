@@ -148,10 +148,10 @@ pub trait Host {
     /// If the keeper refuses.
     async fn promoted(&self, keeper: &Keeper) -> Result<(), Failure>;
 
-    /// Whether the means by which a keeper's replica is stopped stop nothing else.
+    /// Whether the means by which a keeper's replica is stopped end it for good, and nothing else.
     ///
     /// # Errors
-    /// If they do, naming what; or if that cannot be seen.
+    /// If they do not, naming what is in the way; or if that cannot be seen.
     async fn stops_alone(&self, _: &Found) -> Result<(), Failure> {
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::model::replica::Unit;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What is asked of a unit.
-const PROPERTIES: &str = "--property=LoadState,ActiveState,Job,Transient,Result,MainPID,ExecMainPID,InvocationID,FragmentPath,TimeoutStopUSec";
+const PROPERTIES: &str = "--property=LoadState,ActiveState,Job,Transient,Restart,Result,MainPID,ExecMainPID,InvocationID,FragmentPath,TimeoutStopUSec";
 
 /// systemctl or journalctl did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +88,11 @@ impl Shown {
     /// Whether it came into being by `systemd-run` or the like: once stopped, nothing can start it again.
     pub fn is_transient(&self) -> bool {
         self.get("Transient") == "yes"
+    }
+
+    /// Whether systemd starts it again when it ends by itself, in some case at least.
+    pub fn restarts(&self) -> bool {
+        !matches!(self.get("Restart"), "" | "no")
     }
 
     /// Whether its last end took longer than it was given.

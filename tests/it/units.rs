@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use testbed::PATIENCE;
-use testbed::guest::{GuestSpec, SLOTS, USER};
+use testbed::guest::{GuestSpec, IMAGE, Runtime, SLOTS, USER};
 use testbed::service::{NAME, Settings, until_serves};
 
 use crate::doctor::mark;
@@ -306,6 +306,38 @@ exec /usr/bin/systemctl \"$@\"
             "the systemd manager of user id 1000, which runs unit vllm.service, does not answer";
         assert!(refused.stdout.contains(said), "{refused}");
         assert!(refused.stdout.contains("unrecognized option --machine"), "{refused}");
+        Ok(())
+    })
+}
+
+/// `docker run` in the foreground: it ends with its container, and its unit starts another one.
+#[test]
+fn a_container_that_a_unit_runs_is_not_replaced_until_that_lets_it_go() -> Result<()> {
+    let mut spec = GuestSpec { runtime: Runtime::Docker, ..GuestSpec::bare() };
+    let words = format!(
+        "run --rm --publish={}:8000 {IMAGE} {OLD} --host 0.0.0.0 --port 8000 --served-model-name {NAME}",
+        SLOTS.0
+    );
+    let text = format!(
+        "[Unit]\nAfter=docker.service\n[Service]\nExecStart=/usr/bin/docker {words}\nRestart=always\n\
+         [Install]\nWantedBy=multi-user.target\n"
+    );
+    spec.files.push(("/etc/systemd/system/vllm.service".to_owned(), 0o644, text));
+    on_guest_of(spec, async |world| {
+        let guest = &world.guest;
+        guest.run(&["systemctl", "enable", "--now", "vllm.service"]).await?;
+        world.until_serves(OLD).await?;
+        let doctor = world.run("doctor", NEW, &[]).await?;
+        assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
+        let refused = world.run("swap", NEW, &[]).await?.ended(3, "");
+        let said = "is started again by unit vllm.service, which runs its client (process";
+        assert!(refused.stdout.contains(said), "{refused}");
+        let let_go = "mkdir /etc/systemd/system/vllm.service.d && systemctl disable vllm.service \
+            && printf '[Service]\\nRestart=no\\n' > /etc/systemd/system/vllm.service.d/x.conf && systemctl daemon-reload";
+        guest.run(&["sh", "-c", let_go]).await?;
+        world.settings.retain = "0s".to_owned();
+        world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "it was retired");
         Ok(())
     })
 }

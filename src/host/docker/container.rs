@@ -141,6 +141,9 @@ pub struct ContainerConfig {
     /// The words in front of the command; none where the program is the command's first word.
     #[serde(default)]
     entrypoint: Option<Vec<String>>,
+    /// The command, the image's where nobody gave one.
+    #[serde(default)]
+    pub(super) cmd: Option<Vec<String>>,
     #[serde(default)]
     user: String,
     #[serde(default)]

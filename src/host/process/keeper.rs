@@ -5,6 +5,7 @@ use std::path::Path;
 use procfs::process::Process;
 
 use super::ProcessError;
+use super::find::describe;
 use super::program::Program;
 use super::table::Table;
 use crate::host::systemctl;
@@ -71,6 +72,24 @@ fn wrappers(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
         wraps.then_some((parent, program))
     };
     std::iter::successors(above(main), |(parent, _)| above(*parent)).collect()
+}
+
+/// A process that is a part of a systemd service, by an argv and a working folder; and that service.
+///
+/// # Errors
+/// If the processes can't be listed.
+pub(in crate::host) fn in_service(
+    is_it: impl Fn(&[String], &Path) -> bool,
+) -> Result<Option<(String, Unit)>, ProcessError> {
+    let table = Table::read()?;
+    let found = table.rows().map(|row| row.id).find_map(|process| {
+        let program = Program::of(process)?;
+        let folder = Process::new(process.pid).and_then(|it| it.cwd()).unwrap_or_default();
+        let unit = || cgroups(process.pid).iter().find_map(|path| service(path));
+        let unit = is_it(&program.argv, &folder).then(unit)??;
+        Some((describe(process), unit))
+    });
+    Ok(found)
 }
 
 /// Every control group path of a process: one in version 2, one per hierarchy in version 1.

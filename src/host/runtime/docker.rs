@@ -15,6 +15,7 @@ use crate::host::docker::{self, Container, LOG, REPLICA};
 use crate::host::process::{
     self, Contained, Identity, Launch, ProcessError, Snapshot, StopOrder, Stopped,
 };
+use crate::host::systemctl;
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, ProcessId};
 use crate::model::replica::{Found, Keeper, Replica};
@@ -116,8 +117,17 @@ impl Runtime for Docker<'_> {
         Ok(Some(StopOrder { main, tree, marker: Some(marker.to_owned()), grace, keeper }))
     }
 
+    async fn stops_alone(&self, _tree: &[ProcessId]) -> Result<(), Failure> {
+        match self.container().await?.filter(|container| !container.is_own()) {
+            Some(container) => stays_away(&container).await,
+            None => Ok(()),
+        }
+    }
+
     async fn stop(&self, order: &StopOrder, how: Ending) -> Result<Stopped, Failure> {
         let Some(container) = self.container().await? else { return Ok(Stopped::default()) };
+        // What keeps its client may have been changed since the swap was planned.
+        self.stops_alone(&order.tree).await?;
         let mut stopped = Stopped::default();
         if container.state.running {
             let main = main(&container);
@@ -208,6 +218,26 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
     args.push(asked.image.id.clone());
     args.extend(launch.argv.iter().cloned());
     args
+}
+
+/// Whether no unit starts a container again once it has ended, or on boot: its client in the foreground ends with it, and a
+/// service that runs that is none the wiser.
+async fn stays_away(container: &Container) -> Result<(), Failure> {
+    let of_client = |argv: &[String], folder: &Path| container.is_of_client(argv, folder);
+    let Some((client, unit)) = process::in_service(of_client)? else { return Ok(()) };
+    let restarts = systemctl::show(&unit).await?.restarts();
+    if !restarts && !systemctl::enablement(&unit).await?.starts_with("enabled") {
+        return Ok(());
+    }
+    let (name, unit) = (container.name.trim_start_matches('/'), unit.name);
+    Err(Failure::new(format!(
+        "container {name} is started again by unit {unit}, which runs its client (process {client})"
+    ))
+    .hint(format!(
+        "say Restart=no in {unit} (systemctl edit {unit}) and disable it: the model runs on, and neither its end nor a boot starts it \
+         again then"
+    ))
+    .hint("or let Docker keep it: docker run --detach --restart=unless-stopped, and no unit"))
 }
 
 /// Returns once no client starts the container of a replica any more.

@@ -42,10 +42,10 @@ pub(super) trait Runtime {
     /// If that cannot be seen.
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure>;
 
-    /// Whether a stop ends the tree of a replica and nothing else; it is asked again by whoever stops.
+    /// Whether a stop ends the tree of a replica for good, and nothing else; it is asked again by whoever stops.
     ///
     /// # Errors
-    /// If it would end something else, naming that; or if that cannot be seen.
+    /// If it does not, naming what would end too, or would bring it back; or if that cannot be seen.
     async fn stops_alone(&self, _tree: &[ProcessId]) -> Result<(), Failure> {
         Ok(())
     }

@@ -81,7 +81,7 @@ pub struct Occupant {
     pub model: Option<String>,
     /// Why its requests in flight cannot be counted, if so.
     pub uncounted: Option<Failure>,
-    /// What would be stopped together with it, if anything.
+    /// What would be stopped together with it, or start it again, if anything.
     pub company: Option<Failure>,
 }
 

@@ -43,7 +43,7 @@ pub(super) fn obstacles(
     failures
 }
 
-/// Why what is in a slot cannot be retired: something else would be stopped with it.
+/// Why what is in a slot cannot be retired: something else would be stopped with it, or start it again.
 pub(super) fn company(seen: &Observed, slot: &SlotName) -> Option<Failure> {
     seen.slots.get(slot)?.company.clone()
 }
