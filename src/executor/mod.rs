@@ -11,7 +11,9 @@ mod underway;
 use context::Cutover;
 pub use context::{Context, started};
 pub use direction::{Direction, Wanted, direction, replicas_left};
-pub use observe::{Unfinished, World, look, met, observe, report_unseen, unfinished_swaps};
+pub use observe::{
+    Unfinished, World, beside_loopback, look, met, observe, report_unseen, unfinished_swaps,
+};
 use route::is_where_it_was;
 pub use route::{Presence, confirm_route, presence, prove_route, traffic_now};
 pub use underway::Underway;

@@ -1,6 +1,7 @@
 //! Looks at the server before anything is planned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use jiff::Timestamp;
 
@@ -82,7 +83,8 @@ async fn look_at_slots<H: Host>(
     for (name, slot) in &spec.slots {
         let (found, answer) = met(host, slot.port).await?;
         let forwarded = found.is_none() && answer.is_a_replicas();
-        let mut occupant = Occupant { found, forwarded, ..Occupant::default() };
+        let beside = beside_loopback(host, slot.port, (found.as_ref(), &answer));
+        let mut occupant = Occupant { found, forwarded, beside, ..Occupant::default() };
         if let Some(found) = &occupant.found {
             occupant.company = host.stops_alone(found).await.err();
         }
@@ -135,6 +137,20 @@ pub async fn met<H: Host>(host: &H, port: Port) -> Result<(Option<Found>, Answer
         None if answer.is_a_replicas() => Ok((host.find(port).await?, answer)),
         found => Ok((found, answer)),
     }
+}
+
+/// The addresses at which what was met on a port listens, if 127.0.0.1, where it was asked, is surely none of them.
+pub fn beside_loopback<H: Host>(
+    host: &H,
+    port: Port,
+    (found, answer): (Option<&Found>, &Answer),
+) -> BTreeSet<IpAddr> {
+    const ASKED: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+    if found.is_none() || *answer != Answer::Refused {
+        return BTreeSet::new();
+    }
+    let at = host.addresses(port);
+    if ASKED.iter().any(|asked| at.contains(asked)) { BTreeSet::new() } else { at }
 }
 
 /// Why a slot cannot be claimed: of each whose port or GPU another service has.

@@ -26,7 +26,7 @@ pub enum Presence {
     Ready,
     /// Somebody listens, and does not answer as a ready replica does: it loads, or has too much to do.
     Unready,
-    /// Nobody listens.
+    /// Nobody listens, on any address.
     Gone,
 }
 
@@ -35,9 +35,9 @@ pub async fn presence<H: Host>(host: &H, port: Port) -> Presence {
     match host.ask(port).await {
         // Where the kernel forwards to a container nobody listens: silence alone tells nothing.
         Answer::Ready(_) | Answer::Locked => Presence::Ready,
-        Answer::Refused => Presence::Gone,
-        Answer::Unwell(_) if host.is_silent(port) => Presence::Gone,
-        Answer::Unwell(_) => Presence::Unready,
+        // 127.0.0.1 is asked, and it may be there on another address.
+        Answer::Refused | Answer::Unwell(_) if host.is_silent(port) => Presence::Gone,
+        Answer::Refused | Answer::Unwell(_) => Presence::Unready,
     }
 }
 

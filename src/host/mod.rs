@@ -3,6 +3,8 @@
 //! [`Host`] is the thin world that steps act on: a few verbs of the domain. [`SystemHost`] is the real one; the only other
 //! one is a simulation for the fault loops of the tests.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -66,6 +68,9 @@ pub trait Host {
 
     /// Whether it is seen that nobody at all listens on a port.
     fn is_silent(&self, port: Port) -> bool;
+
+    /// The addresses of this machine at which somebody listens on a port; none where that cannot be seen.
+    fn addresses(&self, port: Port) -> BTreeSet<IpAddr>;
 
     /// Whether the process is there. A zombie is not.
     fn alive(&self, process: ProcessId) -> bool;

@@ -4,6 +4,7 @@
 //! all takes a tenth of a second each time. Here the kernel is asked for the states that matter, and tells them as numbers.
 
 use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
@@ -17,6 +18,8 @@ use crate::model::ids::Port;
 pub(super) struct TcpSocket {
     /// A number of `include/net/tcp_states.h`.
     pub(super) state: u8,
+    /// Its address here.
+    pub(super) address: IpAddr,
     /// Its port here.
     pub(super) local: Port,
     /// The port at its other end; 0 where it has none.
@@ -53,9 +56,11 @@ const HEADER: usize = 16;
 /// `struct inet_diag_req_v2`, of which all that follows the states may be zero in a dump.
 const REQUEST: usize = 56;
 /// Offsets in `struct inet_diag_msg`.
+const FAMILY: usize = 0;
 const STATE: usize = 1;
 const SPORT: usize = 4;
 const DPORT: usize = 6;
+const SOURCE: usize = 8;
 const UID: usize = 64;
 const INODE: usize = 68;
 /// What the kernel puts into one datagram at most (`NLMSG_GOODSIZE` and more in a dump; netlink(7) advises 8 KiB).
@@ -121,8 +126,14 @@ fn take(mut answer: &[u8], found: &mut Vec<TcpSocket>) -> Option<Dump> {
 
 fn parse(message: &[u8]) -> Option<TcpSocket> {
     let port = |at| Some(Port(u16::from_be_bytes(bytes(message, at)?)));
+    let is_four = u16::from(*message.get(FAMILY)?) == AddressFamily::INET.as_raw();
+    let address = match is_four {
+        true => Ipv4Addr::from(bytes::<4>(message, SOURCE)?).into(),
+        false => Ipv6Addr::from(bytes::<16>(message, SOURCE)?).into(),
+    };
     Some(TcpSocket {
         state: *message.get(STATE)?,
+        address,
         local: port(SPORT)?,
         remote: port(DPORT)?,
         inode: number(message, INODE)?.into(),

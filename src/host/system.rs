@@ -1,6 +1,7 @@
 //! The real host.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -170,6 +171,10 @@ impl Host for SystemHost {
 
     fn is_silent(&self, port: Port) -> bool {
         process::listeners(port).is_ok_and(|listeners| listeners.is_empty())
+    }
+
+    fn addresses(&self, port: Port) -> BTreeSet<IpAddr> {
+        process::addresses(port)
     }
 
     fn alive(&self, process: ProcessId) -> bool {

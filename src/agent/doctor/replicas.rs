@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{containers, size};
 use crate::agent::brought_back;
-use crate::executor::{Underway, met, prove_route};
+use crate::executor::{Underway, beside_loopback, met, prove_route};
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
 use crate::host::nginx::UpstreamView;
@@ -119,9 +119,16 @@ async fn slots<'a>(
             (Some(_), Some(it)) if it.is_incumbents(name) => Role::Incumbent,
             _ => Role::of((name, serving), dir, occupant),
         };
-        findings.push(match dir.check_claim(slot, gpus) {
-            Ok(()) => slot_finding((name, slot), &role, occupant),
-            Err(claimed) => Finding::fail(place(name, slot), claimed),
+        let beside = occupant
+            .map(|it| (&it.found, beside_loopback(host, slot.port, (Some(&it.found), &it.answer))))
+            .filter(|(_, beside)| matches!(role, Role::Serving) && !beside.is_empty());
+        findings.push(match (dir.check_claim(slot, gpus), beside) {
+            (Ok(()), Some((found, beside))) => Finding::fail(
+                place(name, slot),
+                planner::unasked((name, slot.port), found, &beside),
+            ),
+            (Ok(()), None) => slot_finding((name, slot), &role, occupant),
+            (Err(claimed), _) => Finding::fail(place(name, slot), claimed),
         });
     }
     (findings, occupants)

@@ -1,6 +1,7 @@
 //! The LISTEN sockets on a port.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use procfs::net::TcpState;
 use rustix::io::Errno;
@@ -16,6 +17,8 @@ pub(super) struct Listening {
     pub(super) inode: u64,
     /// User id of its owner.
     pub(super) uid: u32,
+    /// Where it is reached; unspecified for every address of a family.
+    pub(super) address: IpAddr,
 }
 
 /// The LISTEN sockets on a TCP port, IPv4 and IPv6, in no particular order.
@@ -30,7 +33,17 @@ pub(super) fn listening(port: Port) -> Result<Vec<Listening>, ProcessError> {
 fn asked(port: Port) -> Result<Vec<Listening>, Errno> {
     let sockets = sock_diag::sockets(States::LISTENING)?;
     let on_it = sockets.iter().filter(|socket| socket.local == port);
-    Ok(on_it.map(|socket| Listening { inode: socket.inode, uid: socket.uid }).collect())
+    let listening = on_it.map(|socket| Listening {
+        inode: socket.inode,
+        uid: socket.uid,
+        address: socket.address,
+    });
+    Ok(listening.collect())
+}
+
+/// The addresses of this machine at which somebody listens on a TCP port; none where that cannot be seen.
+pub fn addresses(port: Port) -> BTreeSet<IpAddr> {
+    listening(port).unwrap_or_default().into_iter().map(|socket| socket.address).collect()
 }
 
 /// Every TCP port of this machine that somebody listens on, as far as the kernel tells.
@@ -64,7 +77,12 @@ fn read(port: Port) -> Result<Vec<Listening>, ProcessError> {
         Err(source) => return Err(ProcessError::Sockets(source)),
     }
     entries.retain(|entry| entry.state == TcpState::Listen && entry.local_address.port() == port.0);
-    Ok(entries.iter().map(|entry| Listening { inode: entry.inode, uid: entry.uid }).collect())
+    let listening = entries.iter().map(|entry| Listening {
+        inode: entry.inode,
+        uid: entry.uid,
+        address: entry.local_address.ip(),
+    });
+    Ok(listening.collect())
 }
 
 #[cfg(test)]
@@ -85,6 +103,7 @@ mod tests {
             let seen = asked(port).unwrap();
             assert!(matches!(seen[..], [Listening { uid: owner, .. }] if owner == uid), "{seen:?}");
             assert_eq!(seen, read(port).unwrap());
+            assert_eq!(addresses(port), [listener.local_addr().unwrap().ip()].into());
             drop(listener);
             // A process that another test is just starting has it open until its exec.
             let is_gone = |_| {

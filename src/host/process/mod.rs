@@ -38,7 +38,7 @@ pub use inherit::{
 pub(in crate::host) use keeper::{cgroups, container_of, forwards, in_service};
 pub use launch::{Contained, Launch, Launcher, Started, launch_main, start};
 pub(in crate::host) use listen::listens_within;
-pub use listen::ports;
+pub use listen::{addresses, ports};
 pub use log::{KEPT, LogEnd, keep_end, last_lines, log_tail};
 pub use resolve::resolve;
 pub use snapshot::Snapshot;

@@ -1,6 +1,6 @@
 //! The planner: observed state + spec → plan. Pure, so that `plan` prints exactly what `swap` will do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ mod steps;
 
 use fetch::fetch;
 pub(super) use fetch::fetched;
-pub use obstacles::{LOOPBACK_WAY, cutting_nginx, forwarded};
+pub use obstacles::{LOOPBACK_WAY, cutting_nginx, forwarded, unasked};
 use obstacles::{company, obstacles, unpublished};
 pub use rollback::{
     Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
@@ -73,6 +73,8 @@ pub struct Occupant {
     pub found: Option<Found>,
     /// Whether the port answers although nobody listens: a packet filter forwards it.
     pub forwarded: bool,
+    /// Where it listens, if 127.0.0.1, at which replicas are asked, is surely none of that.
+    pub beside: BTreeSet<IpAddr>,
     /// Whether it answers as ready.
     pub ready: bool,
     /// Public names that it answers to.

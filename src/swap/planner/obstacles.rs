@@ -1,8 +1,10 @@
 //! What stands against a swap.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Observed, recorded};
+use super::{Observed, Occupant, recorded};
 use crate::model::failure::Failure;
 use crate::model::ids::{Port, SlotName};
 use crate::model::replica::{Found, Keeper, Systemd, Unit};
@@ -29,6 +31,11 @@ pub(super) fn obstacles(
             ))
             .hint(format!("stop it, or give slot {to} another port")),
         );
+    }
+    if let Some(Occupant { found: Some(found), beside, .. }) = seen.slots.get(from)
+        && !beside.is_empty()
+    {
+        failures.push(unasked((from, spec.slots[from].port), found, beside));
     }
     for slot in [from, to] {
         if seen.slots.get(slot).is_some_and(|occupant| occupant.forwarded) {
@@ -58,6 +65,22 @@ pub fn forwarded(slot: &SlotName, port: Port) -> Failure {
         "have the model listen on the port itself, as a process, a unit or a container that the Docker Engine publishes it \
          for; or give the slot another port",
     )
+}
+
+/// Why what serves at other addresses than 127.0.0.1 is in the way: there it is asked whether it is ready and what it works on, and
+/// what does not answer is neither drained nor gone back to.
+pub fn unasked((slot, port): (&SlotName, Port), found: &Found, at: &BTreeSet<IpAddr>) -> Failure {
+    let at: Vec<_> = at.iter().map(|ip| SocketAddr::new(*ip, port.0).to_string()).collect();
+    Failure::new(format!(
+        "the replica in slot {slot} (process {}) listens on {} and not on 127.0.0.1:{port}, where replicas are asked",
+        found.main,
+        at.join(", ")
+    ))
+    .hint(
+        "start it again with --host 0.0.0.0 (or --host :: where nginx names an address of IPv6): it is reached at both then, and \
+         nginx's `server` line can stay",
+    )
+    .hint("or with --host 127.0.0.1, and let the `server` line name that; do the same in replica.command")
 }
 
 /// What lets nginx reach every replica.

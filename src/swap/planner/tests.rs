@@ -51,6 +51,7 @@ fn occupied(pid: i32) -> Occupant {
     Occupant {
         forwarded: false,
         found: Some(found(pid)),
+        beside: BTreeSet::new(),
         ready: true,
         names: vec!["chat".to_owned()],
         model: Some("Qwen/Old".to_owned()),

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use model_swap::executor::{Direction, Wanted};
 use model_swap::model::event::{Conclusion, EventKind};
 use model_swap::model::ids::Port;
 use model_swap::model::outcome::Outcome;
@@ -218,4 +219,15 @@ async fn an_nginx_that_is_restarted_again_and_again_is_pointed_back() {
     let failure = conclusion.failure.unwrap();
     assert!(failure.message.contains("is gone"), "{failure:#?}");
     assert_eq!(scene.facts().loaded, before.loaded);
+}
+
+/// Where it is asked nobody listens, and it is there all the same: traffic goes back to it.
+#[tokio::test(start_paused = true)]
+async fn an_old_model_that_listens_on_another_address_is_not_gone() {
+    let (scene, attempt, before) = left_at("prove").await;
+    scene.host.world.borrow_mut().elsewhere = Some(A);
+    assert_eq!(scene.direction(&attempt, Wanted::End).await, Direction::Back);
+    let conclusion = scene.recover(&attempt, &[]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    assert_eq!(scene.facts(), before);
 }

@@ -1,12 +1,14 @@
 //! A host that acts on the small world, writes down every call, and fails where it is told to.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use model_swap::event_log::EventReader;
-use model_swap::host::engine::{Answer, ModelEntry, Models};
+use model_swap::host::engine::{Answer, Models};
 use model_swap::host::fetch::Fetch;
 use model_swap::host::gpu::Gpus;
 use model_swap::host::nginx::{Expectation, Proof, Reloaded, UpstreamView, WorkerLeft};
@@ -268,6 +270,10 @@ impl Host for SimHost {
         self.call("is_silent", |world| Ok(world.on(port).is_none())).unwrap_or(false)
     }
 
+    fn addresses(&self, _: Port) -> BTreeSet<IpAddr> {
+        BTreeSet::new()
+    }
+
     fn alive(&self, process: ProcessId) -> bool {
         self.note("alive");
         self.world.borrow().alive(process)
@@ -394,19 +400,8 @@ impl Host for SimHost {
     }
 
     async fn ask(&self, port: Port) -> Answer {
-        let right = |world: &SimWorld| match world.on(port) {
-            None => Answer::Refused,
-            Some(replica) if world.hangs || replica.loads => Answer::Unwell("it hangs".to_owned()),
-            Some(_) if world.locked == Some(port) => Answer::Locked,
-            Some(replica) => Answer::Ready(Models {
-                entries: vec![ModelEntry {
-                    id: "chat".to_owned(),
-                    root: Some(replica.root.clone()),
-                    max_model_len: None,
-                }],
-            }),
-        };
-        self.answer("ask", right, Answer::Unwell("unwell as ordered".to_owned()))
+        let unwell = Answer::Unwell("unwell as ordered".to_owned());
+        self.answer("ask", |world| world.answer_on(port), unwell)
     }
 
     fn check(&self, _: &SlotName, models: &Models) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use model_swap::host::engine::{Answer, ModelEntry, Models};
 use model_swap::host::gpu::{Device, Gpus};
 use model_swap::host::nginx::{Expectation, Identity, Proof, Reloaded, WorkerLeft};
 use model_swap::host::process::Launch;
@@ -73,6 +74,8 @@ pub(crate) struct SimWorld {
     pub(crate) walled: Option<Port>,
     /// Where a replica wants a key that nobody has.
     pub(crate) locked: Option<Port>,
+    /// Where a replica listens on another address than it is asked at.
+    pub(crate) elsewhere: Option<Port>,
     /// Whether a replica dies of being promoted, and nothing starts it again.
     pub(crate) frail: bool,
     /// Whether no replica answers.
@@ -136,6 +139,7 @@ impl SimWorld {
             looks_old: false,
             walled: None,
             locked: None,
+            elsewhere: None,
             frail: false,
             hangs: false,
             uncounted: None,
@@ -256,6 +260,23 @@ impl SimWorld {
     /// The replica that listens on a port.
     pub(crate) fn on(&self, port: Port) -> Option<&SimReplica> {
         self.replicas.iter().find(|replica| replica.port == port && replica.listens())
+    }
+
+    /// How whoever is on a port answers at the address where replicas are asked.
+    pub(super) fn answer_on(&self, port: Port) -> Answer {
+        match self.on(port) {
+            None => Answer::Refused,
+            Some(_) if self.elsewhere == Some(port) => Answer::Refused,
+            Some(replica) if self.hangs || replica.loads => Answer::Unwell("it hangs".to_owned()),
+            Some(_) if self.locked == Some(port) => Answer::Locked,
+            Some(replica) => Answer::Ready(Models {
+                entries: vec![ModelEntry {
+                    id: "chat".to_owned(),
+                    root: Some(replica.root.clone()),
+                    max_model_len: None,
+                }],
+            }),
+        }
     }
 
     /// The same, to be changed.
