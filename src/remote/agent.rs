@@ -38,7 +38,7 @@ pub struct Install {
     pub others: Option<PathBuf>,
     /// Folder on the server whose `bin` holds the agent; `None`: by mode, see `line`.
     pub state_dir: Option<PathBuf>,
-    /// nginx's file on the server: who owns it needs no root. Absolute. Without one, who has sudo is root.
+    /// nginx's file on the server: who owns it, and nginx, needs no root. Absolute. Without one, who has sudo is root.
     pub nginx_config: Option<PathBuf>,
 }
 

@@ -16,6 +16,11 @@ pub(super) const ABSENT: &str = "--- model-swap absent ---";
 /// The file's name in its folder.
 const BINARY: &str = "model-swap";
 
+/// Whether a master of nginx that runs is the user's, or none is seen to run. By its title and its status: who owns what is under its
+/// `/proc/PID` differs where the program has capabilities of its own, as for port 80.
+const NGINX_IS_HIS: &str = "m=$(grep -ls \"^nginx: master\" /proc/[0-9]*/cmdline); [ -z \"$m\" ] || \
+    for p in $m; do grep -qs \"^Uid:.$(id -u)[^0-9]\" \"${p%cmdline}status\" && break; done";
+
 /// Where the agent is, and as whom it runs: values that were checked.
 pub(super) struct Place<'a> {
     digest: &'a str,
@@ -66,7 +71,8 @@ impl<'a> Place<'a> {
 
     /// Sets `r` to what a command needs in front of it, and `f` to the folder of the agent.
     ///
-    /// Root is root; who owns nginx's configuration needs no root; everybody else uses sudo. Where no configuration is
+    /// Root is root; who owns nginx's configuration needs no root, unless every nginx that runs is somebody else's and sudo can
+    /// be used: his file may be linked from root's configuration. Everybody else uses sudo. Where no configuration is
     /// known yet, sudo is used if it can be. It adds its umask to ours, and a folder of root must be open for the user to
     /// see that the agent is there.
     fn place(&self) -> String {
@@ -81,7 +87,12 @@ impl<'a> Place<'a> {
         let by_sudo = "r=\"sudo -n\"";
         let as_user = format!("f=\"{own}\"; umask 077");
         let (question, yes, no) = match nginx {
-            Some(file) => (format!("[ -O \"{file}\" ]"), as_user.as_str(), by_sudo),
+            Some(file) => {
+                let is_his = format!(
+                    "[ -O \"{file}\" ] && {{ {NGINX_IS_HIS} || if sudo -n true 2>/dev/null; then false; fi; }}"
+                );
+                (is_his, as_user.as_str(), by_sudo)
+            }
             None => ("sudo -n true 2>/dev/null".to_owned(), by_sudo, as_user.as_str()),
         };
         format!(

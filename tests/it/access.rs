@@ -199,6 +199,25 @@ fn a_user_who_owns_everything_needs_no_root() -> Result<()> {
     })
 }
 
+/// The file that root's configuration includes is his, and nginx is root's.
+#[test]
+fn who_owns_the_file_and_not_nginx_becomes_root() -> Result<()> {
+    on_guest_of(GuestSpec::bare(), async |world| {
+        let guest = &world.guest;
+        guest.start_by_hand(OLD, SLOTS.0).await?;
+        world.until_serves(OLD).await?;
+        let file = guest.site().nginx_config;
+        let file = file.to_str().context("a path")?;
+        guest.run(&["chown", "deploy", file]).await?;
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        world.until_serves(NEW).await?;
+        assert_eq!(guest.run(&["stat", "--format=%U", file]).await?, "deploy\n");
+        let state = guest.run(&["stat", "--format=%U", "/var/lib/model-swap/chat"]).await?;
+        assert_eq!(state, "root\n");
+        Ok(())
+    })
+}
+
 /// Who may talk to the Engine may stop and start its containers, though their processes are root's.
 #[test]
 fn a_user_who_owns_nginx_and_may_use_docker_needs_no_root() -> Result<()> {

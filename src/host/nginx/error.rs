@@ -228,6 +228,15 @@ impl From<NginxError> for Unloaded {
     }
 }
 
+const BECOME_ROOT: &str =
+    "let the SSH user become root by `sudo -n`, or let that user own nginx and its configuration";
+
+/// Whether nginx could not read or write a file: root's keys of certificates, pid file or logs, where another user asks it.
+fn is_denied(lines: &[String]) -> bool {
+    !rustix::process::geteuid().is_root()
+        && lines.iter().any(|line| line.contains("(13: Permission denied)"))
+}
+
 impl Hint for NginxError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
@@ -239,6 +248,7 @@ impl Hint for NginxError {
                  container"
                     .to_owned()
             }
+            Self::Rejected { lines } | Self::Failed { stderr: lines, .. } if is_denied(lines) => BECOME_ROOT.to_owned(),
             Self::Rejected { .. } => "run `nginx -t` on the server and mend what it names".to_owned(),
             Self::NotLoaded { .. } => {
                 "the old configuration is still in force; mend what nginx names, then run the swap again".to_owned()
@@ -257,9 +267,7 @@ impl Hint for NginxError {
                 "only one of them would be told of another model: bring the upgrade of nginx's binary to its end first, as with \
                  `kill -QUIT {other}`"
             ),
-            Self::Foreign { .. } | Self::NotWritable { .. } | Self::Signal { .. } => {
-                "let the SSH user become root by `sudo -n`, or let that user own nginx and its configuration".to_owned()
-            }
+            Self::Foreign { .. } | Self::NotWritable { .. } | Self::Signal { .. } => BECOME_ROOT.to_owned(),
             Self::NotIncluded { .. } => {
                 "set nginx.config to a file that `nginx -T` lists, and nginx.command to the way nginx is called with the \
                  same -c and -p as the running one"

@@ -23,6 +23,13 @@ impl World {
             "sudo",
             "[ \"$1\" = -n ] || exit 9; shift; echo \"$@\" >> \"${0%/*}/as_root\"; exec \"$@\"",
         );
+        // Of the machine that runs this nothing shall be seen.
+        script(
+            folder.path(),
+            "grep",
+            "PATH=/usr/bin:/bin; [ \"$1\" = -ls ] || exec grep \"$@\"; \
+             exec grep -ls \"$2\" \"${0%/*}\"/proc/[0-9]*/cmdline",
+        );
         let nginx_config = Some(folder.path().join("nginx.conf"));
         let state_dir = Some(folder.path().join("state"));
         let build = Build { digest: "d1".to_owned(), path: "/none".into() };
@@ -36,6 +43,23 @@ impl World {
 
     fn owns_nginx(self) -> Self {
         std::fs::write(self.install.nginx_config.as_ref().unwrap(), "").unwrap();
+        self
+    }
+
+    /// An nginx runs as this user.
+    fn has_nginx(self, uid: u32) -> Self {
+        let process = self.path().join(format!("proc/{uid}7"));
+        std::fs::create_dir_all(&process).unwrap();
+        let title = "nginx: master process /usr/sbin/nginx\0\0";
+        std::fs::write(process.join("cmdline"), title).unwrap();
+        let status = format!("Name:\tnginx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n");
+        std::fs::write(process.join("status"), status).unwrap();
+        self
+    }
+
+    /// Who may use sudo may not without a password.
+    fn without_sudo(self) -> Self {
+        script(self.path(), "sudo", "echo sudo: a password is required >&2; exit 1");
         self
     }
 
@@ -82,6 +106,20 @@ fn the_owner_of_nginx_needs_no_root() {
 }
 
 #[test]
+fn who_owns_the_file_alone_uses_sudo_where_it_can_be_used() {
+    let runs = |world: World| {
+        let world = world.owns_nginx().has_agent("state/bin/d1");
+        assert_eq!(world.said(), "I am agent session\n");
+        world.as_root().ends_with("/state/bin/d1/model-swap agent session\n")
+    };
+    assert!(runs(World::new(1000).has_nginx(0)));
+    // The one user's id begins with the other's.
+    assert!(runs(World::new(100).has_nginx(1000)));
+    assert!(!runs(World::new(1000).has_nginx(0).has_nginx(1000)));
+    assert!(!runs(World::new(1000).has_nginx(0).without_sudo()));
+}
+
+#[test]
 fn without_a_state_folder_the_owner_has_it_at_home() {
     let mut world = World::new(1000).owns_nginx().has_agent(".local/state/model-swap/bin/d1");
     world.install.state_dir = None;
@@ -104,7 +142,7 @@ fn without_a_configuration_who_may_use_sudo_is_root() {
     world.install.nginx_config = None;
     assert_eq!(world.said(), "I am agent session\n");
     assert!(world.as_root().ends_with("/state/bin/d1/model-swap agent session\n"));
-    script(world.path(), "sudo", "echo sudo: a password is required >&2; exit 1");
+    world = world.without_sudo();
     assert_eq!(world.said(), "I am agent session\n");
     world.install.state_dir = None;
     assert!(world.said().starts_with(ABSENT));
