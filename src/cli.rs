@@ -99,8 +99,8 @@ pub enum Verb {
         /// Options.
         #[command(flatten)]
         common: Common,
-        /// The swap to undo, by its id as `status` and `history` show it. Only one whose result serves is undone; without
-        /// this it is whichever that is.
+        /// The swap to undo, by its id as `status` and `history` show it. Only one whose result serves is undone, and one that
+        /// waits for its turn is given up; without this it is the one whose result serves.
         #[arg(long)]
         swap_id: Option<SwapId>,
         /// The revision to go back to, by its digest as `history` lists it, or the beginning of that; without this, what

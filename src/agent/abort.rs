@@ -15,7 +15,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::refusal::{Fault, Refusal};
 use crate::model::state::Holder;
-use crate::model::wire::{AbortRequest, Frame, Unknown, Wait};
+use crate::model::wire::{AbortRequest, Frame, RollbackRequest, Unknown, Wait};
 use crate::service_dir::ServiceDir;
 
 /// Answers a request to abort; `line` is the request as it came.
@@ -69,6 +69,40 @@ pub(super) async fn abort(
     answers.send(&Frame::Accepted { swap: swap.clone() });
     follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
     Ok(())
+}
+
+/// Gives up what a rollback names, if that still waits for its turn, and answers: it would begin afterwards, and is not wanted.
+/// `false`: it waits for nothing.
+///
+/// # Errors
+/// If the disk refuses the order, or what serves cannot be seen.
+pub(super) async fn called_off(
+    dir: &ServiceDir,
+    wanted: &RollbackRequest,
+    answers: &mut Answers,
+) -> Result<bool, Refusal> {
+    let Some(swap) = &wanted.of else { return Ok(false) };
+    let is_it = |asked: &Holder| asked.swap == *swap;
+    let Some(waits) = waiting::all(dir).into_iter().find(is_it) else { return Ok(false) };
+    if dir.swap(swap).exists() {
+        // It has begun: its step was asked again, and would follow it.
+        return Ok(false);
+    }
+    let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
+    abort::order(dir, swap, &order).map_err(Refusal::environment)?;
+    waiting::strike(dir, swap);
+    if begun(dir, swap).await {
+        // Its turn came before the order: its agent gives it up.
+        answers.send(&Frame::Accepted { swap: swap.clone() });
+        return Ok(true);
+    }
+    let reason =
+        format!("{} {swap} waited for its turn, is given up and never begins", waits.command);
+    let host = SystemHost::new(&wanted.asked);
+    let world = observe_at_rest(&host, dir, &wanted.asked).await;
+    let world = world.map_err(|why| Refusal::environment(over(&reason, why)))?;
+    answers.send(&unchanged(&host, &world, dir, &wanted.asked, reason).await);
+    Ok(true)
 }
 
 /// What an order to abort meets that names its swap.

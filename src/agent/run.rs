@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::abort::{never_begun, not_its_turn};
+use super::abort::{called_off, never_begun, not_its_turn};
 use super::answer::Answers;
 use super::ending::{bring_all_to_end, bring_to_end};
 use super::rerun::{self, ROLLBACK, SWAP};
@@ -116,6 +116,11 @@ fn work(request: Request, access: Access) -> Option<Work> {
 
 async fn act(work: Work, answers: &mut Answers) -> Result<(), Refusal> {
     let dir = place::service_dir(&work.asked).map_err(Refusal::environment)?;
+    if let Command::Rollback(wanted) = &work.command
+        && called_off(&dir, wanted, answers).await?
+    {
+        return Ok(());
+    }
     let own = holder(&work, Timestamp::now());
     let attaches = |held: &Holder| rerun::attaches_to(held, &own);
     let now = || holder(&work, Timestamp::now());
@@ -178,6 +183,8 @@ async fn begin(
 ) -> Result<(), Refusal> {
     stuck::refuse_while_stuck(dir, &work.asked).await?;
     let Decided { asked, world, decision, again } = match &work.command {
+        // It may have come to wait while this one did.
+        Command::Rollback(wanted) if called_off(dir, wanted, answers).await? => return Ok(()),
         Command::Rollback(wanted) => {
             let decided = rollback::decide(dir, wanted, &work.access).await?;
             listed::check_revived(&work.access, wanted, &decided.asked)?;

@@ -96,6 +96,42 @@ async fn a_program_is_told_that_what_waited_never_begins() -> Result<()> {
     Ok(())
 }
 
+/// A rollback that did nothing would leave it to begin afterwards.
+#[tokio::test]
+async fn a_rollback_gives_up_what_still_waits_for_its_turn() -> Result<()> {
+    let mut world = World::start().await?;
+    world.settings.flags = "--stub-load-time 600s".to_owned();
+    world.settings.ready = "900s".to_owned();
+    let mut first = Step::start(world.action("swap", NEW, &[])?)?;
+    first.says("→ await_ready b").await?;
+    let waits = [("lock-wait", "10m"), ("force", "true")];
+    let mut second = Step::start(world.action("swap", NEW, &waits)?)?;
+    second.says("waiting up to 10m").await?;
+    let said = second.said();
+    let (_, id) = said.split_once("`model-swap abort --swap-id ").context("no id")?;
+    let (id, _) = id.split_once('`').context("no end")?;
+    let given_up =
+        |id: &str| format!("swap {id} waited for its turn, is given up and never begins");
+    let back = world.run("rollback", NEW, &[("swap-id", id)]).await?.ended(0, "unchanged");
+    back.answered(&[&given_up(id)]);
+    second.finish().await?.refused(6, &["was aborted before it began"]);
+
+    // What comes to wait beside a rollback that waits itself is given up once that has its turn.
+    let mut third = Step::start(world.action("rollback", NEW, &[("swap-id", "s-1"), waits[0]])?)?;
+    third.says("waiting up to 10m").await?;
+    let folder = world.server.state_dir().join("chat/waiting");
+    let entry = std::fs::read_dir(&folder)?.next().context("nobody waits")??;
+    let mut line: Value = serde_json::from_slice(&std::fs::read(entry.path())?)?;
+    (line["swap"], line["command"]) = ("s-1".into(), "swap".into());
+    std::fs::write(folder.join("s-1.json"), line.to_string())?;
+    world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+    first.finish().await?.ended(6, "aborted");
+    third.finish().await?.ended(0, "unchanged").answered(&[&given_up("s-1")]);
+    assert_eq!(std::fs::read_dir(&folder)?.count(), 0);
+    assert_eq!(world.serves().await?, OLD);
+    Ok(())
+}
+
 /// The lease is free between two tries, and somebody is at work all the same.
 #[test]
 fn an_agent_that_waits_for_nginx_is_told_of() -> Result<()> {
