@@ -4,6 +4,7 @@ mod await_ready;
 mod cut_over;
 pub(super) mod drain;
 mod fetch;
+mod give_back;
 mod promote;
 mod reserve_slot;
 mod retire;
