@@ -53,6 +53,7 @@ pub struct Context<'a, H> {
     pub again: Option<Snapshot>,
     events: RefCell<EventLog>,
     cutover: RefCell<Cutover>,
+    workers_before: RefCell<Vec<ProcessId>>,
     never_begun: Cell<bool>,
     index: Cell<usize>,
     has_arrived: Cell<bool>,
@@ -78,6 +79,7 @@ impl<'a, H: Host> Context<'a, H> {
             again: None,
             events: RefCell::new(events),
             cutover: RefCell::new(Cutover::Unknown),
+            workers_before: RefCell::default(),
             never_begun: Cell::new(false),
             index: Cell::new(0),
             has_arrived: Cell::new(false),
@@ -215,14 +217,32 @@ impl<'a, H: Host> Context<'a, H> {
         matches!(*self.cutover.borrow(), Cutover::Unknown)
     }
 
-    /// Those workers that came with the cutover or after it; all of them where that is not known any more.
+    /// Notes the workers that were there before the cutover, by the swap's journal.
+    pub(super) fn note_workers_before(&self, workers: Vec<ProcessId>) {
+        *self.workers_before.borrow_mut() = workers;
+    }
+
+    /// Those workers that came with the cutover or after it, as far as that is known.
     pub(super) fn since_cutover(&self, workers: &[ProcessId]) -> Vec<ProcessId> {
-        match &*self.cutover.borrow() {
-            Cutover::Loaded(before) => {
-                workers.iter().filter(|worker| !before.contains(worker)).copied().collect()
-            }
-            Cutover::Unknown | Cutover::NotLoaded => workers.to_vec(),
+        let noted = self.workers_before.borrow();
+        let cutover = self.cutover.borrow();
+        let loaded = match &*cutover {
+            Cutover::Loaded(before) => before.as_slice(),
+            Cutover::Unknown | Cutover::NotLoaded => &[],
+        };
+        let is_before = |worker: &ProcessId| noted.contains(worker) || loaded.contains(worker);
+        workers.iter().filter(|worker| !is_before(worker)).copied().collect()
+    }
+
+    /// Workers that are shutting down and may send the candidate requests yet: one that reads the body of an upload connects only
+    /// then. None where nginx never loaded the cutover, or cannot be seen.
+    pub(super) async fn retiring_since_cutover(&self) -> Vec<ProcessId> {
+        if self.never_begun() || self.never_loaded() {
+            return Vec::new();
         }
+        let master = self.host.upstream().await.map(|view| view.master);
+        let loaded = master.and_then(|master| self.host.loaded(master));
+        loaded.map_or_else(|_| Vec::new(), |loaded| self.since_cutover(&loaded.old_workers))
     }
 
     /// Waits for the lock of this host; another service's cutover is over within seconds.

@@ -23,7 +23,7 @@ use crate::host::Host;
 use crate::journal::{Journal, JournalError};
 use crate::model::event::{Conclusion, EventKind};
 use crate::model::failure::{Failure, Hint};
-use crate::model::ids::SlotName;
+use crate::model::ids::{ProcessId, SlotName};
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Side, Strategy};
 use crate::model::record::{RecordKind, Traffic, Undo};
@@ -263,6 +263,7 @@ async fn unwind<H: Host>(
     if has_arrived(cx, journal) {
         cx.note_arrived();
     }
+    cx.note_workers_before(workers_before(journal));
     for index in to_undo {
         let Some(planned) = cx.plan.steps.get(index) else { continue };
         let (undo, moved) = (undo_of(journal, index), was_moved(journal, index));
@@ -391,6 +392,15 @@ fn was_moved(journal: &Journal, index: usize) -> bool {
             RecordKind::Succeeded { step, .. } | RecordKind::UndoStarted { step } if step == index
         )
     })
+}
+
+/// The nginx workers that were there when the swap's cutover was begun.
+fn workers_before(journal: &Journal) -> Vec<ProcessId> {
+    let begun = journal.records().iter().rev().find_map(|record| match &record.kind {
+        RecordKind::Started { undo: Undo::Upstream { workers, .. }, .. } => Some(workers.clone()),
+        _ => None,
+    });
+    begun.unwrap_or_default()
 }
 
 fn undo_of(journal: &Journal, index: usize) -> Undo {

@@ -128,6 +128,9 @@ pub enum Undo {
         /// The keeper of the candidate, if it was not to be started on boot before.
         #[serde(default)]
         unbooted: Option<Keeper>,
+        /// The nginx workers that were there before: they never knew the candidate, however long a stream pins them.
+        #[serde(default)]
+        workers: Vec<ProcessId>,
     },
     /// Put the service state back.
     State(ServiceState),
@@ -223,7 +226,7 @@ mod tests {
         let (keeper, invocation, revision) = (Keeper::Nobody, None, None);
         let done = Done::Started { main, keeper, invocation, revision };
         assert_eq!(records[1].kind, RecordKind::Succeeded { step: 1, done });
-        let Undo::Upstream { image, unbooted: None } = undo(2) else { panic!("{:?}", undo(2)) };
+        let Undo::Upstream { image, unbooted: None, .. } = undo(2) else { panic!("{:?}", undo(2)) };
         assert_eq!((image.before, image.after.len()), (vec!["server a:1".to_owned()], 1));
         let Undo::State(state) = undo(3) else { panic!("{:?}", undo(3)) };
         assert_eq!(state.serving.unwrap().keeper, Keeper::Nobody);

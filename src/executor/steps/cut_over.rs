@@ -53,7 +53,22 @@ pub(super) async fn prepare<H: Host>(
     }
     let keeper = &cx.plan.candidate.keeper;
     let unbooted = (!cx.host.booted(keeper).await?).then(|| keeper.clone());
-    Ok(Undo::Upstream { image, unbooted })
+    Ok(Undo::Upstream { image, unbooted, workers: workers(cx, master).await? })
+}
+
+/// The workers that are there before the cutover. Of an nginx that was restarted just now: those of the one that runs.
+async fn workers<H: Host>(
+    cx: &Context<'_, H>,
+    master: ProcessId,
+) -> Result<Vec<ProcessId>, Failure> {
+    let now = match cx.host.loaded(master) {
+        Ok(loaded) => loaded,
+        Err(_) => {
+            let running = cx.unless_aborted(cx.host.upstream_at_rest()).await?.master;
+            cx.host.loaded(running)?
+        }
+    };
+    Ok([now.old_workers, now.new_workers].concat())
 }
 
 /// Another agent may have begun it: nginx's file names the candidate then, and whether that is loaded nobody knows.
@@ -63,7 +78,7 @@ pub(super) async fn act<H: Host>(
     undo: &Undo,
     records: &[Record],
 ) -> Result<Acted, Failure> {
-    let Undo::Upstream { image, unbooted } = undo else {
+    let Undo::Upstream { image, unbooted, .. } = undo else {
         return Err(Failure::new("cut_over has no image of the upstream"));
     };
     let (old, new) = (cx.slot(from).port, cx.slot(to).port);
@@ -167,31 +182,55 @@ pub(super) async fn undo<H: Host>(
         // Whoever stops the candidate tries again, and must not fail.
         cx.tell(EventKind::Warning { text: failure.to_string() });
     }
-    let Some(Returned { proof, old_workers }) = returned else {
-        return Ok(Undone::Quietly(
-            "the upstream is as it was, and nginx has nothing else loaded".to_owned(),
-        ));
+    let (undone, old_workers) = match returned {
+        Some(Returned { proof, old_workers }) => {
+            (Undone::TrafficReturned(proof), cx.since_cutover(&old_workers))
+        }
+        None => {
+            let seen = "the upstream is as it was, and nginx has nothing else loaded".to_owned();
+            (Undone::Quietly(seen), cx.retiring_since_cutover().await)
+        }
     };
-    // Requests that the candidate got in the meantime end there before anybody stops it.
-    let new = cx.slot(to).port;
-    if let Some(main) = cx.host.find(new).await?.map(|found| found.main) {
-        let limit = cx.host.now() + cx.spec().drain.timeout;
-        // Workers from before the cutover never knew the candidate; a stream may pin them for hours.
-        let old_workers = &cx.since_cutover(&old_workers);
-        let watched = Watched {
-            port: new,
-            main,
-            old_workers,
-            since: cx.host.now(),
-            uncounted: Uncounted::Some,
-        };
-        if let Idle::No(left) = drain::until_idle(cx, &watched, limit).await {
-            // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
-            let failure = left.failure(to);
-            cx.tell(EventKind::Warning { text: failure.message });
+    if !cx.never_loaded() {
+        drained(cx, to, &old_workers).await?;
+    }
+    Ok(undone)
+}
+
+/// Requests that the candidate got in the meantime end here before anybody stops it: another agent may have brought traffic back,
+/// and have died while it waited for them.
+async fn drained<H: Host>(
+    cx: &Context<'_, H>,
+    to: &SlotName,
+    old_workers: &[ProcessId],
+) -> Result<(), Failure> {
+    let port = cx.slot(to).port;
+    let Some(main) = cx.host.find(port).await?.map(|found| found.main) else { return Ok(()) };
+    let since = cx.host.now();
+    let watched = Watched { port, main, old_workers, since, uncounted: Uncounted::Some };
+    if let Idle::No(left) = drain::until_idle(cx, &watched, since + cx.spec().drain.timeout).await {
+        // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
+        cx.tell(EventKind::Warning { text: left.failure(to).message });
+        if let Err(failure) = keep_known(cx, to, left.workers()) {
+            cx.tell(EventKind::Warning { text: failure.to_string() });
         }
     }
-    Ok(Undone::TrafficReturned(proof))
+    Ok(())
+}
+
+/// A candidate that was kept warm stays so: whoever retires it has to know the workers that came with this cutover.
+fn keep_known<H: Host>(
+    cx: &Context<'_, H>,
+    to: &SlotName,
+    mut workers: Vec<ProcessId>,
+) -> Result<(), Failure> {
+    let mut state = cx.dir.load()?;
+    let Some(retained) = state.retained.as_mut().filter(|it| &it.replica.slot == to) else {
+        return Ok(());
+    };
+    workers.retain(|worker| !retained.old_workers.contains(worker));
+    retained.old_workers.extend(workers);
+    Ok(cx.dir.save(&state)?)
 }
 
 /// How a person has what served before again.

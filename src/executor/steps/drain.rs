@@ -64,6 +64,11 @@ impl Left {
         parts.join(", ")
     }
 
+    /// The old nginx workers among it.
+    pub(super) fn workers(&self) -> Vec<ProcessId> {
+        self.workers.iter().map(|worker| worker.process).collect()
+    }
+
     pub(super) fn failure(&self, slot: &SlotName) -> Failure {
         Failure::new(format!("the replica in slot {slot} is not drained: {}", self.describe()))
             .hint("it is kept running; raise drain.timeout, or choose another drain.on_timeout")

@@ -141,7 +141,7 @@ pub(super) async fn undo<H: Host>(
         (Step::StartReplica { slot }, Undo::Stop { marker, keeper }) => {
             start_replica::undo(cx, slot, (keeper, marker)).await
         }
-        (Step::CutOver { from, to }, Undo::Upstream { image, unbooted }) => {
+        (Step::CutOver { from, to }, Undo::Upstream { image, unbooted, .. }) => {
             cut_over::undo(cx, (from, to), image, unbooted.as_ref()).await
         }
         (Step::Promote { .. }, Undo::State(state)) => promote::undo(cx, state),

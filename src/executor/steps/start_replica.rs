@@ -226,7 +226,8 @@ async fn drained<H: Host>(
     // Its engine may be started without its count, or it is no engine: what it never got need not be counted.
     let uncounted = if cx.never_begun() { Uncounted::None } else { Uncounted::Some };
     let since = cx.host.now();
-    let watched = Watched { port, main: order.main, old_workers: &[], since, uncounted };
+    let old_workers = &cx.retiring_since_cutover().await;
+    let watched = Watched { port, main: order.main, old_workers, since, uncounted };
     match drain::until_idle(cx, &watched, limit).await {
         Idle::Yes => Ok(Ending::Graceful),
         Idle::No(_) if cx.spec().drain.on_timeout == OnTimeout::Cut => Ok(Ending::Cut),

@@ -206,7 +206,7 @@ async fn an_nginx_that_is_restarted_while_it_is_pointed_elsewhere_undoes_nothing
 #[tokio::test(start_paused = true)]
 async fn an_nginx_that_is_restarted_again_and_again_is_pointed_back() {
     let (calls, during) = cutting_over(&[]).await;
-    let from = during.into_iter().find(|call| calls[*call].verb == "loaded").unwrap();
+    let from = during.into_iter().rfind(|call| calls[*call].verb == "loaded").unwrap();
     let restart = |call| Fault { call, wrong: Wrong::RestartsNginx };
     let mut restarts: Vec<_> = (from..from + 100).map(restart).collect();
     // Until the step gives up: then one stays.

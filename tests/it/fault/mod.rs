@@ -20,6 +20,7 @@ mod scene;
 mod slow;
 mod stuck;
 mod twice;
+mod upload;
 mod verbs;
 mod world;
 mod wrong;

@@ -396,7 +396,7 @@ impl SimWorld {
     /// Somebody points nginx at a port by hand, and reloads it.
     pub(crate) fn point(&mut self, port: Port) {
         self.lines = vec![line(port)];
-        self.loaded = port;
+        self.take(port);
     }
 
     /// Whether the lines of an image are back, and loaded as it seems.
@@ -422,6 +422,12 @@ impl SimWorld {
         let (new, old): (Vec<_>, Vec<_>) = there.partition(|worker| worker.is_latest());
         let ids = |workers: Vec<&SimWorker>| workers.iter().map(|worker| worker.id).collect();
         Ok(Reloaded { master, old_workers: ids(old), new_workers: ids(new) })
+    }
+
+    /// The workers that send requests to a port.
+    pub(crate) fn workers_of(&self, port: Port) -> Vec<ProcessId> {
+        let there = self.workers.iter().filter(|worker| worker.port == port && worker.is_there());
+        there.map(|worker| worker.id).collect()
     }
 
     /// Those of `old` that are still there.
