@@ -17,7 +17,7 @@ use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
 use crate::model::plan::Side;
 use crate::model::record::{Done, Record, Undo, UpstreamImage};
-use crate::model::replica::Keeper;
+use crate::model::replica::{Found, Keeper};
 use crate::swap::nginx_conf::port_of;
 
 /// nginx lets both generations accept for 100 ms; a worker that takes longer is the drain's business.
@@ -192,30 +192,32 @@ pub(super) async fn undo<H: Host>(
         }
     };
     if !cx.never_loaded() {
-        drained(cx, to, &old_workers).await?;
+        drained(cx, to, &old_workers).await;
     }
     Ok(undone)
 }
 
 /// Requests that the candidate got in the meantime end here before anybody stops it: another agent may have brought traffic back,
 /// and have died while it waited for them.
-async fn drained<H: Host>(
-    cx: &Context<'_, H>,
-    to: &SlotName,
-    old_workers: &[ProcessId],
-) -> Result<(), Failure> {
-    let port = cx.slot(to).port;
-    let Some(main) = cx.host.find(port).await?.map(|found| found.main) else { return Ok(()) };
-    let since = cx.host.now();
-    let watched = Watched { port, main, old_workers, since, uncounted: Uncounted::Some };
-    if let Idle::No(left) = drain::until_idle(cx, &watched, since + cx.spec().drain.timeout).await {
-        // Traffic is back, and that is what counts: whoever stops the candidate decides what to do about the rest.
-        cx.tell(EventKind::Warning { text: left.failure(to).message });
-        if let Err(failure) = keep_known(cx, to, left.workers()) {
-            cx.tell(EventKind::Warning { text: failure.to_string() });
+async fn drained<H: Host>(cx: &Context<'_, H>, to: &SlotName, old_workers: &[ProcessId]) {
+    let (port, since) = (cx.slot(to).port, cx.host.now());
+    let (text, workers) = match cx.host.find(port).await {
+        Ok(None) => return,
+        Ok(Some(Found { main, .. })) => {
+            let watched = Watched { port, main, old_workers, since, uncounted: Uncounted::Some };
+            let limit = since + cx.spec().drain.timeout;
+            match drain::until_idle(cx, &watched, limit).await {
+                Idle::Yes => return,
+                Idle::No(left) => (left.failure(to).message, left.workers()),
+            }
         }
+        Err(failure) => (failure.to_string(), old_workers.to_vec()),
+    };
+    // Traffic is back, and that is what counts: whoever stops the candidate looks again, and decides what to do about the rest.
+    cx.tell(EventKind::Warning { text });
+    if let Err(failure) = keep_known(cx, to, workers) {
+        cx.tell(EventKind::Warning { text: failure.to_string() });
     }
-    Ok(())
 }
 
 /// A candidate that was kept warm stays so: whoever retires it has to know the workers that came with this cutover.

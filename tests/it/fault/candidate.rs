@@ -12,7 +12,7 @@ use model_swap::model::step::Step;
 use model_swap::service_dir::ServiceDir;
 use tokio::time::Instant;
 
-use super::host::Fault;
+use super::host::{Call, Fault, Stage};
 use super::scene::{A, Attempt, Kind, Scene};
 use super::world::Struck;
 use super::wrong::Wrong;
@@ -129,6 +129,24 @@ async fn a_candidate_that_counts_requests_is_not_stopped_once_its_cutover_was_be
     assert_eq!(scene.host.count("stop"), 0);
     scene.host.world.borrow_mut().on_mut(attempt.plan.candidate.port).stubborn = 0;
     assert_eq!(scene.repair(&attempt).await.unwrap().outcome, Outcome::Failed);
+}
+
+/// systemd or Docker may not answer for a moment, and who stops the candidate waits for them.
+#[tokio::test(start_paused = true)]
+async fn traffic_that_is_back_gets_nobody_stuck_where_the_candidate_cannot_be_seen_for_a_moment() {
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.execute(&attempt, &[]).await.unwrap().unwrap();
+    let promoted = scene.host.calls().iter().position(|call| call.verb == "promoted").unwrap();
+    let fails = Fault { call: promoted, wrong: Wrong::Fails };
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    scene.execute(&attempt, &[fails]).await.unwrap().unwrap();
+    let looks = |call: &Call| call.verb == "find" && matches!(call.stage, Stage::Undo(_));
+    let unseen = Fault { call: scene.host.calls().iter().position(looks).unwrap(), ..fails };
+    let (scene, attempt) = Scene::of(Kind::First).await;
+    let before = scene.facts();
+    let conclusion = scene.execute(&attempt, &[fails, unseen]).await.unwrap().unwrap();
+    assert_eq!(conclusion.outcome, Outcome::RolledBack, "{conclusion:#?}");
+    assert_eq!(scene.facts(), before);
 }
 
 /// An upgrade starts it anew, and all that it keeps ends.
