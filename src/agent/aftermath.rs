@@ -268,7 +268,8 @@ async fn another_was_at_work<H: Host>(cx: &Context<'_, H>) -> Result<bool, Given
     if Lease::left_by_the_dead(&cx.dir.root()).is_some() {
         return Err(GivenUp::Uncertain);
     }
-    if mine(cx).is_some() { Ok(was) } else { Err(GivenUp::Superseded) }
+    // Where nobody else was, this one itself has let go of it.
+    if was && mine(cx).is_none() { Err(GivenUp::Superseded) } else { Ok(was) }
 }
 
 /// As long as a replica is kept warm at most.
