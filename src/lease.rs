@@ -201,9 +201,14 @@ impl Lease {
         }
     }
 
-    /// Who held the lease when they died, or left it to the next, if nobody has recovered what they left. Looks without locking; for
-    /// who does not hold it.
+    /// Who held the lease when they died, if nobody has recovered what they left. Looks without locking.
     pub fn left_by_the_dead(folder: &Path) -> Option<Holder> {
+        let last = read(&folder.join(FILE)).filter(|last| !last.is_alive());
+        last.map(|last| first_to_recover(last.holder))
+    }
+
+    /// The same, or what this process itself has left to the next. For who does not hold the lease: that is told in no other way.
+    pub fn left_to_the_next(folder: &Path) -> Option<Holder> {
         let is_left = |last: &Line| !last.is_alive() || last.holder.process == process::own();
         let last = read(&folder.join(FILE)).filter(is_left);
         last.map(|last| first_to_recover(last.holder))
@@ -281,7 +286,7 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         Lease::take(folder.path(), &holder("s-1")).unwrap().leave_to_the_next();
         // Its process may live on; it is not at work any more.
-        assert_eq!(Lease::left_by_the_dead(folder.path()), Some(holder("s-1")));
+        assert_eq!(Lease::left_to_the_next(folder.path()), Some(holder("s-1")));
         let lease = Lease::take(folder.path(), &holder("s-2")).unwrap();
         assert_eq!(lease.died, Some(holder("s-1")));
     }

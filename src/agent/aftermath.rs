@@ -80,7 +80,7 @@ pub(super) async fn go_on_alone(dir: &ServiceDir) -> Result<(), Failure> {
         return Ok(());
     };
     // What an agent has left comes first, one that died or this one.
-    if Lease::left_by_the_dead(&dir.root()).is_some() {
+    if Lease::left_to_the_next(&dir.root()).is_some() {
         return Ok(());
     }
     let other = follow::at_work(&dir.swap(&swap)).filter(|agent| *agent != process::own());

@@ -57,7 +57,7 @@ async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure>
     // Whoever looks after what an earlier swap keeps warm does nothing else, for as long as that is kept.
     tokio::select! {
         () = until_alone(&there, &unit) => {}
-        () = until_a_holder_died(&there) => {}
+        () = until_left(&there, Lease::left_to_the_next) => {}
     }
     // The server was given back meanwhile, and nothing of ours may come back with this process.
     if !unit.is_there() {
@@ -78,7 +78,8 @@ async fn go_on(state_dir: &Path, service: &ServiceName) -> Result<Todo, Failure>
     if let Some(swap) = kept_by(&dir)? {
         tokio::select! {
             gone_on = aftermath::go_on(&dir, &swap) => gone_on?,
-            () = until_a_holder_died(&dir) => {}
+            // This process holds the lease itself while it retires.
+            () = until_left(&dir, Lease::left_by_the_dead) => {}
         }
         return Ok(Todo::Something);
     }
@@ -152,10 +153,10 @@ async fn until_alone(dir: &ServiceDir, unit: &AgentUnit) {
     }
 }
 
-/// Returns once a holder of the lease has died, whose swap nobody else brings to its end.
-async fn until_a_holder_died(dir: &ServiceDir) {
+/// Returns once a holder of the lease has left it to the next, as `left` tells: nobody else brings his swap to its end.
+async fn until_left(dir: &ServiceDir, left: fn(&Path) -> Option<Holder>) {
     let mut watch = Watch::folder(&dir.root());
-    while Lease::left_by_the_dead(&dir.root()).is_none() {
+    while left(&dir.root()).is_none() {
         let holder = Lease::holder(&dir.root()).map(|holder| holder.process);
         tokio::select! {
             () = watch.changed() => {}
