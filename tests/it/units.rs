@@ -121,7 +121,7 @@ fn a_unit_that_was_started_although_nobody_heard_of_it_is_stopped() -> Result<()
         let run = world.run("swap", NEW, &[]).await?.ended(4, "failed");
         let run = run.refused(4, &["Connection reset by peer"]);
         assert_eq!(world.property(OURS, "ActiveState").await?, "inactive", "{run}");
-        assert!(processes_with(&format!("vllm serve {NEW}")).is_empty(), "it loads on\n{run}");
+        assert!(world.guest.run(&["pgrep", "--full", "serve Qwen/New"]).await.is_err(), "{run}");
         assert_eq!(world.left().await?, Vec::<String>::new(), "{run}");
         Ok(())
     })
