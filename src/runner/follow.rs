@@ -333,6 +333,10 @@ impl Followed {
         if matches!(frame, Frame::Unchanged { .. }) && self.conclusion.is_some() {
             return Ok(());
         }
+        // Whoever brings a swap to its end tells its story from the beginning.
+        if matches!(&frame, Frame::Event(event) if event.seq <= self.seq) {
+            return Ok(());
+        }
         voice.pass_on(&frame);
         match frame {
             Frame::Hello(_) | Frame::End => {}

@@ -7,18 +7,19 @@ use tokio::task::JoinSet;
 use crate::support::binary;
 
 /// A key with a forced command, an upgrade of nginx and what an older agent has left; a second service and a state folder that is
-/// given away; a full disk and a link that is cut under a program that follows; a kernel without watches, and a file that nginx
+/// given away; a full disk, a link that is cut and a record that is torn under a program that follows; a kernel without watches, and a file that nginx
 /// cannot load and a swap that is stuck because of it.
-const SEEDS: [u64; 4] = [59, 1322, 1850, 5127];
+const SEEDS: [u64; 5] = [59, 779, 1322, 1850, 5127];
 
 /// What the lives are for. Which fault meets which command a seed decides; whether it comes in time, the machine.
-const FAULTS: [&str; 8] = [
+const FAULTS: [&str; 9] = [
     "NginxUpgraded",
     "LeftByOlder",
     "Neighboured",
     "StateTaken",
     "DiskFull",
     "LinkCut",
+    "RecordTorn",
     "Unwatched",
     "FileSpoiled",
 ];
