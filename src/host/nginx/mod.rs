@@ -153,10 +153,12 @@ impl Nginx {
         Ok(UpstreamImage { file: view.file.clone(), before: vec![view.server.clone()], after })
     }
 
-    /// Those of the old workers that are still there, with their connections to a port.
+    /// Those of the old workers that are still there, with their connections to a port. A child of the master that turned out to
+    /// be another master, forked while they were listed, is none.
     pub fn workers_left(&self, old: &[ProcessId], port: Port) -> Vec<WorkerLeft> {
         let alive = old.iter().copied().filter(|process| process::is_alive(*process));
         alive
+            .filter(|process| !process::is_master(*process))
             .map(|process| WorkerLeft {
                 process,
                 connections: sockets::connections(process, port).ok(),

@@ -146,6 +146,11 @@ impl Master {
         })
     }
 
+    /// The workers that are shutting down.
+    pub(super) fn retiring_workers(&self) -> Result<Vec<ProcessId>, NginxError> {
+        self.children(|title| title.starts_with(SHUTTING_DOWN_TITLE))
+    }
+
     /// Whether its configuration was read after a moment: all workers that take requests were started since.
     ///
     /// `false` where that is not certain.
@@ -209,6 +214,12 @@ fn started_at(process: ProcessId) -> Option<SystemTime> {
 /// Whether a process still runs, and is not a later one with the same pid.
 pub(super) fn is_alive(process: ProcessId) -> bool {
     identity(process.pid).is_ok_and(|now| now == process)
+}
+
+/// Whether this is a master with workers of its own: it takes over from the one whose child it is, and ends when it is told to.
+pub(super) fn is_master(process: ProcessId) -> bool {
+    let master = Master::of_pid(process.pid).ok().flatten();
+    master.is_some_and(|master| master.live_workers().is_ok_and(|workers| !workers.is_empty()))
 }
 
 /// Whether a worker takes no new connections any more.

@@ -53,16 +53,17 @@ pub struct Reloaded {
 }
 
 impl Nginx {
-    /// The workers of a master as they are now: those that take requests as new, those that are shutting down as old.
+    /// The workers of a master as they are now: those that are shutting down as old, those that take requests as new. One that
+    /// has only just been forked has its master's title yet, and so has another master that takes over: neither is old.
     ///
     /// # Errors
     /// If that master is gone.
     pub fn loaded(&self, master: ProcessId) -> Result<Reloaded, NginxError> {
         let found = Master::of_pid(master.pid)?.filter(|found| found.process == master);
         let master = found.ok_or(NginxError::MasterGone { master: master.pid })?;
-        let new_workers = master.live_workers()?;
-        let mut old_workers = master.workers()?;
-        old_workers.retain(|worker| !new_workers.contains(worker));
+        let old_workers = master.retiring_workers()?;
+        let mut new_workers = master.live_workers()?;
+        new_workers.retain(|worker| !old_workers.contains(worker));
         Ok(Reloaded { master: master.process, old_workers, new_workers })
     }
 

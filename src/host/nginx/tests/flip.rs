@@ -93,6 +93,29 @@ async fn while_an_old_worker_has_not_heard_of_the_way_back_it_is_gone_again() {
     signal(late, "CONT");
 }
 
+/// Else nobody would ever see the last of the old workers go: what they served would be drained for good.
+#[tokio::test]
+async fn a_master_that_takes_over_is_none_of_the_workers_that_end() {
+    let a = Backend::named("A");
+    let scratch = Scratch::start_as(Master::Left, &Scratch::upstream(a.port));
+    let nginx = scratch.nginx();
+    let first = scratch.master().unwrap();
+    let own = first.live_workers().unwrap();
+    signal(first.process.pid.try_into().unwrap(), "USR2");
+    let second = || scratch.master().filter(|master| master.process != first.process);
+    scratch.until("a second master serves", || {
+        second().is_some_and(|second| second.live_workers().unwrap().len() == 2)
+    });
+    let second = second().unwrap().process;
+    assert!(first.workers().unwrap().contains(&second), "it is no child of the first");
+    let seen = nginx.loaded(first.process).unwrap();
+    assert_eq!(seen, Reloaded { master: first.process, old_workers: Vec::new(), new_workers: own });
+    // Whoever listed the children before it had a title of its own took it for a worker.
+    assert_eq!(nginx.workers_left(&[second], a.port), []);
+    signal(first.process.pid.try_into().unwrap(), "QUIT");
+    scratch.until("one master is left", || !first.is_alive());
+}
+
 #[tokio::test]
 async fn a_restore_that_was_cut_off_before_its_reload_is_finished() {
     let (a, b) = (Backend::named("A"), Backend::named("B"));

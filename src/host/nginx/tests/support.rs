@@ -120,6 +120,9 @@ pub(super) enum Master {
     Own,
     /// By a user who is not root.
     NotRoot,
+    /// By somebody who has ended since: nginx's binary can be upgraded then (`ngx_signal_handler` ignores SIGUSR2 where its
+    /// first parent still runs).
+    Left,
     /// In a network of its own, where it meets nobody.
     Apart,
     /// In a mount namespace of its own, where `mounts/` was mounted over what it is to hide. Needs root.
@@ -165,7 +168,10 @@ impl Scratch {
         std::fs::write(folder.path().join("nginx.conf"), main).unwrap();
         std::fs::write(folder.path().join("conf.d/llm.conf"), upstream).unwrap();
         std::fs::write(folder.path().join("real/llm.conf"), upstream).unwrap();
-        let child = spawn(kind, folder.path());
+        let mut child = spawn(kind, folder.path());
+        if kind == Master::Left {
+            child.wait().unwrap();
+        }
         let scratch = Self { folder, port, kind, child };
         scratch.until("nginx listens", || {
             kind == Master::Apart || TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -264,6 +270,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if self.kind == Master::Left {
+            signal(self.master_pid().unwrap().try_into().unwrap(), "TERM");
+            return self.until("nginx is gone", || self.master_pid().is_none());
+        }
         signal(self.child.id(), "CONT");
         signal(self.child.id(), "TERM");
         let _ = self.child.wait();
@@ -326,6 +336,16 @@ fn spawn(kind: Master, folder: &Path) -> Child {
             command
         }
         Master::Own | Master::NotRoot => Command::new("nginx"),
+        Master::Left => {
+            let pid_file = folder.join("nginx.pid").display().to_string();
+            let mut command = Command::new("sh");
+            command.args([
+                "-c",
+                "\"$(command -v nginx)\" \"$@\" & until [ -s \"$0\" ]; do sleep 0.01; done",
+                &pid_file,
+            ]);
+            command
+        }
         Master::Apart => {
             let mut command = unshare();
             command.args(["--net", "sh", "-c", "ip link set lo up && exec nginx \"$@\"", "sh"]);
