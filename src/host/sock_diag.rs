@@ -114,7 +114,11 @@ fn take(mut answer: &[u8], found: &mut Vec<TcpSocket>) -> Option<Dump> {
         let length = usize::try_from(number(answer, 0)?).ok()?;
         let kind = u16::from_ne_bytes(bytes(answer, size_of::<u32>())?);
         match kind {
-            NLMSG_DONE => return Some(Dump::Done),
+            // A dump that the kernel refuses, for want of `tcp_diag` say, ends with a negative errno in place of an error message.
+            NLMSG_DONE => {
+                return (bytes(answer, HEADER).map_or(0, i32::from_ne_bytes) >= 0)
+                    .then_some(Dump::Done);
+            }
             SOCK_DIAG_BY_FAMILY => found.push(parse(answer.get(HEADER..length)?)?),
             _ => return None,
         }
@@ -179,6 +183,12 @@ mod tests {
         let error: Vec<u8> =
             [36_u32.to_ne_bytes().as_slice(), &2_u16.to_ne_bytes(), &[0; 30]].concat();
         assert!(take(&error, &mut Vec::new()).is_none());
+        let ends = |with: i32| -> Vec<u8> {
+            [20_u32.to_ne_bytes().as_slice(), &3_u16.to_ne_bytes(), &[0; 10], &with.to_ne_bytes()]
+                .concat()
+        };
+        assert!(take(&ends(0), &mut Vec::new()) == Some(Dump::Done));
+        assert!(take(&ends(-Errno::NOENT.raw_os_error()), &mut Vec::new()).is_none());
         let torn = &request(AddressFamily::INET, States::LISTENING)[..40];
         assert!(take(torn, &mut Vec::new()).is_none());
     }
