@@ -150,7 +150,7 @@ async fn later<H: Host>(
             continue;
         }
         let failed = drained(cx, journal, index).await?;
-        if let (Err(failure), Some(retained)) = (failed, mine(cx)) {
+        if let (Err(failure), Ok(Some(retained))) = (failed, mine(cx)) {
             return Ok(Closing::Kept { slot: retained.replica.slot, failure });
         }
     }
@@ -192,7 +192,7 @@ async fn retired<H: Host>(
                 Ok(Ok(())) => return Ok(Ok(())),
                 Ok(Err(failure)) => failure,
                 // A record that the disk refused does not tell whether it was done.
-                Err(_) if mine(cx).is_none() => return Err(GivenUp::Uncertain),
+                Err(_) if !matches!(mine(cx), Ok(Some(_))) => return Err(GivenUp::Uncertain),
                 // Nor does this process write another one.
                 Err(error) => return Ok(Err(error.into())),
             },
@@ -217,7 +217,11 @@ async fn retired<H: Host>(
 
 /// Whether what could not be retired may be later: it is there, and nobody has nginx point at it again.
 async fn may_pass<H: Host>(cx: &Context<'_, H>) -> bool {
-    let Some(Retained { replica, .. }) = mine(cx) else { return false };
+    let replica = match mine(cx) {
+        Ok(Some(retained)) => retained.replica,
+        Ok(None) => return false,
+        Err(_) => return true,
+    };
     !cx.host.upstream().await.is_ok_and(|view| view.port == replica.port)
 }
 
@@ -228,7 +232,10 @@ async fn its_time<H: Host>(
     slot: &SlotName,
     holder: &Holder,
 ) -> Result<Result<Lease, Failure>, GivenUp> {
-    let until = mine(cx).ok_or(GivenUp::Superseded)?.until;
+    let until = match mine(cx) {
+        Ok(retained) => retained.ok_or(GivenUp::Superseded)?.until,
+        Err(failure) => return Ok(Err(failure)),
+    };
     // The clock may have been set since, or have lost its battery in a reboot: never longer than was asked for.
     let left = until.duration_since(cx.host.now()).min(longest(cx));
     tokio::select! {
@@ -269,7 +276,7 @@ async fn another_was_at_work<H: Host>(cx: &Context<'_, H>) -> Result<bool, Given
         return Err(GivenUp::Uncertain);
     }
     // Where nobody else was, this one itself has let go of it.
-    if was && mine(cx).is_none() { Err(GivenUp::Superseded) } else { Ok(was) }
+    if was && is_taken_over(cx) { Err(GivenUp::Superseded) } else { Ok(was) }
 }
 
 /// As long as a replica is kept warm at most.
@@ -286,24 +293,31 @@ async fn lease_to_retire<H: Host>(
         holder.since = cx.host.now();
         match Lease::take(&cx.dir.root(), &holder) {
             Ok(lease) if lease.died.is_some() => return Err(GivenUp::Uncertain),
-            Ok(lease) => return mine(cx).map(|_| lease).ok_or(GivenUp::Superseded),
-            Err(_) => cx.host.pause(RETRY).await,
+            Ok(lease) if matches!(mine(cx), Ok(Some(_))) => return Ok(lease),
+            Ok(lease) => drop(lease),
+            Err(_) => {}
         }
-        if mine(cx).is_none() {
+        if is_taken_over(cx) {
             return Err(GivenUp::Superseded);
         }
+        cx.host.pause(RETRY).await;
     }
 }
 
 /// What this swap left, while nobody has taken it over.
-fn mine<H: Host>(cx: &Context<'_, H>) -> Option<Retained> {
-    cx.dir.load().ok()?.retained.filter(|retained| retained.swap == cx.swap)
+fn mine<H: Host>(cx: &Context<'_, H>) -> Result<Option<Retained>, Failure> {
+    Ok(cx.dir.load()?.retained.filter(|retained| retained.swap == cx.swap))
+}
+
+/// Whether somebody has taken it over, for certain: a state that cannot be read for a moment says nothing of that.
+fn is_taken_over<H: Host>(cx: &Context<'_, H>) -> bool {
+    matches!(mine(cx), Ok(None))
 }
 
 /// Returns once what this swap left is no longer its own.
 async fn superseded<H: Host>(cx: &Context<'_, H>) {
     let mut watch = Watch::folder(&cx.dir.root());
-    while mine(cx).is_some() {
+    while !is_taken_over(cx) {
         watch.changed().await;
     }
 }
@@ -352,6 +366,31 @@ pub(super) mod tests {
         flock(&other, FlockOperation::LockExclusive).unwrap();
         go_on_alone(&dir).await.unwrap();
         assert_eq!(follow::at_work(&dir.swap(&swap)), None, "the journal has two writers");
+    }
+
+    /// Else nobody would ever retire it.
+    #[tokio::test]
+    async fn a_state_that_cannot_be_read_for_a_moment_is_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = ServiceDir::open(folder.path(), &"chat".parse().unwrap()).unwrap();
+        let swap = left_warm(&dir);
+        let spec = serde_json::to_vec(&crate::swap::planner::tests::spec()).unwrap();
+        std::fs::write(dir.swap(&swap).join(crate::service_dir::SPEC), spec).unwrap();
+        let (left, _journal) = Left::open(&dir, &swap, None).unwrap().unwrap();
+        let cx = left.context(&dir).unwrap();
+        let file = dir.root().join("state.json");
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, "{").unwrap();
+        let lost = std::future::poll_fn(|task| {
+            std::task::Poll::Ready(std::pin::pin!(superseded(&cx)).poll(task).is_ready())
+        });
+        assert!(!lost.await, "it is given up");
+        std::fs::write(&file, whole).unwrap();
+        assert!(!is_taken_over(&cx));
+        let mut state = dir.load().unwrap();
+        state.retained = None;
+        dir.save(&state).unwrap();
+        superseded(&cx).await;
     }
 
     #[tokio::test]
