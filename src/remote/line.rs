@@ -16,10 +16,12 @@ pub(super) const ABSENT: &str = "--- model-swap absent ---";
 /// The file's name in its folder.
 const BINARY: &str = "model-swap";
 
-/// Whether a master of nginx that runs is the user's, or none is seen to run. By its title and its status: who owns what is under its
-/// `/proc/PID` differs where the program has capabilities of its own, as for port 80.
-const NGINX_IS_HIS: &str = "m=$(grep -ls \"^nginx: master\" /proc/[0-9]*/cmdline); [ -z \"$m\" ] || \
-    for p in $m; do grep -qs \"^Uid:.$(id -u)[^0-9]\" \"${p%cmdline}status\" && break; done";
+/// Whether a master of nginx that runs is the user's; `m` names those that run. By its title and its status: who owns what is under
+/// its `/proc/PID` differs where the program has capabilities of its own, as for port 80.
+const NGINX_IS_HIS: &str =
+    "for p in $m; do grep -qs \"^Uid:.$(id -u)[^0-9]\" \"${p%cmdline}status\" && break; done";
+/// The masters of nginx that run.
+const MASTERS: &str = "$(grep -ls \"^nginx: master\" /proc/[0-9]*/cmdline)";
 
 /// Where the agent is, and as whom it runs: values that were checked.
 pub(super) struct Place<'a> {
@@ -72,31 +74,34 @@ impl<'a> Place<'a> {
     /// Sets `r` to what a command needs in front of it, and `f` to the folder of the agent.
     ///
     /// Root is root; who owns nginx's configuration needs no root, unless every nginx that runs is somebody else's and sudo can
-    /// be used: his file may be linked from root's configuration. Everybody else uses sudo. Where no configuration is
-    /// known yet, sudo is used if it can be. It adds its umask to ours, and a folder of root must be open for the user to
-    /// see that the agent is there.
+    /// be used: his file may be linked from root's configuration. What was begun once counts before that, so that nobody looks for it
+    /// elsewhere while nginx is down: his own swaps, and where no nginx runs, what is root's. Everybody else uses sudo. Where no
+    /// configuration is known yet, sudo is used if it can be. It adds its umask to ours, and a folder of root must be open for the
+    /// user to see that the agent is there.
     fn place(&self) -> String {
         let Self { digest, nginx, state_dir } = self;
-        let (own, shared) = match state_dir {
-            Some(dir) => (format!("{dir}/bin/{digest}"), format!("{dir}/bin/{digest}")),
+        let (own, roots, bin) = match state_dir {
+            Some(dir) => (*dir, *dir, "/bin"),
             None => (
-                format!("${{XDG_STATE_HOME:-$HOME/.local/state}}/model-swap/bin/{digest}"),
-                format!("/usr/local/libexec/model-swap/{digest}"),
+                "${XDG_STATE_HOME:-$HOME/.local/state}/model-swap",
+                "/usr/local/libexec/model-swap",
+                "",
             ),
         };
         let by_sudo = "r=\"sudo -n\"";
-        let as_user = format!("f=\"{own}\"; umask 077");
+        let as_user = format!("f=\"{own}/bin/{digest}\"; umask 077");
         let (question, yes, no) = match nginx {
             Some(file) => {
                 let is_his = format!(
-                    "[ -O \"{file}\" ] && {{ {NGINX_IS_HIS} || if sudo -n true 2>/dev/null; then false; fi; }}"
+                    "[ -O \"{file}\" ] && {{ ls -d \"{own}\"/*/swaps/* || {{ m={MASTERS}; if [ \"$m\" ]; then {NGINX_IS_HIS}; \
+                     elif [ -e {roots} ]; then [ -O {roots} ]; fi; }} || if sudo -n true; then false; fi; }} >/dev/null 2>&1"
                 );
                 (is_his, as_user.as_str(), by_sudo)
             }
             None => ("sudo -n true 2>/dev/null".to_owned(), by_sudo, as_user.as_str()),
         };
         format!(
-            "r=; f=\"{shared}\"; umask 022; \
+            "r=; f=\"{roots}{bin}/{digest}\"; umask 022; \
              if [ \"$(id -u)\" = 0 ]; then :; elif {question}; then {yes}; else {no}; fi"
         )
     }

@@ -70,6 +70,18 @@ impl World {
         self
     }
 
+    /// The state folder is there, and somebody else's.
+    fn with_state_of_another(mut self) -> Self {
+        if rustix::process::geteuid().is_root() {
+            let folder = self.path().join("state");
+            std::fs::create_dir(&folder).unwrap();
+            std::os::unix::fs::chown(folder, Some(65534), None).unwrap();
+        } else {
+            self.install.state_dir = Some("/usr".into());
+        }
+        self
+    }
+
     fn run(&self, shell: &str) -> Output {
         let line = Place::new(&self.install).unwrap().ask();
         let path = format!("{}:{}", self.path().display(), std::env::var("PATH").unwrap());
@@ -117,6 +129,26 @@ fn who_owns_the_file_alone_uses_sudo_where_it_can_be_used() {
     assert!(runs(World::new(100).has_nginx(1000)));
     assert!(!runs(World::new(1000).has_nginx(0).has_nginx(1000)));
     assert!(!runs(World::new(1000).has_nginx(0).without_sudo()));
+}
+
+/// Else an order to abort, or `status`, would look in another folder than the swap is in.
+#[test]
+fn while_nginx_is_down_who_began_goes_on() {
+    let runs_as_root = |world: World| {
+        let world = world.owns_nginx();
+        world.run("sh");
+        !world.as_root().is_empty()
+    };
+    // Nobody has a folder there: who has none of root's needs no root.
+    assert!(!runs_as_root(World::new(1000)));
+    assert!(runs_as_root(World::new(1000).with_state_of_another()));
+    // His own nginx is down, and root's is not.
+    let his_swap = |world: World| {
+        std::fs::create_dir_all(world.path().join("state/chat/swaps/s-1")).unwrap();
+        world
+    };
+    assert!(!runs_as_root(his_swap(World::new(1000)).has_nginx(0)));
+    assert!(!runs_as_root(his_swap(World::new(1000))));
 }
 
 #[test]
