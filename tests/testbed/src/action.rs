@@ -394,7 +394,7 @@ fn variable(input: &str) -> String {
 }
 
 /// Reads a `GITHUB_OUTPUT` file as the runner does.
-pub(crate) fn parse_outputs(text: &str) -> BTreeMap<String, String> {
+pub fn parse_outputs(text: &str) -> BTreeMap<String, String> {
     let mut outputs = BTreeMap::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
