@@ -202,7 +202,7 @@ pub(super) const URL: Form<String> = Form {
                 "nginx is asked without TLS: give a plain http listener on the loopback".to_owned()
             );
         }
-        let parsed = reqwest::Url::parse(url).map_err(|_| in_ascii(url))?;
+        let parsed = parsed(url)?;
         let plain = parsed.scheme() == "http"
             && parsed.username().is_empty()
             && parsed.password().is_none();
@@ -215,7 +215,7 @@ pub(super) const PUBLIC_URL: Form<String> = Form {
     expected: "an http:// or https:// URL as customers call it, like https://llm.example.com/v1/models",
     parse: |value| {
         let url = text(value)?;
-        let parsed = reqwest::Url::parse(url).map_err(|_| in_ascii(url))?;
+        let parsed = parsed(url)?;
         if !parsed.username().is_empty() || parsed.password().is_some() {
             return Err("name the variable that holds the key as verify.api_key_env".to_owned());
         }
@@ -224,10 +224,14 @@ pub(super) const PUBLIC_URL: Form<String> = Form {
     },
 };
 
-/// What mends a URL that cannot be read for an international name.
-fn in_ascii(url: &str) -> String {
-    let hint = "write the host name in ASCII, as the DNS has it: xn--bcher-kva.example";
-    if url.is_ascii() { String::new() } else { hint.to_owned() }
+/// A URL in ASCII: what is not can be written so, and of a host name only the DNS knows how.
+fn parsed(url: &str) -> Result<reqwest::Url, String> {
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    if !url.is_ascii() || authority.contains('%') {
+        return Err("write the host name in ASCII, as the DNS has it: xn--bcher-kva.example, and of a path each other byte as %XX".to_owned());
+    }
+    reqwest::Url::parse(url).map_err(|_| String::new())
 }
 
 /// The value of a `Host` header.

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::model::state::Requester;
 use crate::model::wire::{
-    AbortRequest, Asked, ConfirmRequest, KeptWarm, UninstallRequest, Unknown, Wait,
+    AbortRequest, Asked, ConfirmRequest, KeptWarm, UninstallRequest, Unknown, Wait, Wish,
 };
 
 const TEXT: &str = r#"
@@ -326,6 +326,7 @@ fn whoever_may_swap_or_roll_back_may_follow_confirm_and_abort() {
         asked: asked("", ""),
         of: None,
         unknown: Unknown::Kept,
+        wish: Wish::GivenUp,
         since: 0,
         requester: Requester::default(),
     });

@@ -335,7 +335,7 @@ f:10:43: fetch.size: got 70, expected a size in MB, GB or TB, like 70GB | write 
         (
             with("verify: { url: 'https://bücher.example/v1/models' }"),
             &format!(
-                "f:10:11: verify.url: got \"https://bücher.example/v1/models\", {URL} | write the host name in ASCII, as the DNS has it: xn--bcher-kva.example"
+                "f:10:11: verify.url: got \"https://bücher.example/v1/models\", {URL} | write the host name in ASCII, as the DNS has it: xn--bcher-kva.example, and of a path each other byte as %XX"
             ),
         ),
         (

@@ -54,27 +54,42 @@ pub fn glob_matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-fn name_matches(pattern: &[char], name: &[char]) -> bool {
-    match (pattern, name) {
-        ([], []) => true,
-        (['*', rest @ ..], _) => {
-            name_matches(rest, name)
-                || matches!(name, [_, tail @ ..] if name_matches(pattern, tail))
+fn name_matches(mut pattern: &[char], mut name: &[char]) -> bool {
+    // What follows the last star, and what that leaves of the name. What earlier ones took is never tried again: the shortest
+    // will do, and a pattern of many stars would take for ever.
+    let mut star = None;
+    loop {
+        if let ['*', rest @ ..] = pattern {
+            star = Some((rest, name));
+            pattern = rest;
+        } else if let Some(behind) = behind_one(pattern, name) {
+            (pattern, name) = behind;
+        } else if pattern.is_empty() && name.is_empty() {
+            return true;
+        } else {
+            let Some((rest, [_, tail @ ..])) = star else { return false };
+            star = Some((rest, tail));
+            (pattern, name) = (rest, tail);
         }
-        (['?', rest @ ..], [_, tail @ ..]) => name_matches(rest, tail),
-        (['[', set @ ..], [c, tail @ ..]) => match set.iter().skip(1).position(|end| *end == ']') {
-            Some(length) => {
-                let (set, rest) = (
-                    set.get(..=length).unwrap_or_default(),
-                    set.get(length + 2..).unwrap_or_default(),
-                );
-                in_set(set, *c) && name_matches(rest, tail)
-            }
-            None => *c == '[' && name_matches(set, tail),
-        },
-        ([p, rest @ ..], [c, tail @ ..]) => p == c && name_matches(rest, tail),
-        _ => false,
     }
+}
+
+/// What is left of both where the pattern begins with what matches one character; `None` if the name does not begin with that.
+fn behind_one<'a>(pattern: &'a [char], name: &'a [char]) -> Option<(&'a [char], &'a [char])> {
+    let [c, tail @ ..] = name else { return None };
+    let (matches, rest) = match pattern {
+        [] => return None,
+        ['?', rest @ ..] => (true, rest),
+        ['[', set @ ..] => match set.iter().skip(1).position(|end| *end == ']') {
+            Some(length) => (
+                in_set(set.get(..=length).unwrap_or_default(), *c),
+                set.get(length + 2..).unwrap_or_default(),
+            ),
+            None => (*c == '[', set),
+        },
+        [p, rest @ ..] => (p == c, rest),
+    };
+    matches.then_some((rest, tail))
 }
 
 fn in_set(set: &[char], c: char) -> bool {
