@@ -15,7 +15,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::refusal::{Fault, Refusal};
 use crate::model::state::Holder;
-use crate::model::wire::{AbortRequest, Frame, RollbackRequest, Unknown, Wait};
+use crate::model::wire::{AbortRequest, Frame, RollbackRequest, Unknown, Wait, Wish};
 use crate::service_dir::ServiceDir;
 
 /// Answers a request to abort; `line` is the request as it came.
@@ -44,6 +44,12 @@ pub(super) async fn abort(
         }
         return Ok(());
     };
+    if wanted.wish == Wish::Ended {
+        // Somebody has taken it up again meanwhile.
+        answers.send(&Frame::Accepted { swap: swap.clone() });
+        follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
+        return Ok(());
+    }
     let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
     let first = at_work.as_ref().and_then(|it| Some(it.recovers.as_ref()?.swap.clone()));
     if let (None, Some(died)) = (&wanted.of, &first) {

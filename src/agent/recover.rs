@@ -21,7 +21,7 @@ use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{ProcessId, SwapId};
 use crate::model::refusal::Refusal;
 use crate::model::state::{Holder, Requester};
-use crate::model::wire::{AbortRequest, Asked, Frame, RepairRequest, Wait};
+use crate::model::wire::{AbortRequest, Asked, Frame, RepairRequest, Wait, Wish};
 use crate::service_dir::ServiceDir;
 
 /// [`Holder::command`] of whoever repairs.
@@ -130,7 +130,7 @@ fn to_repair(dir: &ServiceDir) -> Option<SwapId> {
 
 /// The detached agent's part of an abort where nobody is there to be asked: what died is brought to its end.
 pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Result<(), Refusal> {
-    let AbortRequest { asked, of, requester, .. } = wanted;
+    let AbortRequest { asked, of, requester, wish, .. } = wanted;
     let dir = place::service_dir(asked).map_err(Refusal::environment)?;
     let own = |swap: &SwapId| holder(swap.clone(), "abort", requester);
     let is_meant = |swap: &SwapId| of.as_ref().is_none_or(|of| of == swap);
@@ -145,6 +145,9 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
         None => Lease::take_from_the_dead(&dir.root(), |died| own(&died.swap)),
     };
     let order = |swap: &SwapId| {
+        if *wish == Wish::Ended {
+            return Ok(());
+        }
         let order = AbortOrder { at: Timestamp::now(), requester: requester.clone() };
         abort::order(&dir, swap, &order).map_err(Refusal::environment)
     };

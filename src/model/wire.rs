@@ -201,7 +201,7 @@ pub struct RollbackRequest {
     pub requester: Requester,
 }
 
-/// A request to give a swap up.
+/// A request to give a swap up, or to bring it to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbortRequest {
     /// Which service.
@@ -211,10 +211,25 @@ pub struct AbortRequest {
     /// What becomes of the order where the server knows nothing of that id.
     #[serde(default)]
     pub unknown: Unknown,
+    /// What is wanted of the swap.
+    #[serde(default)]
+    pub wish: Wish,
     /// Send events after this number.
     pub since: u64,
     /// Who asks.
     pub requester: Requester,
+}
+
+/// What is wanted of a swap that somebody asks about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// That it is given up: an order.
+    #[default]
+    GivenUp,
+    /// That it comes to its end, as its journal and the server have it, where its agent is gone: whoever only follows decides
+    /// nothing.
+    Ended,
 }
 
 /// What becomes of an order to abort that names what the server does not know.

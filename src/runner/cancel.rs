@@ -17,7 +17,7 @@ use crate::model::ids::SwapId;
 use crate::model::outcome::{Exit, Outcome};
 use crate::model::plan::Side;
 use crate::model::state::Requester;
-use crate::model::wire::{AbortRequest, Asked, Command, Request, Unknown, WIRE_VERSION};
+use crate::model::wire::{AbortRequest, Asked, Command, Request, Unknown, WIRE_VERSION, Wish};
 use crate::remote::session::Session;
 use crate::render;
 
@@ -85,8 +85,8 @@ impl Order {
     fn request(&self, followed: &Followed) -> Request {
         let of = Some(self.id(followed).clone());
         let (asked, requester) = (self.asked.clone(), self.requester.clone());
-        let unknown = Unknown::Kept;
-        let wanted = AbortRequest { asked, of, unknown, since: followed.seq, requester };
+        let (unknown, wish) = (Unknown::Kept, Wish::GivenUp);
+        let wanted = AbortRequest { asked, of, unknown, wish, since: followed.seq, requester };
         Request { v: WIRE_VERSION, command: Command::Abort(wanted) }
     }
 }

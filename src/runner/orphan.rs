@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::follow::Followed;
 use crate::model::ids::SwapId;
 use crate::model::state::Requester;
-use crate::model::wire::{AbortRequest, Command, Request, RollbackRequest, SwapRequest, Unknown};
+use crate::model::wire::{
+    AbortRequest, Command, Request, RollbackRequest, SwapRequest, Unknown, Wish,
+};
 
 /// For so many agents in a row the server is asked for another one: what kills each of them, as a kernel without memory does, is for
 /// a person to mend.
@@ -40,10 +42,12 @@ impl<'a> Orphan<'a> {
         // By its id the server knows that it has begun, and does not begin it again. Whoever is at work meanwhile has ended it first.
         let lock_wait = Duration::ZERO;
         let is_open = followed.conclusion.is_none();
-        let abort = AbortRequest {
-            asked: self.origin.command.asked()?.clone(),
+        let asked = self.origin.command.asked()?;
+        let abort = |wish| AbortRequest {
+            asked: asked.clone(),
             of: Some(swap.clone()),
             unknown: Unknown::Refused,
+            wish,
             since: followed.seq,
             requester: self.requester.clone(),
         };
@@ -52,8 +56,8 @@ impl<'a> Orphan<'a> {
             Command::Rollback(wanted) => {
                 Some(Command::Rollback(RollbackRequest { swap, lock_wait, ..wanted }))
             }
-            // Whose step is over, and who was to be given up, is given up.
-            Command::Follow { .. } | Command::Abort(_) => is_open.then_some(Command::Abort(abort)),
+            Command::Abort(_) => is_open.then(|| Command::Abort(abort(Wish::GivenUp))),
+            Command::Follow { .. } => is_open.then(|| Command::Abort(abort(Wish::Ended))),
             _ => None,
         }
     }
@@ -116,11 +120,21 @@ mod tests {
     fn what_was_to_be_aborted_stays_so() {
         let abort = |asked, _| {
             let (unknown, requester) = (Unknown::Kept, Requester::default());
-            Command::Abort(AbortRequest { asked, of: None, unknown, since: 0, requester })
+            let (of, wish) = (None, Wish::GivenUp);
+            Command::Abort(AbortRequest { asked, of, unknown, wish, since: 0, requester })
         };
         for command in asked(abort) {
             let Command::Abort(again) = command else { panic!("{command:?}") };
-            assert_eq!(again.of, Some("s-1".parse().unwrap()));
+            assert_eq!((again.of, again.wish), (Some("s-1".parse().unwrap()), Wish::GivenUp));
+        }
+    }
+
+    #[test]
+    fn who_follows_gives_nothing_up() {
+        let follow = |asked, swap| Command::Follow { asked, swap, since: 0, wait: Wait::Promoted };
+        for command in asked(follow) {
+            let Command::Abort(ended) = command else { panic!("{command:?}") };
+            assert_eq!((ended.of, ended.wish), (Some("s-1".parse().unwrap()), Wish::Ended));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::wire::{
     AbortRequest, Asked, Command, RepairRequest, Request, RollbackRequest, Secrets, SurveyRequest,
-    SwapRequest, UninstallRequest, Unknown, WIRE_VERSION,
+    SwapRequest, UninstallRequest, Unknown, WIRE_VERSION, Wish,
 };
 
 /// The request that the inputs and the configuration come to.
@@ -50,6 +50,7 @@ pub(super) fn of(setting: &Setting, config: &Config) -> Result<Request, Stopped>
             asked,
             of: inputs.swap_id.clone(),
             unknown: Unknown::Refused,
+            wish: Wish::GivenUp,
             since: 0,
             requester,
         }),

@@ -12,7 +12,7 @@ use model_swap::model::refusal::Fault;
 use model_swap::model::state::Requester;
 use model_swap::model::wire::{
     AbortRequest, Asked, Command, ConfirmRequest, Frame, Hello, RepairRequest, Request, SENTINEL,
-    Secrets, Unknown, WIRE_VERSION, Wait,
+    Secrets, Unknown, WIRE_VERSION, Wait, Wish,
 };
 use testbed::end;
 
@@ -54,7 +54,8 @@ pub(crate) async fn confirm(world: &World, swap: &str, nonce: String) -> Result<
 pub(crate) async fn give_up(world: &World, swap: &str) -> Result<Vec<Frame>> {
     let (of, requester) = (Some(swap.parse()?), Requester::default());
     let asked = asked(world)?;
-    let wanted = AbortRequest { asked, of, unknown: Unknown::Kept, since: 0, requester };
+    let (unknown, wish) = (Unknown::Kept, Wish::GivenUp);
+    let wanted = AbortRequest { asked, of, unknown, wish, since: 0, requester };
     answers(serde_json::to_string(&Request { v: WIRE_VERSION, command: Command::Abort(wanted) })?)
         .await
 }
