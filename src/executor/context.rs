@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::observe::names_of_gpus;
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventLog;
@@ -58,6 +60,7 @@ pub struct Context<'a, H> {
     index: Cell<usize>,
     has_arrived: Cell<bool>,
     goes_forward: Cell<bool>,
+    drains_since: Cell<Option<Timestamp>>,
 }
 
 impl<'a, H: Host> Context<'a, H> {
@@ -84,6 +87,7 @@ impl<'a, H: Host> Context<'a, H> {
             index: Cell::new(0),
             has_arrived: Cell::new(false),
             goes_forward: Cell::new(false),
+            drains_since: Cell::new(None),
         }
     }
 
@@ -180,6 +184,18 @@ impl<'a, H: Host> Context<'a, H> {
     /// Whether the step that is being performed is one of those after `promote`.
     pub(super) fn after_promote(&self) -> bool {
         self.index.get() >= self.plan.steps.len()
+    }
+
+    /// Notes that from now on the candidate, whose swap is undone, is drained.
+    pub(super) fn note_drains(&self) {
+        self.drains_since.set(Some(self.host.now()));
+    }
+
+    /// Since when the candidate is drained whose swap is undone: its time is not given twice.
+    pub(super) fn drains_since(&self) -> Timestamp {
+        // Never in the future: the clock may have been set since.
+        let now = self.host.now();
+        self.drains_since.get().map_or(now, |since| since.min(now))
     }
 
     /// Notes what this process knows of nginx and the cutover.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use testbed::github::FakeGitHub;
 use testbed::server::Aim;
 
-use crate::kills::{self, CUT_OVER, orphaned};
+use crate::kills::{self, CUT_OVER, orphaned, swap};
 use crate::runner::{
     agent, cut_before_its_answer, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world,
 };
@@ -101,10 +101,8 @@ async fn a_swap_that_has_lost_its_agent_with_its_step_is_ended_afterwards_and_no
     let world = kills::world().await?;
     let github = FakeGitHub::start()?;
     let action = world.action("swap", NEW, &[])?.on_github(&github);
-    let state = action.env["GITHUB_STATE"].clone();
     orphaned(&world, Aim::After(CUT_OVER), action).await?;
-    let state = fs::read_to_string(state)?;
-    let (action, _program) = afterwards(&world, &github, &state)?;
+    let (action, _program) = afterwards(&world, &github, &format!("swap={}", swap(&world)?))?;
     let run = Step::run(action).await?;
     assert_eq!(outcome(&world).await?, "rolled-back", "{run}");
     assert_eq!(world.serves().await?, OLD);

@@ -200,7 +200,8 @@ pub(super) async fn undo<H: Host>(
 /// Requests that the candidate got in the meantime end here before anybody stops it: another agent may have brought traffic back,
 /// and have died while it waited for them.
 async fn drained<H: Host>(cx: &Context<'_, H>, to: &SlotName, old_workers: &[ProcessId]) {
-    let (port, since) = (cx.slot(to).port, cx.host.now());
+    cx.note_drains();
+    let (port, since) = (cx.slot(to).port, cx.drains_since());
     let (text, workers) = match cx.host.find(port).await {
         Ok(None) => return,
         Ok(Some(Found { main, .. })) => {

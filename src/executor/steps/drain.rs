@@ -42,6 +42,11 @@ impl Left {
         self.workers.is_empty() && self.requests == Ok(0)
     }
 
+    /// Whether it is nginx workers alone, none of which has a connection to the replica.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.requests == Ok(0) && self.workers.iter().all(|worker| worker.connections == Some(0))
+    }
+
     /// Names everything that is left.
     pub(super) fn describe(&self) -> String {
         let mut parts = Vec::new();

@@ -222,10 +222,10 @@ async fn drained<H: Host>(
 ) -> Result<Ending, Failure> {
     let port = cx.slot(slot).port;
     refuse_what_serves(cx, slot).await?;
-    let limit = cx.host.now() + cx.spec().drain.timeout;
+    let since = cx.drains_since();
+    let limit = since + cx.spec().drain.timeout;
     // Its engine may be started without its count, or it is no engine: what it never got need not be counted.
     let uncounted = if cx.never_begun() { Uncounted::None } else { Uncounted::Some };
-    let since = cx.host.now();
     let old_workers = &cx.retiring_since_cutover().await;
     let watched = Watched { port, main: order.main, old_workers, since, uncounted };
     match drain::until_idle(cx, &watched, limit).await {
@@ -235,6 +235,15 @@ async fn drained<H: Host>(
         Idle::No(left) if cx.never_begun() => {
             let text = format!(
                 "the replica in slot {slot} is stopped with what somebody asks of it past nginx, which never sent it a request: {}",
+                left.describe()
+            );
+            cx.tell(EventKind::Warning { text });
+            Ok(Ending::Graceful)
+        }
+        // Traffic is back. What keeps them is some other service's websocket, or a request whose body has taken all that time.
+        Idle::No(left) if left.is_elsewhere() => {
+            let text = format!(
+                "the replica in slot {slot} is stopped, which has nothing in flight, though it may be asked yet by {}",
                 left.describe()
             );
             cx.tell(EventKind::Warning { text });

@@ -54,7 +54,7 @@ pub fn glob_matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-fn name_matches(mut pattern: &[char], mut name: &[char]) -> bool {
+fn name_matches<'a>(mut pattern: &'a [char], mut name: &'a [char]) -> bool {
     // What follows the last star, and what that leaves of the name. What earlier ones took is never tried again: the shortest
     // will do, and a pattern of many stars would take for ever.
     let mut star = None;

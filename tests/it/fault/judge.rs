@@ -53,10 +53,14 @@ impl SimHost {
         let world = self.world.borrow();
         let in_flight = world.in_flight(replica);
         assert_ne!(world.loaded, replica.port, "stopped what nginx points at: {replica:?}");
-        let cut = how == Ending::Cut && self.may_cut.get();
+        let may_cut = self.may_cut.get();
+        let cut = how == Ending::Cut && may_cut;
         // A worker may have the body of a request that it has not sent yet.
         let told = world.workers_of(replica.port);
-        assert!(told.is_empty() || cut, "stopped while {told:?} may send it requests: {replica:?}");
+        assert!(
+            told.is_empty() || may_cut,
+            "stopped while {told:?} may send it requests: {replica:?}"
+        );
         // What it has then went past nginx, and may never end.
         let is_unknown = !replica.had_traffic;
         assert!(
