@@ -10,7 +10,7 @@ use crate::config::command;
 use crate::model::failure::Failure;
 use crate::model::ids::Port;
 use crate::model::replica::{Found, ImageHere, Keeper};
-use crate::model::spec::{Engine, Runtime};
+use crate::model::spec::{Engine, Gpu, Runtime};
 use crate::model::survey::{Listener, SeenGpu, Start, Survey, Upstream};
 use crate::swap::redact::redact;
 
@@ -196,9 +196,10 @@ fn used(found: &Found, env: &BTreeMap<String, String>, gpus: &Gpus) -> Vec<u32> 
     if !held.is_empty() {
         return held;
     }
+    // CUDA takes indices and UUIDs.
     let given = env.get(DEVICES).map(String::as_str).unwrap_or_default();
-    let given: Vec<_> = given.split(',').filter_map(|index| index.trim().parse().ok()).collect();
-    given.into_iter().filter(|index| gpus.devices.iter().any(|it| it.index == *index)).collect()
+    let given = given.split(',').map(str::trim).filter(|name| !name.is_empty());
+    given.filter_map(|name| Some(gpus.device(&Gpu::named(name))?.index)).collect()
 }
 
 fn seen(gpus: &Gpus) -> Vec<SeenGpu> {
@@ -210,4 +211,53 @@ fn seen(gpus: &Gpus) -> Vec<SeenGpu> {
         users: gpus.tenants_of(device).map(|tenant| tenant.pid).collect(),
     });
     devices.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::gpu::{Device, Tenant};
+    use crate::model::ids::ProcessId;
+
+    #[test]
+    fn an_engines_gpus_are_those_that_it_holds_or_else_was_given_by_any_name() {
+        let device = |index, uuid: &str| Device {
+            index,
+            uuid: uuid.to_owned(),
+            name: "NVIDIA H200".to_owned(),
+            total_mib: None,
+            free_mib: None,
+        };
+        let mut gpus =
+            Gpus { devices: vec![device(0, "GPU-5d3a"), device(1, "GPU-77c1")], ..Gpus::default() };
+        let main = ProcessId { pid: 7, start: 1 };
+        let found = Found {
+            main,
+            tree: vec![main],
+            listeners: vec![main],
+            argv: Vec::new(),
+            cwd: None,
+            uid: 0,
+            keeper: Keeper::Nobody,
+        };
+        let given = |gpus: &Gpus, list: &str| {
+            used(&found, &BTreeMap::from([(DEVICES.to_owned(), list.to_owned())]), gpus)
+        };
+        for (list, indices) in [
+            ("1", &[1][..]),
+            ("1, 0", &[1, 0]),
+            ("GPU-77c1", &[1]),
+            ("GPU-77,GPU-5d3a", &[1, 0]),
+            ("2", &[]),
+            ("GPU-9", &[]),
+            ("-1", &[]),
+            ("MIG-77c1", &[]),
+            ("", &[]),
+        ] {
+            assert_eq!(given(&gpus, list), indices, "{list:?}");
+        }
+        assert_eq!(used(&found, &BTreeMap::new(), &gpus), [0; 0]);
+        gpus.tenants = vec![Tenant { pid: 7, uuid: "GPU-5d3a".to_owned(), used_mib: None }];
+        assert_eq!(given(&gpus, "GPU-77c1"), [0]);
+    }
 }
