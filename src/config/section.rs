@@ -61,9 +61,10 @@ fn gpus(node: &Node<'_>, others: &BTreeMap<SlotName, Slot>) -> Option<Vec<Gpu>> 
     let mut gpus: Vec<Gpu> = Vec::new();
     for element in &elements {
         let Some(gpu) = element.required(&form::GPU) else { continue };
-        if gpus.contains(&gpu) {
+        let is_among = |gpus: &[Gpu]| gpus.iter().any(|other| are_one(other, &gpu));
+        if is_among(&gpus) {
             element.refuse_value("each GPU once", None);
-        } else if let Some((name, _)) = others.iter().find(|(_, other)| other.gpus.contains(&gpu)) {
+        } else if let Some((name, _)) = others.iter().find(|(_, other)| is_among(&other.gpus)) {
             let hint = "a swap on a shared GPU is not part of this version".to_owned();
             let expected = format!(
                 "a GPU of its own: slot {name} has this one, and both replicas run side by side"
@@ -81,6 +82,17 @@ fn gpus(node: &Node<'_>, others: &BTreeMap<SlotName, Slot>) -> Option<Vec<Gpu>> 
         gpus.push(gpu);
     }
     (gpus.len() == elements.len()).then_some(gpus)
+}
+
+/// Whether two names are seen to mean one GPU: CUDA takes the beginning of a UUID as well, where only one begins so.
+fn are_one(one: &Gpu, other: &Gpu) -> bool {
+    match (one, other) {
+        // What follows a slash in the older name of an instance is a number, and 1 is not the beginning of 10.
+        (Gpu::Uuid(one), Gpu::Uuid(other)) if !one.contains('/') && !other.contains('/') => {
+            one.starts_with(other) || other.starts_with(one)
+        }
+        _ => one == other,
+    }
 }
 
 fn same_kind(one: &Gpu, other: &Gpu) -> bool {

@@ -164,6 +164,13 @@ fn slots() -> Vec<Row> {
         ),
         (changed("[1]", "[1, 1]"), "f:6:30: slots.b.gpus[1]: got 1, expected each GPU once"),
         (
+            changed("[1]", "[1]")
+                .replace("[0]", "[GPU-8932f937-d72c]")
+                .replace("[1]", "[GPU-8932f937]"),
+            "f:6:27: slots.b.gpus[0]: got \"GPU-8932f937\", expected a GPU of its own: slot a has this one, \
+             and both replicas run side by side | a swap on a shared GPU is not part of this version",
+        ),
+        (
             changed("[1]", "[GPU-8932f937]"),
             "f:6:27: slots.b.gpus[0]: got \"GPU-8932f937\", expected either indices or UUIDs throughout",
         ),
