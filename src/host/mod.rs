@@ -120,6 +120,17 @@ pub trait Host {
     /// If it cannot be started; naming the program.
     async fn start(&self, launch: &Launch) -> Result<Started, Failure>;
 
+    /// What was started, once its own program runs: somebody's unit may run others first, and this tells that it does.
+    ///
+    /// # Errors
+    /// If it ends before that, or is not that far within the limit.
+    async fn until_runs(
+        &self,
+        started: &Started,
+        limit: Duration,
+        told: impl Fn(String),
+    ) -> Result<Started, Failure>;
+
     /// Returns once the process is gone.
     async fn exited(&self, process: ProcessId);
 

@@ -241,6 +241,19 @@ impl Host for SystemHost {
         started
     }
 
+    async fn until_runs(
+        &self,
+        started: &Started,
+        limit: Duration,
+        told: impl Fn(String),
+    ) -> Result<Started, Failure> {
+        let mut runs = runtime::until_runs(started, limit, told).await;
+        if let Err(failure) = &mut runs {
+            self.hide_secrets(&mut failure.log_tail);
+        }
+        runs
+    }
+
     async fn exited(&self, process: ProcessId) {
         if process::exited(process).await.is_err() {
             // What cannot be watched is not known to have ended.

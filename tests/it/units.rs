@@ -164,6 +164,50 @@ fn a_unit_that_somebody_starts_anew_while_it_loads_is_given_up() -> Result<()> {
     })
 }
 
+/// It copies weights, say, and systemd lets it. What serves does so until those programs have ended, or whoever waits for them is
+/// told to give up.
+#[test]
+fn a_unit_whose_first_programs_take_too_long_is_said_to_and_stopped() -> Result<()> {
+    const FIRST: &str = "[Service]
+ExecStartPre=/bin/sh -c 'echo first things first; until [ -e /run/go ]; do sleep 0.1; done'
+TimeoutStartSec=infinity
+";
+    on_guest(async |world| {
+        world.settings.retain = "0s".to_owned();
+        let load = world.load().await?;
+        world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        let drop_in = world.guest.file("/etc/systemd/system/vllm.service.d/first.conf")?;
+        fs::create_dir_all(drop_in.parent().context("a folder")?)?;
+        fs::write(drop_in, FIRST)?;
+        world.guest.run(&["systemctl", "daemon-reload"]).await?;
+
+        world.settings.ready = "3s".to_owned();
+        let late = world.run("rollback", NEW, &[]).await?.ended(4, "failed");
+        let said = "unit vllm.service does not run the model after 3s";
+        let late = late.refused(4, &[said, "first things first", "raise ready.timeout"]);
+        // Its first program is asked to end, and did not by itself.
+        assert_eq!(world.unit("vllm.service").await?, "failed disabled always", "{late}");
+
+        let waits = "unit vllm.service does not run the model yet: it runs other programs first";
+        world.settings.ready = "1h".to_owned();
+        let mut given_up = Step::start(world.action("rollback", NEW, &[])?)?;
+        given_up.says(waits).await?;
+        world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+        let given_up = given_up.finish().await?.ended(6, "aborted");
+        assert_eq!(world.unit("vllm.service").await?, "failed disabled always", "{given_up}");
+        world.until_serves(NEW).await?;
+
+        let mut back = Step::start(world.action("rollback", NEW, &[])?)?;
+        back.says(waits).await?;
+        world.guest.run(&["touch", "/run/go"]).await?;
+        let back = back.finish().await?.ended(0, "rolled-back");
+        assert_eq!(world.unit("vllm.service").await?, "active enabled always", "{back}");
+        world.until_serves(OLD).await?;
+        load.stop().await.assert_clean();
+        Ok(())
+    })
+}
+
 /// Nothing there is root's: nginx, the old model in a unit of the user's own manager, and the agent.
 #[test]
 fn a_unit_of_the_users_own_manager_is_stopped_and_started_without_root() -> Result<()> {

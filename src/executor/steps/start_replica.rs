@@ -30,7 +30,10 @@ pub(super) async fn act<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result
         (None, Runtime::Docker) => contained(cx, slot).await?,
         (None, _) => specified(cx, slot, inherited(cx)?),
     };
-    let Started { main, keeper, invocation, left_out } = cx.host.start(&launch).await?;
+    let started = cx.host.start(&launch).await?;
+    // A start is finished, whoever gives the swap up; the programs that somebody's unit runs first may take as long as loading.
+    let runs = cx.host.until_runs(&started, cx.spec().ready.timeout, |text| cx.progress(text));
+    let Started { main, keeper, invocation, left_out } = cx.unless_aborted(runs).await?;
     if !left_out.is_empty() {
         let text = format!(
             "{keeper} passes on no variable with a control character in its value, so the replica does without {}",

@@ -24,11 +24,24 @@ use systemd::Systemd;
 
 /// One kind of supervision, and the replica, unit or container that it is about.
 pub(super) trait Runtime {
-    /// Starts a replica; it runs when this returns. It is not started on boot, and not restarted when it ends.
+    /// Starts a replica. It is not started on boot, and not restarted when it ends.
     ///
     /// # Errors
     /// If it cannot be started, naming the program; then nothing of it is left.
     async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure>;
+
+    /// What was started, once its own program runs: what supervises it may run others first. May be given up at any moment.
+    ///
+    /// # Errors
+    /// If it ends before that, or is not that far within the limit.
+    async fn until_runs(
+        &self,
+        started: &Started,
+        _limit: Duration,
+        _told: impl Fn(String),
+    ) -> Result<Started, Failure> {
+        Ok(started.clone())
+    }
 
     /// Whether it can be asked.
     ///
@@ -88,7 +101,7 @@ pub(super) trait Runtime {
 /// A replica that was started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
-    /// The root of its process tree.
+    /// The root of its process tree; one that never was, where other programs run first.
     pub main: ProcessId,
     /// What supervises it, as it is found later.
     pub keeper: Keeper,
@@ -131,6 +144,15 @@ macro_rules! by_means_of {
 /// [`Runtime::start`], by the means of the launch's keeper.
 pub(super) async fn start(launch: &Launch, grace: Duration) -> Result<Started, Failure> {
     by_means_of!(&launch.keeper, runtime => runtime.start(launch, grace).await)
+}
+
+/// [`Runtime::until_runs`], by the means of the keeper of what was started.
+pub(super) async fn until_runs(
+    started: &Started,
+    limit: Duration,
+    told: impl Fn(String),
+) -> Result<Started, Failure> {
+    by_means_of!(&started.keeper, runtime => runtime.until_runs(started, limit, told).await)
 }
 
 /// [`Runtime::answers`], of a keeper.

@@ -192,7 +192,7 @@ pub fn plan_swap(spec: &SwapSpec, seen: &Observed, when: When) -> Result<Decisio
         steps.extend(fetch(spec, seen));
         steps.extend(make_room(spec, seen, to));
         steps.push(reserve(spec, to));
-        steps.push(start(&spec_argv(spec, to), to, &new_keeper(spec, seen, to)));
+        steps.push(start(spec, &spec_argv(spec, to), to, &new_keeper(spec, seen, to)));
     }
     steps.push(await_ready(spec, to));
     steps.push(cut_over(spec, from, to));

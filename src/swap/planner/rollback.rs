@@ -93,12 +93,12 @@ pub fn plan_cold_rollback(
     let keeper = again.keeper.clone().unwrap_or_else(|| new_keeper(spec, seen, to));
     let revision = match &again.argv {
         Some(argv) => {
-            first.push(start(argv, to, &keeper));
+            first.push(start(spec, argv, to, &keeper));
             again.revision.clone()
         }
         None => {
             told.extend(unpinned(spec, to));
-            first.push(start(&spec_argv(spec, to), to, &keeper));
+            first.push(start(spec, &spec_argv(spec, to), to, &keeper));
             // An image that is pulled by its digest is the one that it was.
             let known = if seen.must_pull { &again.revision } else { &seen.wanted };
             let digest = known.digest.clone();

@@ -27,19 +27,29 @@ pub(super) fn spec_argv(spec: &SwapSpec, slot: &SlotName) -> Vec<String> {
     command::render(&spec.replica.command, spec.weights(), *port, gpus)
 }
 
-pub(super) fn start(argv: &[String], slot: &SlotName, keeper: &Keeper) -> PlannedStep {
-    let argv = redact(argv).join(" ");
+pub(super) fn start(
+    spec: &SwapSpec,
+    argv: &[String],
+    slot: &SlotName,
+    keeper: &Keeper,
+) -> PlannedStep {
+    let (argv, step) = (redact(argv).join(" "), Step::StartReplica { slot: slot.clone() });
     let does = match keeper {
         Keeper::Unit(unit) if unit.is_own() => format!("start {argv} as unit {}", unit.name),
         Keeper::Docker(name) if is_own_container(name) => {
             format!("start {argv} in container {name}")
         }
-        Keeper::Unit(_) | Keeper::Container(_) | Keeper::Docker(_) => {
-            format!("start {keeper} again: {argv}")
+        // It may run other programs first.
+        Keeper::Unit(_) => {
+            let limit = spec.ready.timeout;
+            let does =
+                format!("start {keeper} again, at most {} until it runs {argv}", bound(limit));
+            return PlannedStep::new(step, does).within(limit);
         }
+        Keeper::Container(_) | Keeper::Docker(_) => format!("start {keeper} again: {argv}"),
         Keeper::Nobody | Keeper::Wrapper { .. } => format!("start {argv}"),
     };
-    PlannedStep::new(Step::StartReplica { slot: slot.clone() }, does)
+    PlannedStep::new(step, does)
 }
 
 pub(super) fn await_ready(spec: &SwapSpec, slot: &SlotName) -> PlannedStep {

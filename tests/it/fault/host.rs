@@ -327,6 +327,15 @@ impl Host for SimHost {
         Ok(Started { main, keeper: launch.keeper.clone(), invocation: None, left_out: Vec::new() })
     }
 
+    async fn until_runs(
+        &self,
+        started: &Started,
+        _: Duration,
+        _: impl Fn(String),
+    ) -> Result<Started, Failure> {
+        self.call("until_runs", |_| Ok(started.clone()))
+    }
+
     async fn exited(&self, process: ProcessId) {
         self.note("exited");
         self.gone(process).await;
@@ -459,8 +468,7 @@ impl Host for SimHost {
 
     async fn ask_as_nginx(&self, _: ProcessId, server: &str) -> Result<Option<Answer>, Failure> {
         self.call("ask_as_nginx", |world| {
-            let is_walled = world.walled.is_some_and(|port| server == line(port));
-            Ok(is_walled.then_some(Answer::Refused))
+            Ok(world.walled.filter(|port| server == line(*port)).map(|_| Answer::Refused))
         })
     }
 

@@ -11,7 +11,7 @@ use super::scene::{Attempt, Facts, Kind, Scene};
 use super::wrong::Wrong;
 
 /// Verbs whose failure fails the step. `in_flight` is asked again, `ask` may be.
-pub(super) const DECISIVE: [&str; 14] = [
+pub(super) const DECISIVE: [&str; 15] = [
     "booted",
     "promoted",
     "find",
@@ -19,6 +19,7 @@ pub(super) const DECISIVE: [&str; 14] = [
     "tree",
     "inherited",
     "start",
+    "until_runs",
     "check",
     "upstream_image",
     "ask_as_nginx",

@@ -4,6 +4,7 @@
 //! own, root's alone. It is removed with the replica. Somebody's own unit is only started, stopped, enabled and disabled.
 
 mod alone;
+mod begin;
 mod unit_file;
 
 use std::fs::{self, File};
@@ -11,8 +12,6 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use tokio::time::{Instant, sleep};
 
 use super::{Boot, Runtime, Started};
 use crate::host::Ending;
@@ -43,14 +42,8 @@ fn strays(environments: &Path, units: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Starting means running the program; only a file system that hangs makes it slow.
-const START_LIMIT: Duration = Duration::from_secs(90);
 /// systemd kills what is left after the grace; a driver may hold it for a while.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
-/// Between two looks at a unit that starts.
-const LOOK: Duration = Duration::from_millis(50);
-/// How much of the journal a failed start shows.
-const LOG_LINES: usize = 20;
 
 /// What `is-enabled` says of units that no boot starts, and that can be enabled.
 const UNBOOTED: [&str; 4] = ["disabled", "enabled-runtime", "linked", "linked-runtime"];
@@ -61,23 +54,29 @@ pub(super) struct Systemd<'a>(pub(super) &'a Unit);
 impl Runtime for Systemd<'_> {
     async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure> {
         let left_out = if self.0.is_own() { self.write(launch, grace).await? } else { Vec::new() };
-        let shown = match self.begin().await {
-            Ok(shown) => shown,
+        match self.begin().await {
+            Ok(shown) => Ok(self.started(&shown, left_out)),
             Err(failure) => {
-                systemctl::sync_journal().await;
+                let failure = self.with_last_words(failure).await?;
                 let shown = systemctl::show(self.0).await?;
-                let invocation = shown.invocation();
-                let said = systemctl::journal(self.0, invocation.as_deref(), LOG_LINES).await?;
                 // A manager that starts itself anew does what it was asked for, and whoever asked hears of an error.
                 if shown.is_up() || shown.is_queued() {
                     self.order("stop", &["stop"], grace.saturating_add(KILL_LIMIT)).await?;
                 }
                 self.remove().await?;
-                return Err(failure.log(process::last_lines(&said, LOG_LINES)));
+                Err(failure)
             }
-        };
-        let (main, invocation) = (main_of(&shown), shown.invocation());
-        Ok(Started { main, keeper: Keeper::Unit(self.0.clone()), invocation, left_out })
+        }
+    }
+
+    async fn until_runs(
+        &self,
+        started: &Started,
+        limit: Duration,
+        told: impl Fn(String),
+    ) -> Result<Started, Failure> {
+        let shown = self.has_begun(limit, told).await?;
+        Ok(self.started(&shown, started.left_out.clone()))
     }
 
     async fn answers(&self) -> Result<(), Failure> {
@@ -212,26 +211,6 @@ impl Systemd<'_> {
         match linked.filter(|file| file.file_name().is_some_and(|name| *name == *self.0.name)) {
             Some(file) => Ok(systemctl::link(self.0, &file).await?),
             None => Ok(()),
-        }
-    }
-
-    /// Starts it, and waits until it has a main process: some units run other programs first, or are up only once the
-    /// model is loaded.
-    async fn begin(&self) -> Result<Shown, Failure> {
-        // Of ours, systemd says at once that a program cannot be run; others may take as long as loading does.
-        let arguments: &[&str] =
-            if self.0.is_own() { &["start"] } else { &["start", "--no-block"] };
-        self.order("start", arguments, START_LIMIT).await?;
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            let shown = systemctl::show(self.0).await?;
-            if shown.has_main() || Instant::now() >= deadline {
-                return Ok(shown);
-            }
-            if !shown.is_up() && !shown.is_queued() {
-                return Err(Failure::new(format!("unit {} ended before it ran", self.0.name)));
-            }
-            sleep(LOOK).await;
         }
     }
 
