@@ -24,6 +24,7 @@ mod resume;
 mod rollback;
 mod run;
 mod sampling;
+mod shared_memory;
 mod stdin;
 mod stuck;
 mod turn;

@@ -10,7 +10,7 @@ use super::rerun::{self, ROLLBACK, SWAP};
 use super::turn::{self, NoTurn};
 use super::{
     Access, aftermath, arming, barred, brought_back, confirm_route, follow, listed, parse, place,
-    prune, recover, report_of_others, rollback, sampling, stdin, stuck, uninstall,
+    prune, recover, report_of_others, rollback, sampling, shared_memory, stdin, stuck, uninstall,
 };
 use crate::abort;
 use crate::event_log::{self, EventLog};
@@ -264,6 +264,9 @@ pub(super) async fn decide(dir: &ServiceDir, wanted: &SwapRequest) -> Result<Dec
             && let Some(unit) = brought_back::look(&incumbent.keeper).await
         {
             plan.notes.push(format!("{}; {}", unit.seen(), unit.mend()));
+        }
+        if let Ok(inherited) = world.inherited(&host, &asked.spec) {
+            plan.notes.extend(shared_memory::note(&asked.spec, &inherited).await);
         }
     }
     Ok(Decided { asked, world, decision, again: None })

@@ -4,6 +4,7 @@
 //! (setsid(2)) included. Lingering alone changes nothing about that (seen with systemd 252); a scope of another manager is
 //! not the session's. Without lingering the user's own manager ends a moment after the user's last session.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::exec::{self, ExecError};
@@ -11,6 +12,12 @@ use super::process;
 
 /// It answers within milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// Users from here on are none of the system's (`SYS_UID_MAX` of login.defs(5), as distributions have it).
+const FIRST_PLAIN: u32 = 1000;
+
+/// A file for each user who lingers, by name: of those who are not logged in logind has no object to ask.
+const LINGERING: &str = "/var/lib/systemd/linger";
 
 /// logind did not tell.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +90,18 @@ pub async fn fate() -> Result<Fate, LogindError> {
     Ok(Fate::Ended { user, refuge })
 }
 
+/// Whether logind removes what a user has in `/dev/shm` when its last session ends (logind.conf(5), `RemoveIPC=`): a service that
+/// runs as that user loses it, too. Users of the system's are spared, and who lingers.
+///
+/// # Errors
+/// If logind does not tell.
+pub async fn removes_shared_memory(uid: u32) -> Result<bool, LogindError> {
+    if uid < FIRST_PLAIN || Path::new(LINGERING).join(process::user_name(uid)).exists() {
+        return Ok(false);
+    }
+    flag("", "Manager", "RemoveIPC").await
+}
+
 /// Whose session a control group is of: `/user.slice/user-1000.slice/session-3.scope` and what is below.
 fn session(path: &str) -> Option<u32> {
     let mut segments = path.split('/');
@@ -127,11 +146,15 @@ impl Kills {
 }
 
 async fn lingers(uid: u32) -> Result<bool, LogindError> {
-    let said = property(&format!("/user/_{uid}"), "User", &["Linger"]).await?;
+    flag(&format!("/user/_{uid}"), "User", "Linger").await
+}
+
+async fn flag(object: &str, interface: &str, name: &str) -> Result<bool, LogindError> {
+    let said = property(object, interface, &[name]).await?;
     match said.trim() {
         "b true" => Ok(true),
         "b false" => Ok(false),
-        _ => Err(LogindError::Unclear { asked: "Linger".to_owned(), said }),
+        _ => Err(LogindError::Unclear { asked: name.to_owned(), said }),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::replica::Unit;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What is asked of a unit.
-const PROPERTIES: &str = "--property=LoadState,ActiveState,Job,Transient,Restart,Result,MainPID,ExecMainPID,InvocationID,FragmentPath,TimeoutStopUSec";
+const PROPERTIES: &str = "--property=LoadState,ActiveState,Job,Transient,Restart,Result,MainPID,ExecMainPID,ExecMainStatus,InvocationID,FragmentPath,TimeoutStopUSec";
 
 /// systemctl or journalctl did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,11 @@ impl Shown {
     /// Whether its last end took longer than it was given.
     pub fn was_killed(&self) -> bool {
         self.get("Result") == "timeout"
+    }
+
+    /// Whether systemd could not run its program (`203/EXEC`, systemd.exec(5)), by the number that it ended with.
+    pub fn was_not_run(&self) -> bool {
+        self.get("ExecMainStatus") == "203"
     }
 
     /// How long its stop may take before systemd kills what is left: its `ExecStop=` and its processes after SIGTERM have as
@@ -371,6 +376,13 @@ mod tests {
             let failure = unnamed(&unit, &away, &shown).unwrap_err().to_string();
             assert!(failure.contains("Failed to connect to bus"), "{failure}");
         }
+    }
+
+    #[test]
+    fn a_program_that_could_not_be_run_is_known_by_its_number() {
+        let ended = |status: &str| Shown([("ExecMainStatus".to_owned(), status.to_owned())].into());
+        assert!(ended("203").was_not_run());
+        assert!(!ended("1").was_not_run() && !ended("").was_not_run());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use testbed::guest::{Guest, GuestSpec, SLOTS, USER};
 use testbed::service::until_serves;
 
@@ -113,6 +113,54 @@ fn without_root_nothing_is_begun_until_it_can_stay() -> Result<()> {
         let doctor = doctor.refused(3, &texts);
         let marks = ["nginx running", "right to reload nginx", "runtime"];
         assert_eq!(marks.map(|what| mark(&doctor, what)), ["fail", "?", "fail"], "{doctor}");
+        Ok(())
+    })
+}
+
+/// As where people run their model as themselves, and log out.
+#[test]
+fn whose_shared_memory_goes_with_his_session_is_told_and_how_to_keep_it() -> Result<()> {
+    const MEMORY: &str = "/dev/shm/psm_4711";
+    on_guest_of(GuestSpec::bare(), async |world| {
+        let guest = &world.guest;
+        let (nginx, site) = users_nginx(guest).await?;
+        guest.start_as_user(OLD, SLOTS.0).await?;
+        until_serves(nginx, OLD).await?;
+        let one = world.settings.config_on(&site, NEW)?;
+        // Each slot has two GPUs.
+        let two = one.replace("gpus: [0]", "gpus: [0, 2]").replace("gpus: [1]", "gpus: [1, 3]");
+        let ask = async |command: &str, config: &str| {
+            Step::run(world.action(command, NEW, &[])?.with_config(config)?).await
+        };
+        let doctor =
+            async || Ok::<_, anyhow::Error>(mark(&ask("doctor", &one).await?, "shared memory"));
+
+        // So it is.
+        guest.ssh(&format!("touch {MEMORY}")).await?;
+        until("the user's shared memory is removed", async || {
+            Ok(guest.run(&["test", "-e", MEMORY]).await.is_err())
+        })
+        .await?;
+        let texts =
+            ["(RemoveIPC=yes): a model on several GPUs may die", "`loginctl enable-linger deploy`"];
+        ask("doctor", &one).await?.answered(&texts);
+        assert_eq!(doctor().await?, "warn");
+        ask("plan", &two).await?.answered(&texts);
+        let plan = ask("plan", &one).await?.answered(&["cut_over a -> b"]);
+        assert!(!plan.stdout.contains("RemoveIPC"), "{plan}");
+
+        guest.run(&["loginctl", "enable-linger", USER]).await?;
+        assert_eq!(doctor().await?, "ok");
+        let plan = ask("plan", &two).await?.answered(&["cut_over a -> b"]);
+        assert!(!plan.stdout.contains("RemoveIPC"), "{plan}");
+
+        guest.run(&["loginctl", "disable-linger", USER]).await?;
+        assert_eq!(doctor().await?, "warn");
+        let kept = guest.file(LOGIND)?;
+        fs::create_dir_all(kept.parent().context("a folder")?)?;
+        fs::write(kept, "[Login]\nRemoveIPC=no\n")?;
+        guest.run(&["systemctl", "restart", "systemd-logind"]).await?;
+        assert_eq!(doctor().await?, "ok");
         Ok(())
     })
 }

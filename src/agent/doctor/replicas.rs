@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{containers, size};
-use crate::agent::brought_back;
+use crate::agent::{brought_back, shared_memory};
 use crate::executor::{Underway, beside_loopback, met, prove_route};
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
@@ -68,6 +68,11 @@ pub(super) async fn look(
         (None, Some(_)) => {
             let inherited = host.inherited(occupant.map(|occupant| occupant.found.main));
             findings.push(program(PROGRAM, &spec.replica.command, spec, &inherited));
+            if host.systemd() != Systemd::Absent
+                && let Ok(inherited) = &inherited
+            {
+                findings.push(shared_memory::finding(inherited).await);
+            }
         }
         // It is looked for with the PATH of what serves.
         (None, None) => findings.push(Finding::unseen(PROGRAM, UNKNOWN)),

@@ -1,6 +1,8 @@
 //! The start of a unit, and how long it may take: somebody's own runs other programs first (`ExecStartPre=`), or is up only
 //! once the model is loaded.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -21,6 +23,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PART_OF_WAIT: u32 = 20;
 /// From when on a start is worth a word.
 const IS_LONG: Duration = Duration::from_secs(2);
+/// SELinux's own word whether it forbids, or only tells; there where the kernel has it (selinux(8)).
+const ENFORCE: &str = "/sys/fs/selinux/enforce";
+/// What helps where it forbids systemd to run a program.
+const LABELS: &str = "SELinux is enforcing, and may be why: no service runs what has the label of a home folder, nor what was moved out of one \
+     (`ls -Z`; `ausearch -m avc -ts recent` shows what was denied). `restorecon -Rv` the program's folder; outside of the system's, \
+     label it before: `semanage fcontext -a -t bin_t 'FOLDER(/.*)?'`";
 /// How much of the journal a failed start shows.
 const LOG_LINES: usize = 20;
 
@@ -71,10 +79,19 @@ impl Systemd<'_> {
     /// A failure, with what its latest run said.
     pub(super) async fn with_last_words(&self, failure: Failure) -> Result<Failure, Failure> {
         systemctl::sync_journal().await;
-        let invocation = systemctl::show(self.0).await?.invocation();
-        let said = systemctl::journal(self.0, invocation.as_deref(), LOG_LINES).await?;
-        Ok(failure.log(process::last_lines(&said, LOG_LINES)))
+        let shown = systemctl::show(self.0).await?;
+        let said = systemctl::journal(self.0, shown.invocation().as_deref(), LOG_LINES).await?;
+        let failure = failure.log(process::last_lines(&said, LOG_LINES));
+        Ok(match shown.was_not_run() && is_enforced(Path::new(ENFORCE)) {
+            true => failure.hint(LABELS),
+            false => failure,
+        })
     }
+}
+
+/// Whether SELinux forbids what its policy does not allow.
+fn is_enforced(enforce: &Path) -> bool {
+    fs::read_to_string(enforce).is_ok_and(|text| text.trim() == "1")
 }
 
 fn ended(unit: &str, shown: &Shown) -> Failure {
@@ -93,4 +110,20 @@ fn late(unit: &str, limit: Duration) -> Failure {
         .hint(format!(
             "systemctl status {unit} shows them (ExecStartPre=); raise ready.timeout if they only need longer"
         ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selinux_enforces_only_where_it_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let enforce = folder.path().join("enforce");
+        assert!(!is_enforced(&enforce), "a kernel without it");
+        for (text, is) in [("1", true), ("1\n", true), ("0", false), ("", false)] {
+            fs::write(&enforce, text).unwrap();
+            assert_eq!(is_enforced(&enforce), is, "{text:?}");
+        }
+    }
 }
