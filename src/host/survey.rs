@@ -95,7 +95,8 @@ pub async fn survey(nginx: &[String]) -> Survey {
     }
     let own = rustix::process::geteuid();
     let looked_as = (!own.is_root()).then(|| process::user_name(own.as_raw()));
-    Survey { proxies, listeners, taken, gpus: seen(&gpus), no_gpus, looked_as }
+    let (gpus, instances) = (seen(&gpus), gpus.instances);
+    Survey { proxies, listeners, taken, gpus, instances, no_gpus, looked_as }
 }
 
 /// Whether an engine listens on a port, by what its program is called: a stranger is asked nothing.
@@ -131,6 +132,8 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
         names: if names.is_empty() { expected.names } else { names },
         start: Start::default(),
         gpus: Vec::new(),
+        instances: Vec::new(),
+        no_gpus: Vec::new(),
         keeper: found.keeper.clone(),
     };
     let container = match &found.keeper {
@@ -142,7 +145,7 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
         Some(container) => container.env(),
         None => process::environment(found.main).unwrap_or_default(),
     };
-    seen.gpus = used(&found, &env, gpus);
+    devices(&mut seen, (&found, &env), gpus);
     let image = match &container {
         Some(container) => docker::image(&container.image).await.ok().flatten(),
         None => None,
@@ -187,19 +190,53 @@ fn start(
     start
 }
 
-/// Indices of the GPUs that a tree has memory on, or else was given.
-fn used(found: &Found, env: &BTreeMap<String, String>, gpus: &Gpus) -> Vec<u32> {
+/// The GPUs that a tree has memory on, or else was given. Of an instance only its name tells: its memory counts as the whole
+/// GPU's.
+fn devices(seen: &mut Listener, (found, env): (&Found, &BTreeMap<String, String>), gpus: &Gpus) {
     let is_own = |pid: i32| found.tree.iter().any(|process| process.pid == pid);
     let holds = |uuid: &str| gpus.tenants.iter().any(|it| it.uuid == uuid && is_own(it.pid));
     let held: Vec<u32> =
         gpus.devices.iter().filter(|it| holds(&it.uuid)).map(|it| it.index).collect();
-    if !held.is_empty() {
-        return held;
+    let given = Given::read(env.get(DEVICES).map(String::as_str).unwrap_or_default(), gpus);
+    seen.instances = given.instances;
+    (seen.gpus, seen.no_gpus) = match held.is_empty() {
+        true => (given.gpus, given.none),
+        false => (held, Vec::new()),
+    };
+}
+
+/// What the names in `CUDA_VISIBLE_DEVICES` mean here.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Given {
+    gpus: Vec<u32>,
+    instances: Vec<String>,
+    none: Vec<String>,
+}
+
+impl Given {
+    /// By index, by UUID, or by the beginning of one, if only one begins so (CUDA programming guide, environment variables).
+    fn read(names: &str, gpus: &Gpus) -> Self {
+        let mut given = Self::default();
+        for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            let device = only(gpus.devices.iter().filter(|device| match Gpu::named(name) {
+                Gpu::Index(index) => device.index == index,
+                Gpu::Uuid(uuid) => device.uuid.starts_with(&uuid),
+            }));
+            let instance = only(gpus.instances.iter().filter(|uuid| uuid.starts_with(name)));
+            match (device, instance) {
+                (Some(device), _) => given.gpus.push(device.index),
+                (None, Some(instance)) => given.instances.push(instance.clone()),
+                (None, None) => given.none.push(name.to_owned()),
+            }
+        }
+        given
     }
-    // CUDA takes indices and UUIDs.
-    let given = env.get(DEVICES).map(String::as_str).unwrap_or_default();
-    let given = given.split(',').map(str::trim).filter(|name| !name.is_empty());
-    given.filter_map(|name| Some(gpus.device(&Gpu::named(name))?.index)).collect()
+}
+
+/// The one that there is, if there are not several.
+fn only<T>(mut found: impl Iterator<Item = T>) -> Option<T> {
+    let first = found.next();
+    first.filter(|_| found.next().is_none())
 }
 
 fn seen(gpus: &Gpus) -> Vec<SeenGpu> {
@@ -216,48 +253,36 @@ fn seen(gpus: &Gpus) -> Vec<SeenGpu> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::gpu::{Device, Tenant};
-    use crate::model::ids::ProcessId;
+    use crate::host::gpu::Device;
 
     #[test]
-    fn an_engines_gpus_are_those_that_it_holds_or_else_was_given_by_any_name() {
-        let device = |index, uuid: &str| Device {
+    fn what_an_engine_was_given_is_named_as_a_configuration_names_it() {
+        let device = |index: u32, uuid: &str| Device {
             index,
             uuid: uuid.to_owned(),
             name: "NVIDIA H200".to_owned(),
             total_mib: None,
             free_mib: None,
         };
-        let mut gpus =
-            Gpus { devices: vec![device(0, "GPU-5d3a"), device(1, "GPU-77c1")], ..Gpus::default() };
-        let main = ProcessId { pid: 7, start: 1 };
-        let found = Found {
-            main,
-            tree: vec![main],
-            listeners: vec![main],
-            argv: Vec::new(),
-            cwd: None,
-            uid: 0,
-            keeper: Keeper::Nobody,
+        let gpus = Gpus {
+            devices: vec![device(0, "GPU-5d3a"), device(1, "GPU-5d77"), device(2, "GPU-9")],
+            instances: vec!["MIG-c6d4".to_owned(), "MIG-e1".to_owned()],
+            ..Gpus::default()
         };
-        let given = |gpus: &Gpus, list: &str| {
-            used(&found, &BTreeMap::from([(DEVICES.to_owned(), list.to_owned())]), gpus)
+        let given = |indices: &[u32], instances: &[&str], none: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+            Given { gpus: indices.to_vec(), instances: owned(instances), none: owned(none) }
         };
-        for (list, indices) in [
-            ("1", &[1][..]),
-            ("1, 0", &[1, 0]),
-            ("GPU-77c1", &[1]),
-            ("GPU-77,GPU-5d3a", &[1, 0]),
-            ("2", &[]),
-            ("GPU-9", &[]),
-            ("-1", &[]),
-            ("MIG-77c1", &[]),
-            ("", &[]),
+        for (names, expected) in [
+            ("", given(&[], &[], &[])),
+            ("2, 0", given(&[2, 0], &[], &[])),
+            ("GPU-5d77,GPU-9", given(&[1, 2], &[], &[])),
+            ("GPU-5d3", given(&[0], &[], &[])),
+            ("MIG-c6,MIG-e1", given(&[], &["MIG-c6d4", "MIG-e1"], &[])),
+            // Two begin so, and the others are not there.
+            ("GPU-5d,7,-1,MIG-x", given(&[], &[], &["GPU-5d", "7", "-1", "MIG-x"])),
         ] {
-            assert_eq!(given(&gpus, list), indices, "{list:?}");
+            assert_eq!(Given::read(names, &gpus), expected, "{names}");
         }
-        assert_eq!(used(&found, &BTreeMap::new(), &gpus), [0; 0]);
-        gpus.tenants = vec![Tenant { pid: 7, uuid: "GPU-5d3a".to_owned(), used_mib: None }];
-        assert_eq!(given(&gpus, "GPU-77c1"), [0]);
     }
 }

@@ -21,6 +21,9 @@ pub struct Survey {
     pub taken: BTreeSet<Port>,
     /// The GPUs, in the order of their indices.
     pub gpus: Vec<SeenGpu>,
+    /// Names of the instances that GPUs are divided into (`MIG-…`).
+    #[serde(default)]
+    pub instances: Vec<String>,
     /// Why no GPU was seen, if there is a reason; a fragment.
     pub no_gpus: Option<String>,
     /// Who has looked, where that was not root.
@@ -107,6 +110,12 @@ pub struct Listener {
     pub start: Start,
     /// Indices of the GPUs that it uses, as far as that can be seen.
     pub gpus: Vec<u32>,
+    /// The instances of divided GPUs that it was given, by their whole names (`MIG-…`).
+    #[serde(default)]
+    pub instances: Vec<String>,
+    /// What it was given that names no GPU here, where nothing else tells which it uses.
+    #[serde(default)]
+    pub no_gpus: Vec<String>,
 }
 
 /// How a model was started, as far as another one can be started so.

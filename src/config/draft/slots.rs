@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::words::inert;
+use super::words::{inert, scalar};
 use crate::model::ids::Port;
 use crate::model::replica::Keeper;
+use crate::model::spec::Gpu;
 use crate::model::survey::{Listener, SeenGpu, Survey};
 
 /// Where vLLM listens unless told otherwise, for a server on which nothing was seen.
@@ -44,13 +45,14 @@ pub(super) fn write(
 }
 
 /// A slot's GPUs, or why they are not known.
-type Gpus = Result<Vec<u32>, String>;
+type Gpus = Result<Vec<Gpu>, String>;
 
 fn slot(text: &mut String, name: &str, (port, gpus): (Port, &Gpus), note: &str) {
     let note = inert(note);
     match gpus {
         Ok(gpus) => {
-            let setting = format!("  {name}: {{ port: {port}, gpus: {gpus:?} }}");
+            let gpus: Vec<_> = gpus.iter().map(scalar_of).collect();
+            let setting = format!("  {name}: {{ port: {port}, gpus: [{}] }}", gpus.join(", "));
             let _ = writeln!(text, "{setting:<39} # {note}");
         }
         Err(why) => {
@@ -62,19 +64,41 @@ fn slot(text: &mut String, name: &str, (port, gpus): (Port, &Gpus), note: &str) 
     }
 }
 
+fn scalar_of(gpu: &Gpu) -> String {
+    match gpu {
+        Gpu::Index(index) => index.to_string(),
+        Gpu::Uuid(uuid) => scalar(uuid),
+    }
+}
+
+fn indices(gpus: &[u32]) -> Vec<Gpu> {
+    gpus.iter().copied().map(Gpu::Index).collect()
+}
+
 /// The GPUs of the model that serves, and as many for the next one.
 fn gpus(survey: &Survey, listener: Option<&Listener>) -> (Gpus, Gpus) {
     let all: Vec<u32> = survey.gpus.iter().map(|gpu| gpu.index).collect();
+    let example = "? gpus: [1]";
+    if let Some(it) = listener.filter(|it| !it.no_gpus.is_empty()) {
+        let why = format!(
+            "That model was started with {} in CUDA_VISIBLE_DEVICES, which is no GPU that nvidia-smi lists, or not one alone.\n\
+             ? gpus: [0]",
+            inert(&it.no_gpus.join(", "))
+        );
+        return (Err(why), Err(example.to_owned()));
+    }
+    if let Some(it) = listener.filter(|it| !it.instances.is_empty()) {
+        return divided(survey, it);
+    }
     if all.is_empty() {
         return (Ok(Vec::new()), Ok(Vec::new()));
     }
-    let example = "? gpus: [1]";
     if let [only] = all[..] {
         let why = format!(
             "There is one GPU. A swap is blue-green, the one strategy of this version: the next model loads beside the\n\
              old one, on a GPU of its own. With a second GPU:\n{example}"
         );
-        return (Ok(vec![only]), Err(why));
+        return (Ok(indices(&[only])), Err(why));
     }
     let used = listener.map(|it| it.gpus.clone()).unwrap_or_default();
     let unused =
@@ -88,21 +112,39 @@ fn gpus(survey: &Survey, listener: Option<&Listener>) -> (Gpus, Gpus) {
         }
         let half = unused.len() / 2;
         if half > 0 {
-            return (Ok(unused[..half].to_vec()), Ok(unused[half..2 * half].to_vec()));
+            return (Ok(indices(&unused[..half])), Ok(indices(&unused[half..2 * half])));
         }
         let why = format!("Fewer than two GPUs are unused.\n{}", "? gpus: [0]");
         return (Err(why), Err(example.to_owned()));
     }
     if unused.len() >= used.len() {
-        let next = unused[..used.len()].to_vec();
-        return (Ok(used), Ok(next));
+        return (Ok(indices(&used)), Ok(indices(&unused[..used.len()])));
     }
     let why = format!(
         "The model in slot a has {} GPUs, and {} are unused: the next one needs as many, of its own.\n{example}",
         used.len(),
         unused.len()
     );
-    (Ok(used), Err(why))
+    (Ok(indices(&used)), Err(why))
+}
+
+/// The instances of divided GPUs that a model has. Who uses the others nvidia-smi does not tell.
+fn divided(survey: &Survey, listener: &Listener) -> (Gpus, Gpus) {
+    let has = listener.instances.iter().cloned().map(Gpu::Uuid).collect();
+    let others = survey.instances.iter().filter(|it| !listener.instances.contains(it));
+    let others: Vec<String> = others.map(|it| inert(it)).collect();
+    let there = match others.is_empty() {
+        true => "no other is there".to_owned(),
+        false => format!("of the others it is not seen which are unused: {}", others.join(", ")),
+    };
+    let why = format!(
+        "The model in slot a runs on {} of a divided GPU (MIG); {there}.\n? gpus: [MIG-…]",
+        match listener.instances.len() {
+            1 => "an instance".to_owned(),
+            several => format!("{several} instances"),
+        }
+    );
+    (Ok(has), Err(why))
 }
 
 /// `0: NVIDIA H200, 139 GiB, 139 GiB free; used by process 12`

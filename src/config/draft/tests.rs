@@ -36,6 +36,8 @@ fn listener(port: u16, name: &str) -> Listener {
             ..Start::default()
         },
         gpus: vec![0],
+        instances: Vec::new(),
+        no_gpus: Vec::new(),
     }
 }
 
@@ -71,6 +73,7 @@ fn usual() -> Survey {
         listeners: vec![listener(8001, "chat")],
         taken: BTreeSet::from([Port(22), Port(80), Port(8001), Port(8002)]),
         gpus: vec![gpu(0, &[4711]), gpu(1, &[])],
+        instances: Vec::new(),
         no_gpus: None,
         looked_as: None,
     }
@@ -185,6 +188,38 @@ fn what_is_not_known_is_asked_for_in_its_place() {
     );
     assert_eq!(lacks(&text), ["model", "replica.command"], "{text}");
     assert!(text.contains("gpus: [0, 1]") && text.contains("gpus: [2, 3]"), "{text}");
+}
+
+#[test]
+fn a_divided_gpu_is_named_by_its_instance_and_a_name_that_means_none_is_said() {
+    let uuid = |name: &str| vec![Gpu::Uuid(name.to_owned())];
+    let mut survey = usual();
+    survey.instances = ["MIG-c6d4", "MIG-e1"].map(str::to_owned).to_vec();
+    // Its memory counts as the whole GPU's.
+    survey.listeners[0].instances = vec!["MIG-c6d4".to_owned()];
+    let text = draft(&known(), &survey);
+    assert_eq!(lacks(&text), ["slots.b.gpus"], "{text}");
+    assert!(
+        text.contains("it is not seen which are unused: MIG-e1.")
+            && text.contains("# ? gpus: [MIG-…]"),
+        "{text}"
+    );
+    let text = text.replace("    # ? gpus: [MIG-…]", "    gpus: [MIG-e1]");
+    let slots: Vec<_> = loaded(&text).spec.slots.into_values().map(|slot| slot.gpus).collect();
+    assert_eq!(slots, [uuid("MIG-c6d4"), uuid("MIG-e1")], "{text}");
+
+    // Whether there are GPUs or not.
+    for gpus in [usual().gpus, Vec::new()] {
+        let mut survey = Survey { gpus, ..usual() };
+        survey.listeners[0].gpus.clear();
+        survey.listeners[0].no_gpus = vec!["GPU-9\nretain: 0s".to_owned(), "7".to_owned()];
+        let text = draft(&known(), &survey);
+        assert_eq!(lacks(&text), ["slots.a.gpus", "slots.b.gpus"], "{text}");
+        assert!(
+            text.contains("# That model was started with GPU-9\\nretain: 0s, 7 in CUDA_VISIBLE"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -107,6 +107,8 @@ mod tests {
             names: names.iter().map(ToString::to_string).collect(),
             start: Start::default(),
             gpus: Vec::new(),
+            instances: Vec::new(),
+            no_gpus: Vec::new(),
         }
     }
 
