@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::observe::names_of_gpus;
+use super::running::Running;
 use crate::abort::{self, AbortOrder};
 use crate::event_log::EventLog;
 use crate::host::Host;
@@ -256,9 +257,9 @@ impl<'a, H: Host> Context<'a, H> {
         if self.never_begun() || self.never_loaded() {
             return Vec::new();
         }
-        let master = self.host.upstream().await.map(|view| view.master);
-        let loaded = master.and_then(|master| self.host.loaded(master));
-        loaded.map_or_else(|_| Vec::new(), |loaded| self.since_cutover(&loaded.old_workers))
+        let Ok(view) = self.host.upstream().await else { return Vec::new() };
+        let now = Running::seen(view.master).workers(self.host).await;
+        now.map_or_else(|_| Vec::new(), |now| self.since_cutover(&now.old_workers))
     }
 
     /// Waits for the lock of this host; another service's cutover is over within seconds.
@@ -315,7 +316,7 @@ impl<'a, H: Host> Context<'a, H> {
         let Some(replica) = self.replicas.get(slot).cloned() else { return Ok(None) };
         // Which workers still know it nobody has written down: those that are shutting down may.
         let master = self.host.upstream_at_rest().await?.master;
-        let old_workers = self.host.loaded(master)?.old_workers;
+        let old_workers = Running::seen(master).workers(self.host).await?.old_workers;
         let (since, until) = (self.host.now(), self.host.now());
         Ok(Some(Retained { replica, swap: self.swap.clone(), since, until, old_workers }))
     }

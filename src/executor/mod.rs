@@ -5,6 +5,7 @@ mod context;
 mod direction;
 mod observe;
 mod route;
+mod running;
 mod steps;
 mod underway;
 

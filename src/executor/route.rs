@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::context::{Context, serves_from};
 use super::observe::World;
+use super::running::Running;
 use crate::config::draft::ELSEWHERE;
 use crate::host::Host;
 use crate::host::engine::Answer;
@@ -88,9 +89,9 @@ pub async fn prove_route<H: Host>(
 ) -> Result<(), Failure> {
     let serving = upstream.port;
     let identity = identity_at_once(host, serving, other).await;
-    let loaded = host.loaded(upstream.master)?;
+    let now = Running::seen(upstream.master).workers(host).await?;
     let expectation = Expectation { candidate: serving, incumbent: other, identity };
-    match host.prove(&expectation, &loaded).await {
+    match host.prove(&expectation, &now).await {
         Ok(_) => Ok(()),
         Err(failure) => Err(Failure {
             message: format!(
@@ -147,10 +148,10 @@ pub(super) async fn is_astray<H: Host>(host: &H, port: Port, named: Port) -> boo
             return false;
         }
         let Ok(view) = host.upstream().await else { return false };
-        let Ok(loaded) = host.loaded(view.master) else { return false };
+        let Ok(now) = Running::seen(view.master).workers(host).await else { return false };
         let identity = identity_at_once(host, port, named).await;
         let expectation = Expectation { candidate: port, incumbent: named, identity };
-        view.port == named && host.prove(&expectation, &loaded).await.is_ok()
+        view.port == named && host.prove(&expectation, &now).await.is_ok()
     });
     seen.await
 }

@@ -7,6 +7,7 @@ use super::give_back::{Returned, give_back};
 use super::{Acted, Undone};
 use crate::executor::context::{Context, Cutover};
 use crate::executor::route::{Presence, confirm_way, identity, is_astray, presence};
+use crate::executor::running::Running;
 use crate::host::engine::Answer;
 use crate::host::nginx::{Expectation, Proof, Reloaded};
 use crate::host::process::{redact, user_name};
@@ -24,9 +25,6 @@ use crate::swap::nginx_conf::port_of;
 const OVERLAP_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at the workers' titles, which no event announces.
 const OVERLAP_LOOK: Duration = Duration::from_millis(5);
-/// How often nginx may be restarted while it is shown that a cutover has arrived. A person restarts it once, an upgrade of its
-/// packages does so a second time; more often it only is where it keeps failing.
-const RESTARTS: usize = 3;
 /// Between two looks whether what served before is there again; loading takes it far longer.
 const INCUMBENT_LOOK: Duration = Duration::from_millis(250);
 
@@ -53,22 +51,8 @@ pub(super) async fn prepare<H: Host>(
     }
     let keeper = &cx.plan.candidate.keeper;
     let unbooted = (!cx.host.booted(keeper).await?).then(|| keeper.clone());
-    Ok(Undo::Upstream { image, unbooted, workers: workers(cx, master).await? })
-}
-
-/// The workers that are there before the cutover. Of an nginx that was restarted just now: those of the one that runs.
-async fn workers<H: Host>(
-    cx: &Context<'_, H>,
-    master: ProcessId,
-) -> Result<Vec<ProcessId>, Failure> {
-    let now = match cx.host.loaded(master) {
-        Ok(loaded) => loaded,
-        Err(_) => {
-            let running = cx.unless_aborted(cx.host.upstream_at_rest()).await?.master;
-            cx.host.loaded(running)?
-        }
-    };
-    Ok([now.old_workers, now.new_workers].concat())
+    let now = cx.unless_aborted(Running::seen(master).workers(cx.host)).await?;
+    Ok(Undo::Upstream { image, unbooted, workers: [now.old_workers, now.new_workers].concat() })
 }
 
 /// Another agent may have begun it: nginx's file names the candidate then, and whether that is loaded nobody knows.
@@ -119,21 +103,15 @@ async fn arrive<H: Host>(
     reloaded: &Reloaded,
 ) -> Result<(Proof, Vec<ProcessId>), Failure> {
     let mut reloaded = reloaded.clone();
-    let mut restarts = 0;
+    let mut running = Running::seen(reloaded.master);
     loop {
         let proof = cx.unless_aborted(cx.host.prove(expectation, &reloaded)).await?;
         one_generation(cx, &reloaded.old_workers, expectation.incumbent).await;
-        let gone = match cx.host.loaded(reloaded.master) {
-            Ok(loaded) => return Ok((proof, loaded.old_workers)),
-            Err(gone) => gone,
-        };
-        // Whoever restarted it meanwhile had it read the same file, unless that was changed as well: a proof tells.
-        let running = cx.unless_aborted(cx.host.upstream_at_rest()).await?.master;
-        if running == reloaded.master || restarts == RESTARTS {
-            return Err(gone);
+        let now = cx.unless_aborted(running.workers(cx.host)).await?;
+        if now.master == reloaded.master {
+            return Ok((proof, now.old_workers));
         }
-        restarts += 1;
-        reloaded.master = running;
+        reloaded.master = now.master;
     }
 }
 

@@ -16,6 +16,7 @@ mod host;
 mod judge;
 mod locked;
 mod lone;
+mod restart;
 mod scene;
 mod slow;
 mod stuck;

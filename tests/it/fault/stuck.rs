@@ -14,7 +14,7 @@ use super::verbs::{DECISIVE, assert_honest, clean, had_back, is_mutating, run};
 use super::wrong::Wrong;
 
 /// The first call of each verb in each step, behind its number: those after `since` that are `wanted`.
-fn each_once(
+pub(super) fn each_once(
     calls: &[Call],
     since: usize,
     wanted: impl Fn(&Call) -> bool,
@@ -25,7 +25,7 @@ fn each_once(
 }
 
 /// The calls that fail a step.
-fn deciding(calls: &[Call]) -> impl Iterator<Item = (usize, &Call)> {
+pub(super) fn deciding(calls: &[Call]) -> impl Iterator<Item = (usize, &Call)> {
     each_once(calls, 0, |call| DECISIVE.contains(&call.verb))
 }
 
