@@ -38,8 +38,7 @@ pub(super) async fn abort(
     };
     let Some(swap) = of else {
         // Nobody is there to be asked; what somebody left unfinished when he died is brought to its end.
-        let ended = hand_over(dir, line, answers).await.map_err(Refusal::environment)?;
-        if let Some(swap) = ended {
+        if let Some(swap) = hand_over(dir, line, answers).await? {
             follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
         }
         return Ok(());

@@ -50,7 +50,7 @@ use crate::host::{Host, SystemHost, exec, process, survey};
 use crate::journal::Journal;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
-use crate::model::refusal::{Fault, Refusal};
+use crate::model::refusal::{Fault, Known, Refusal};
 use crate::model::spec::SwapSpec;
 use crate::model::state::StatusReport;
 use crate::model::wire::{
@@ -151,9 +151,7 @@ async fn about_service(
             follow::follow(&dir, swap, (*since, *wait), answers).await;
             Ok(())
         }
-        Command::Uninstall(_) => {
-            hand_over(&dir, line, answers).await.map(drop).map_err(Refusal::environment)
-        }
+        Command::Uninstall(_) => hand_over(&dir, line, answers).await.map(drop),
         // Answered before, by the server and not by a service.
         Command::Survey(_) => Ok(()),
         Command::Abort(wanted) => abort::abort(&dir, (wanted, line), answers).await,
@@ -163,8 +161,7 @@ async fn about_service(
         Command::Repair(_) => recover::hand_over_repair(&dir, line, answers).await,
         Command::Swap(SwapRequest { wait, .. })
         | Command::Rollback(RollbackRequest { wait, .. }) => {
-            let begun = begin((&dir, access), line, answers).await;
-            if let Some(swap) = begun.map_err(Refusal::environment)? {
+            if let Some(swap) = begin((&dir, access), line, answers).await? {
                 follow::follow(&dir, &swap, (0, *wait), answers).await;
             }
             Ok(())
@@ -290,7 +287,7 @@ async fn hand_over(
     dir: &ServiceDir,
     line: &str,
     answers: &mut Answers,
-) -> Result<Option<SwapId>, Failure> {
+) -> Result<Option<SwapId>, Refusal> {
     // What it asks was checked, and all that it does.
     detach((dir, &refuge::fate().await, &Access::Full), line, answers).await
 }
@@ -300,10 +297,10 @@ async fn begin(
     (dir, access): (&ServiceDir, &Access),
     line: &str,
     answers: &mut Answers,
-) -> Result<Option<SwapId>, Failure> {
+) -> Result<Option<SwapId>, Refusal> {
     let fate = refuge::fate().await;
     match refuge::barred(&fate) {
-        Some(failure) => Err(failure),
+        Some(failure) => Err(Refusal::environment(failure)),
         None => detach((dir, &fate, access), line, answers).await,
     }
 }
@@ -314,13 +311,17 @@ async fn detach(
     (dir, fate, access): (&ServiceDir, &Fate, &Access),
     line: &str,
     answers: &mut Answers,
-) -> Result<Option<SwapId>, Failure> {
-    let io = |error: std::io::Error| Failure::new("cannot start the agent").hint(error.to_string());
+) -> Result<Option<SwapId>, Refusal> {
+    let io = |error: std::io::Error| {
+        Refusal::environment(Failure::new("cannot start the agent").hint(error.to_string()))
+    };
     let path = dir.root().join("agent.log");
-    let unwritable = |error: std::io::Error| Failure {
-        causes: vec![error.to_string()],
-        ..Failure::new(format!("cannot write {}", path.display()))
-            .hint("let the agent write in its state folder, or set state_dir to another one")
+    let unwritable = |error: std::io::Error| {
+        Refusal::environment(Failure {
+            causes: vec![error.to_string()],
+            ..Failure::new(format!("cannot write {}", path.display()))
+                .hint("let the agent write in its state folder, or set state_dir to another one")
+        })
     };
     let log = std::fs::OpenOptions::new()
         .append(true)
@@ -351,9 +352,10 @@ async fn relay(
     dir: &ServiceDir,
     stdout: ChildStdout,
     answers: &mut Answers,
-) -> Result<Option<SwapId>, Failure> {
-    let unheard =
-        |error: std::io::Error| Failure::new("cannot hear the agent").hint(error.to_string());
+) -> Result<Option<SwapId>, Refusal> {
+    let unheard = |error: std::io::Error| {
+        Refusal::environment(Failure::new("cannot hear the agent").hint(error.to_string()))
+    };
     let mut lines = BufReader::new(stdout).lines();
     while let Some(line) = lines.next_line().await.map_err(unheard)? {
         let Ok(frame) = serde_json::from_str::<Frame>(&line) else { continue };
@@ -366,8 +368,9 @@ async fn relay(
             _ => {}
         }
     }
-    Err(Failure::new("the agent ended without an answer")
-        .hint(format!("{} on the server may say why", dir.root().join("agent.log").display())))
+    let failure = Failure::new("the agent ended without an answer")
+        .hint(format!("{} on the server may say why", dir.root().join("agent.log").display()));
+    Err(Refusal { known: Known::Left, ..Refusal::environment(failure) })
 }
 
 /// Says on stderr what stands in the way of an agent whom nobody follows; systemd's journal keeps it.

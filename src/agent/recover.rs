@@ -33,7 +33,7 @@ pub(super) async fn hand_over_repair(
     line: &str,
     answers: &mut Answers,
 ) -> Result<(), Refusal> {
-    while let Some(swap) = hand_over(dir, line, answers).await.map_err(Refusal::environment)? {
+    while let Some(swap) = hand_over(dir, line, answers).await? {
         follow_repair(dir, &swap, answers).await;
         let is_at_its_end = !needs(dir, &swap, Wanted::Repair);
         // Another one may be stuck as well. Its agent begins with the lease, which the one before gives back when it is done.
@@ -90,8 +90,10 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     };
     // Another command may have ended meanwhile what had no outcome a moment ago.
     let swap = to_repair(&dir);
+    let mut repaired = None;
     if let Some(died) = lease.died.clone().filter(|died| Some(&died.swap) != swap.as_ref()) {
         // Its swap has its outcome, and perhaps nobody was told.
+        repaired = Some(died.swap.clone()).filter(|swap| is_taken_up(&dir, swap));
         bring_to_end(&dir, &died.swap, (Some(asked), Wanted::End), || {})
             .await
             .map_err(Refusal::environment)?;
@@ -100,6 +102,10 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     }
     let Some(swap) = swap else {
         close_all(&dir);
+        if let Some(swap) = repaired {
+            answers.send(&Frame::Accepted { swap });
+            return Ok(());
+        }
         return nothing_to_repair(&dir, asked, answers).await;
     };
     // What is stuck the agent that systemd kept has left to a person; half undone it is unfinished again.
@@ -115,6 +121,16 @@ pub(super) async fn repair(wanted: &RepairRequest, answers: &mut Answers) -> Res
     }
     close_all(&dir);
     lease.recovered(&own(&swap)).map_err(|error| Refusal::environment(error.to_failure()))
+}
+
+/// Whether a swap was taken up by somebody who has told no end of it.
+fn is_taken_up(dir: &ServiceDir, swap: &SwapId) -> bool {
+    let told = EventReader::new(&dir.swap(swap)).read().unwrap_or_default();
+    let last = told
+        .iter()
+        .rev()
+        .find(|event| matches!(event.kind, EventKind::TakenUp { .. } | EventKind::Concluded(_)));
+    last.is_some_and(|event| matches!(event.kind, EventKind::TakenUp { .. }))
 }
 
 /// The swaps that have begun, newest first.

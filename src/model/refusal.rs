@@ -47,7 +47,7 @@ pub enum Known {
     /// Nothing: it may be under way. An older agent never tells more.
     #[default]
     Untold,
-    /// It has begun, and its agent is gone: asked for again by its id it is brought to its end.
+    /// Its agent is gone, perhaps before it said that it has begun: what has is brought to its end if it is asked for again by its id.
     Left,
     /// Nothing has begun under its id.
     Unbegun,

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::follow::Followed;
-use crate::model::ids::SwapId;
 use crate::model::state::Requester;
 use crate::model::wire::{
     AbortRequest, Command, Request, RollbackRequest, SwapRequest, Unknown, Wish,
@@ -30,34 +29,41 @@ impl<'a> Orphan<'a> {
     /// The request by which the server brings the swap to its end that was begun or followed. `None`: a person decides, or the next
     /// command.
     pub(super) fn brought_to_end(&mut self, followed: &mut Followed) -> Option<Request> {
-        let swap = followed.swap.clone().filter(|_| self.deaths < MOST_DEATHS)?;
-        let command = self.ends(swap, followed)?;
+        let command = self.ends(followed).filter(|_| self.deaths < MOST_DEATHS)?;
         self.deaths += 1;
         // Who takes it up asks for another one.
         followed.needs_no_word();
         Some(Request { v: self.origin.v, command })
     }
 
-    fn ends(&self, swap: SwapId, followed: &Followed) -> Option<Command> {
-        // By its id the server knows that it has begun, and does not begin it again. Whoever is at work meanwhile has ended it first.
+    fn ends(&self, followed: &Followed) -> Option<Command> {
+        // Whoever is at work meanwhile has ended it first.
         let lock_wait = Duration::ZERO;
-        let is_open = followed.conclusion.is_none();
-        let asked = self.origin.command.asked()?;
-        let abort = |wish| AbortRequest {
-            asked: asked.clone(),
-            of: Some(swap.clone()),
-            unknown: Unknown::Refused,
-            wish,
-            since: followed.seq,
-            requester: self.requester.clone(),
-        };
-        match self.origin.command.clone() {
-            Command::Swap(wanted) => Some(Command::Swap(SwapRequest { swap, lock_wait, ..wanted })),
-            Command::Rollback(wanted) => {
+        match (self.origin.command.clone(), followed.swap.clone()) {
+            // By its id the server knows that it has begun, and does not begin it again.
+            (Command::Swap(wanted), Some(swap)) => {
+                Some(Command::Swap(SwapRequest { swap, lock_wait, ..wanted }))
+            }
+            (Command::Rollback(wanted), Some(swap)) => {
                 Some(Command::Rollback(RollbackRequest { swap, lock_wait, ..wanted }))
             }
-            Command::Abort(_) => is_open.then(|| Command::Abort(abort(Wish::GivenUp))),
-            Command::Follow { .. } => is_open.then(|| Command::Abort(abort(Wish::Ended))),
+            // What is at no end the server finds by itself. It had its turn, or dies before that: then it waits for it anew.
+            (repair @ Command::Repair(_), _) => Some(repair),
+            // Nobody has said that the order was heard.
+            (abort @ Command::Abort(AbortRequest { of: Some(_), .. }), None) => Some(abort),
+            // Who was to be given up is given up; whoever only follows decides nothing.
+            (command @ (Command::Follow { .. } | Command::Abort(_)), Some(swap)) => {
+                let is_order = matches!(command, Command::Abort(_));
+                let abort = AbortRequest {
+                    asked: command.asked()?.clone(),
+                    of: Some(swap),
+                    unknown: Unknown::Refused,
+                    wish: if is_order { Wish::GivenUp } else { Wish::Ended },
+                    since: followed.seq,
+                    requester: self.requester.clone(),
+                };
+                followed.conclusion.is_none().then_some(Command::Abort(abort))
+            }
             _ => None,
         }
     }
@@ -72,7 +78,8 @@ impl<'a> Orphan<'a> {
 mod tests {
     use super::*;
     use crate::github::inputs::CommandName;
-    use crate::model::wire::{Asked, Secrets, WIRE_VERSION, Wait, When};
+    use crate::model::ids::SwapId;
+    use crate::model::wire::{Asked, RepairRequest, Secrets, WIRE_VERSION, Wait, When};
     use crate::swap::planner::tests::spec;
 
     /// What was asked for first, and what is asked for at each death from then on.
@@ -136,5 +143,21 @@ mod tests {
             let Command::Abort(ended) = command else { panic!("{command:?}") };
             assert_eq!((ended.of, ended.wish), (Some("s-1".parse().unwrap()), Wish::Ended));
         }
+    }
+
+    /// Its agent may die before it has said which swap it takes up.
+    #[test]
+    fn a_repair_is_asked_for_once_more_and_not_for_ever() {
+        let asked = Asked { spec: spec(), secrets: Secrets::default() };
+        let (lock_wait, requester) = (Duration::from_secs(60), Requester::default());
+        let repair = RepairRequest { asked, id: None, lock_wait, requester: requester.clone() };
+        let origin = Request { v: WIRE_VERSION, command: Command::Repair(repair) };
+        let mut orphan = Orphan::of(&origin, &requester);
+        let mut followed = Followed::of(CommandName::Repair);
+        for death in 0..MOST_DEATHS {
+            assert_eq!(orphan.brought_to_end(&mut followed), Some(origin.clone()), "{death}");
+            followed.swap = Some("s-1".parse().unwrap());
+        }
+        assert_eq!(orphan.brought_to_end(&mut followed), None);
     }
 }

@@ -311,8 +311,8 @@ pub(crate) fn assert_whole(run: &Run) {
 }
 
 /// Kills the agent of a step there, and nobody else; how the step ends.
-async fn bereft(world: &World, record: usize, action: Action) -> Result<Run> {
-    world.server.strike(Some(Aim::Freeze(record)))?;
+async fn bereft(world: &World, aim: Aim, action: Action) -> Result<Run> {
+    world.server.strike(Some(aim))?;
     let step = Step::start(action)?;
     let (agent, _) = frozen(world).await?;
     world.server.strike(None)?;
@@ -321,8 +321,8 @@ async fn bereft(world: &World, record: usize, action: Action) -> Result<Run> {
 }
 
 /// The same where the step asks for another agent, once.
-async fn bereft_at_work(world: &World, record: usize, action: Action) -> Result<Run> {
-    let run = bereft(world, record, action).await?;
+pub(crate) async fn bereft_at_work(world: &World, aim: Aim, action: Action) -> Result<Run> {
+    let run = bereft(world, aim, action).await?;
     assert_eq!(run.stdout.matches("asking the server to bring").count(), 1, "{run}");
     Ok(run)
 }
@@ -331,7 +331,9 @@ async fn bereft_at_work(world: &World, record: usize, action: Action) -> Result<
 #[tokio::test]
 async fn a_step_that_waits_for_the_end_is_told_of_it_by_the_journal() -> Result<()> {
     let world = world().await?;
-    let run = bereft(&world, CLOSED, world.action("swap", NEW, &[("wait", "retired")])?).await?;
+    let run =
+        bereft(&world, Aim::Freeze(CLOSED), world.action("swap", NEW, &[("wait", "retired")])?)
+            .await?;
     let run = run.ended(0, "promoted");
     assert!(run.summary.contains("Slot a is free"), "{run}");
     assert!(!run.stdout.contains("is gone"), "{run}");
@@ -346,18 +348,25 @@ async fn a_step_whose_agent_is_killed_has_another_one_bring_its_swap_to_its_end(
     let before = Facts::of(&world)?;
     let retired = [("wait", "retired")];
     for (record, code, outcome) in [(READY, 4, "failed"), (CUT_OVER, 5, "rolled-back")] {
-        let run = bereft_at_work(&world, record, world.action("swap", NEW, &retired)?).await?;
+        let run = bereft_at_work(&world, Aim::Freeze(record), world.action("swap", NEW, &retired)?)
+            .await?;
         run.ended(code, outcome);
         assert_eq!(Facts::of(&world)?, before, "{record}");
     }
-    let run = bereft_at_work(&world, PROMOTED, world.action("swap", NEW, &retired)?).await?;
+    let run =
+        bereft_at_work(&world, Aim::Freeze(PROMOTED), world.action("swap", NEW, &retired)?).await?;
     run.ended(0, "promoted");
     assert!(!world.old_runs()?, "it is still there");
-    let run = bereft_at_work(&world, CONCLUDED + 1, world.action("swap", "Qwen/Third", &retired)?)
-        .await?;
+    let run = bereft_at_work(
+        &world,
+        Aim::Freeze(CONCLUDED + 1),
+        world.action("swap", "Qwen/Third", &retired)?,
+    )
+    .await?;
     run.ended(0, "promoted");
     let swap = swap(&world)?;
-    let back = bereft_at_work(&world, READY, world.action("rollback", NEW, &retired)?).await?;
+    let back = bereft_at_work(&world, Aim::Freeze(READY), world.action("rollback", NEW, &retired)?)
+        .await?;
     let back = back.ended(4, "failed");
     assert_eq!(
         (world.serves().await?.as_str(), back.output("swap-id") > swap.as_str()),

@@ -11,7 +11,7 @@ use testbed::server::{Aim, listeners};
 
 use crate::commands::Terminal;
 use crate::doctor::mark;
-use crate::kills::{CUT_OVER, Facts, READY, frozen, ordered, orphaned, world};
+use crate::kills::{CUT_OVER, Facts, READY, bereft_at_work, frozen, ordered, orphaned, world};
 use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, Run, World, engine};
 
@@ -370,6 +370,29 @@ fn sessions(world: &World) -> Vec<u32> {
     let all = world.server.leftovers().into_iter();
     let sessions = all.filter(|line| line.contains("agent session"));
     sessions.filter_map(|line| line.split_once(':')?.0.parse().ok()).collect()
+}
+
+/// The records of a repair that undoes a swap from its cutover on: traffic is back, and the outcome.
+const RETURNED: usize = 2;
+const REPAIRED: usize = 2 * 4 + 1;
+
+/// Before it has said what it takes up, in the midst of it, and when it has written down what came of it and told nobody.
+#[tokio::test]
+async fn a_repair_whose_agent_is_killed_has_another_one_bring_the_swap_to_its_end() -> Result<()> {
+    let (world, before) = moved().await?;
+    let load = world.load().await?;
+    for aim in [Aim::FreezeAtEachEvent, Aim::Freeze(RETURNED), Aim::Freeze(REPAIRED)] {
+        let run = bereft_at_work(&world, aim, world.action("repair", NEW, &[])?).await?;
+        let run = run.ended(0, "rolled-back");
+        let swap = swaps(&world)?.pop().context("no swap")?;
+        assert_eq!(run.output("swap-id"), name(&swap), "{aim:?}\n{run}");
+        assert_eq!(Facts::of(&world)?, before, "{aim:?}\n{run}");
+        assert_eq!(world.serves().await?, OLD, "{aim:?}\n{run}");
+        Step::run(world.action("repair", NEW, &[])?).await?.ended(0, "unchanged");
+        orphaned(&world, Aim::After(CUT_OVER), world.action("swap", NEW, &[])?).await?;
+    }
+    load.stop().await.assert_clean();
+    Ok(())
 }
 
 /// Half undone, a swap is neither stuck nor at its end.
