@@ -1,6 +1,9 @@
-//! What `status` and `doctor` say while somebody is at work: of what loads, of what waits, and that nothing of it is a fault.
+//! What `status` and `doctor` say while somebody is at work: of what loads, of what waits, and that nothing of it is a fault;
+//! and that another program in its place does not disturb who is at work.
 
-use anyhow::{Context, Result};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::github::FakeGitHub;
 use testbed::server::Aim;
@@ -46,6 +49,26 @@ async fn a_model_that_loads_is_neither_free_room_nor_a_stranger() -> Result<()> 
     assert!(!doctor.stdout.contains("ready to swap"), "{doctor}");
     world.run("abort", NEW, &[]).await?.ended(0, "aborted");
     step.finish().await?.ended(6, "aborted");
+    Ok(())
+}
+
+/// As root replaces it who brings another release (`server install --apply`): the agent goes on from the file that it began with,
+/// also where it starts itself, as for a model.
+#[tokio::test]
+async fn an_agent_whose_program_is_replaced_goes_on_all_the_same() -> Result<()> {
+    let world = kills::world().await?;
+    world.server.strike(Some(Aim::Freeze(kills::STARTING)))?;
+    let step = Step::start(world.action("swap", NEW, &[("wait", "retired")])?)?;
+    let (agent, _) = kills::frozen(&world).await?;
+    world.server.strike(None)?;
+    let program = fs::read_link(format!("/proc/{agent}/exe"))?;
+    ensure!(program.starts_with(world.server.state_dir()), "{} is not its own", program.display());
+    let other = program.with_extension("new");
+    fs::copy("/bin/false", &other)?;
+    fs::rename(&other, &program)?;
+    send("-CONT", agent)?;
+    step.finish().await?.ended(0, "promoted");
+    assert_eq!(world.serves().await?, NEW);
     Ok(())
 }
 
