@@ -1,10 +1,11 @@
 //! A fake GitHub API: the deployment, comment and dispatch calls of one GitHub, with state, held to GitHub's own description.
 //!
-//! Each request and each of its own answers is checked against `fixtures/github-openapi.json`, so that neither a caller
+//! Each request and each of its own answers is checked against `fixtures/github-openapi.json` and `fixtures/github.graphql`, so that neither a caller
 //! nor this fake can invent an API. It runs in a thread of its own: it answers also while a test blocks.
 
 mod comments;
 mod contract;
+mod graphql;
 mod operation;
 mod pulls;
 mod server;

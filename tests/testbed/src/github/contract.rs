@@ -7,29 +7,11 @@ use anyhow::Context;
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
+use super::graphql::Schema;
 use super::operation::{Operation, PathParameters};
 
 /// OpenAPI 3.0.3; where it comes from is in `fixtures/README.md`.
 const DESCRIPTION: &str = include_str!("../../fixtures/github-openapi.json");
-
-/// What GitHub's GraphQL schema says of the one query that is known here, in the words of the other description:
-/// `type Query { viewer: User! }`, `type User { login: String! }` (documentation, "GraphQL": queries, objects).
-const GRAPHQL: &str = r#"{ "post": {
-    "parameters": [],
-    "requestBody": { "content": { "application/json": { "schema": {
-        "type": "object", "required": ["query"],
-        "properties": { "query": { "type": "string", "enum": ["query { viewer { login } }"] } }
-    } } } },
-    "responses": { "200": { "content": { "application/json": { "schema": {
-        "type": "object", "required": ["data"],
-        "properties": { "data": {
-            "type": "object", "required": ["viewer"],
-            "properties": { "viewer": {
-                "type": "object", "required": ["login"], "properties": { "login": { "type": "string" } }
-            } }
-        } }
-    } } } } }
-} }"#;
 
 /// Most characters of a description: `maxLength` of the answer's schema `deployment-status`, which the request's schema
 /// does not repeat.
@@ -40,6 +22,7 @@ pub(super) struct Contract {
     operations: HashMap<Operation, Clauses>,
     /// What an answer looks like for which the description has no schema, as 307, 401 or 502.
     basic_error: Validator,
+    graphql: Schema,
 }
 
 /// What the description says of one operation.
@@ -70,17 +53,16 @@ impl Contract {
     /// Compiles the description.
     pub(super) fn load() -> anyhow::Result<Self> {
         let mut root: Value = serde_json::from_str(DESCRIPTION)?;
-        root["paths"]["/graphql"] = serde_json::from_str(GRAPHQL)?;
         into_json_schema(&mut root);
         let mut operations = HashMap::new();
-        for operation in Operation::ALL {
+        for operation in Operation::ALL.into_iter().filter(|known| *known != Operation::Viewer) {
             let (method, path) = operation.route();
             let clauses = Clauses::compile(&root, &root["paths"][path][method.to_lowercase()])
                 .with_context(|| format!("{method} {path} in the fixture"))?;
             operations.insert(operation, clauses);
         }
         let basic_error = compile(&root, &json!({ "$ref": "#/components/schemas/basic-error" }))?;
-        Ok(Self { operations, basic_error })
+        Ok(Self { operations, basic_error, graphql: Schema::load()? })
     }
 
     /// What is wrong with a request; empty if nothing is.
@@ -91,7 +73,9 @@ impl Contract {
         query: &[(String, String)],
         body: Option<&Value>,
     ) -> Vec<String> {
-        let clauses = &self.operations[&operation];
+        let Some(clauses) = self.operations.get(&operation) else {
+            return self.graphql.judge_question(body.unwrap_or(&Value::Null));
+        };
         let mut wrong = Vec::new();
         for (name, value) in path.iter() {
             judge_parameter(clauses.path.get(name), name, value, &mut wrong);
@@ -111,14 +95,20 @@ impl Contract {
         wrong
     }
 
-    /// What is wrong with an answer of the fake; empty if nothing is.
+    /// What is wrong with an answer of the fake to what was `asked`; empty if nothing is.
     pub(super) fn judge_answer(
         &self,
         operation: Operation,
+        asked: Option<&Value>,
         status: u16,
         body: Option<&Value>,
     ) -> Vec<String> {
-        let schema = match self.operations[&operation].answers.get(&status) {
+        let clauses = self.operations.get(&operation);
+        if clauses.is_none() && status == 200 {
+            let [asked, body] = [asked, body].map(|json| json.unwrap_or(&Value::Null));
+            return self.graphql.judge_answer(asked, body);
+        }
+        let schema = match clauses.and_then(|clauses| clauses.answers.get(&status)) {
             Some(None) => return Vec::new(),
             Some(Some(schema)) => schema,
             // What is refused, and what is sent elsewhere.

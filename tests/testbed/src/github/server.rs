@@ -291,13 +291,13 @@ impl World {
             (None, None) if !wrong.is_empty() => Answer::invalid(&wrong),
             (None, None) => self.act(operation, &parameters, request),
         };
-        let answer = self.approved(operation, answer);
+        let answer = self.approved(operation, request, answer);
         match fault {
             Some(Fault::LostAnswer) => Reply::Cut,
             Some(Fault::LateHang) => Reply::Hang,
             Some(Fault::LateStatus(status)) => {
                 let late = Answer::refusal(status, message(status));
-                Reply::Answer(self.approved(operation, late))
+                Reply::Answer(self.approved(operation, request, late))
             }
             _ => Reply::Answer(answer),
         }
@@ -363,8 +363,9 @@ impl World {
     }
 
     /// The answer, if GitHub could give it; else 500 with what is wrong with this fake.
-    fn approved(&mut self, operation: Operation, answer: Answer) -> Answer {
-        let wrong = self.contract.judge_answer(operation, answer.status, answer.body.as_ref());
+    fn approved(&mut self, operation: Operation, request: &Request, answer: Answer) -> Answer {
+        let (asked, body) = (request.body.as_ref(), answer.body.as_ref());
+        let wrong = self.contract.judge_answer(operation, asked, answer.status, body);
         if wrong.is_empty() {
             return answer;
         }

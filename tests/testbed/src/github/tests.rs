@@ -321,8 +321,9 @@ fn its_own_answers_are_judged() {
     let contract = Contract::load().unwrap();
     let whole = state::State::new("http://127.0.0.1".into())
         .create("acme/models".into(), &json!({ "ref": "main" }));
-    let judge =
-        |answer: &Value| contract.judge_answer(Operation::CreateDeployment, 201, Some(answer));
+    let judge = |answer: &Value| {
+        contract.judge_answer(Operation::CreateDeployment, None, 201, Some(answer))
+    };
     assert_eq!(judge(&whole), Vec::<String>::new());
     for (field, value) in
         [("url", json!("no address")), ("node_id", Value::Null), ("creator", json!({}))]
@@ -334,5 +335,7 @@ fn its_own_answers_are_judged() {
     let mut nobody = whole.clone();
     nobody["creator"] = Value::Null;
     assert_eq!(judge(&nobody), Vec::<String>::new(), "nullable in the description");
-    assert!(!contract.judge_answer(Operation::CreateDeployment, 200, Some(&whole)).is_empty());
+    assert!(
+        !contract.judge_answer(Operation::CreateDeployment, None, 200, Some(&whole)).is_empty()
+    );
 }
