@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::text::duration;
 use crate::model::ids::SlotName;
 use crate::model::sample::{GpuMemory, Load, Sample};
 
@@ -60,6 +61,12 @@ pub(super) fn since(before: &Load, now: &Load) -> Load {
     }
 }
 
+/// How long a request took on average; `None` where none was timed.
+pub(super) fn mean(counted: &Load) -> Option<String> {
+    let ms = counted.took_ms.checked_div(counted.timed)?;
+    Some(if ms < 1000 { format!("{ms}ms") } else { duration(ms) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +89,13 @@ mod tests {
         assert_eq!(take(130, 3), (30, 2));
         assert_eq!(take(5, 0), (5, 0));
         assert!(Counts::default().since_first(&slot).is_none());
+    }
+
+    #[test]
+    fn what_takes_less_than_a_second_is_told_in_milliseconds() {
+        let counted = |timed, took_ms| mean(&Load { timed, took_ms, ..Load::default() });
+        assert_eq!(counted(40, 1_000).as_deref(), Some("25ms"));
+        assert_eq!(counted(2, 3_000).as_deref(), Some("1.5s"));
+        assert_eq!(counted(0, 0), None);
     }
 }

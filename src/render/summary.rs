@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::counts::Counts;
+use super::counts::{Counts, mean};
 use super::failure::{hints, reasons, tail};
 use super::gates::{Gate, Gates};
 use super::markdown::{code, fenced};
@@ -115,14 +115,14 @@ impl Summary {
             .map_or_else(|| "outcome not known".to_owned(), |end| end.outcome.to_string());
         let mut parts = vec![format!("## {}: {outcome}\n", plan.service), sides(plan)];
         parts.push(self.traffic());
+        parts.extend(
+            conclusion.and_then(|end| end.failure.as_ref()).map(|failure| why("Why", failure)),
+        );
         parts.push(table(plan.all_steps().zip(&self.rows)));
         parts.extend(gates(self.gates.met()));
         parts.extend(self.requests(plan));
         parts.extend(self.memory());
         parts.extend(warnings(self.warnings.iter().chain(&plan.notes)));
-        parts.extend(
-            conclusion.and_then(|end| end.failure.as_ref()).map(|failure| why("Why", failure)),
-        );
         parts.extend(self.after());
         parts.extend(self.rollback());
         parts.join("\n")
@@ -151,8 +151,7 @@ impl Summary {
                 code(&side.revision.model),
                 side.slot
             );
-            let mean = counted.took_ms.checked_div(counted.timed).map(duration);
-            mean.map_or(by.clone(), |mean| format!("{by} ({mean} each)"))
+            mean(counted).map_or(by.clone(), |mean| format!("{by} ({mean} each)"))
         });
         let completed = completed.collect::<Vec<_>>().join(", ");
         (!counted.is_empty()).then(|| {
@@ -303,7 +302,10 @@ fn table<'a>(rows: impl Iterator<Item = (&'a PlannedStep, &'a Row)>) -> String {
             let after = row.after_ms.map(duration).unwrap_or_default();
             let bar = row.after_ms.map(|after| bar(after, row.took_ms.unwrap_or(0), whole));
             let detail = code(row.detail.as_deref().unwrap_or(&planned.does));
-            let (step, word) = (&planned.step, row.result.word());
+            // GitHub would break them in two lines, a name within its arrow as well.
+            let [step, word] =
+                [planned.step.to_string().replace(" -> ", " → "), row.result.word().to_owned()]
+                    .map(|text| text.replace(' ', "&nbsp;"));
             format!(
                 "| {step} | {word} | {after} | {took} | {} | {detail} |\n",
                 bar.unwrap_or_default()

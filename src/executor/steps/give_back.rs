@@ -109,7 +109,8 @@ async fn prove_return<H: Host>(
         Some(_) => {
             let identity = identity_at_once(cx.host, old, new).await;
             let expectation = Expectation { candidate: old, incumbent: new, identity };
-            Ok(cx.host.prove(&expectation, reloaded).await?.to_string())
+            let proof = cx.host.prove(&expectation, reloaded).await?;
+            Ok(proof.told("what served before", "the candidate"))
         }
     }
 }

@@ -86,19 +86,21 @@ pub enum Proof {
     },
 }
 
+impl Proof {
+    /// What was seen, in words: of requests that go `to` one, and no more to the other.
+    pub fn told(&self, to: &str, other: &str) -> String {
+        match self {
+            Self::Answers(count) => format!("{count} fresh connections in a row reached {to}"),
+            Self::Sockets { workers, connections } => format!(
+                "{workers} new workers hold {connections} connections to {to} and none to {other}"
+            ),
+        }
+    }
+}
+
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answers(count) => {
-                write!(f, "{count} fresh connections in a row reached the candidate")
-            }
-            Self::Sockets { workers, connections } => {
-                write!(
-                    f,
-                    "{workers} new workers hold {connections} connections to the candidate and none to the incumbent"
-                )
-            }
-        }
+        f.write_str(&self.told("the candidate", "the incumbent"))
     }
 }
 

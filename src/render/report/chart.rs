@@ -2,14 +2,31 @@
 
 use super::escaped;
 
+/// Milliseconds since the swap began, and the value then; `None` where nothing was measured: the line has a gap there.
+pub(super) type Points = Vec<(u64, Option<f64>)>;
+
 /// One line of a chart.
 pub(super) struct Series {
     /// What the legend calls it.
     pub(super) name: String,
     /// Which of the page's colours, from 0.
     pub(super) colour: usize,
-    /// Milliseconds since the swap began, and the value then; gaps where nothing was measured.
-    pub(super) points: Vec<(u64, f64)>,
+    pub(super) points: Points,
+}
+
+impl Series {
+    /// What was measured.
+    fn values(&self) -> impl Iterator<Item = f64> {
+        self.points.iter().filter_map(|(_, value)| *value)
+    }
+
+    /// The stretches between its gaps.
+    fn runs(&self) -> impl Iterator<Item = Vec<(u64, f64)>> {
+        let runs = self.points.split(|(_, value)| value.is_none());
+        let runs =
+            runs.map(|run| run.iter().filter_map(|(at, value)| Some((*at, (*value)?))).collect());
+        runs.filter(|run: &Vec<_>| !run.is_empty())
+    }
 }
 
 /// A moment that every chart marks.
@@ -36,7 +53,7 @@ pub(super) fn chart(
     (whole, marks): (u64, &[Mark]),
 ) -> String {
     let title = escaped(title);
-    let values = || series.iter().flat_map(|series| &series.points).map(|(_, value)| *value);
+    let values = || series.iter().flat_map(Series::values);
     if values().next().is_none() {
         return format!("<section><h2>{title}</h2><p class=\"none\">Not measured.</p></section>\n");
     }
@@ -44,12 +61,10 @@ pub(super) fn chart(
     let x = |at: u64| share(at, whole) * WIDTH;
     let lines: String = series
         .iter()
-        .map(|series| {
-            let mut points: Vec<(f64, f64)> = series
-                .points
-                .iter()
-                .map(|(at, value)| (x(*at), HEIGHT - value / top * HEIGHT))
-                .collect();
+        .flat_map(|series| series.runs().map(move |run| (series, run)))
+        .map(|(series, run)| {
+            let mut points: Vec<(f64, f64)> =
+                run.iter().map(|(at, value)| (x(*at), HEIGHT - value / top * HEIGHT)).collect();
             if let [(x, y)] = points[..] {
                 // A single point would not be drawn.
                 points.push((x + SPECK, y));
@@ -76,14 +91,14 @@ pub(super) fn chart(
     let legend: String = series
         .iter()
         .filter_map(|series| {
-            let most = series.points.iter().map(|(_, value)| *value).fold(f64::NAN, f64::max);
-            let (_, last) = series.points.last()?;
+            let most = series.values().fold(f64::NAN, f64::max);
+            let last = series.values().last()?;
             Some(format!(
                 "<li><i class=\"c{}\"></i>{}<small> at most {}{unit}, last {}{unit}</small></li>",
                 series.colour % COLOURS,
                 escaped(&series.name),
                 number(most),
-                number(*last),
+                number(last),
             ))
         })
         .chain(marks.iter().map(|mark| {
@@ -172,9 +187,20 @@ mod tests {
         let marks = [Mark { at: 500, name: "cut_over".to_owned() }];
         let text = chart("In flight", "", &series(Vec::new()), (1000, &marks));
         assert!(text.contains("Not measured"), "{text}");
-        let text = chart("In flight", "", &series(vec![(0, 1.0), (1000, 2.0)]), (1000, &marks));
+        let measured = vec![(0, Some(1.0)), (1000, Some(2.0))];
+        let text = chart("In flight", "", &series(measured), (1000, &marks));
         assert!(text.contains("points=\"0.0,100.0 1000.0,0.0\""), "{text}");
         assert!(text.contains("a &lt;b&gt;<small> at most 2, last 2</small>"), "{text}");
         assert!(text.contains("x1=\"500.0\"") && text.contains("class=\"c1\""), "{text}");
+
+        let at = |at, value| (at, Some(value));
+        let broken =
+            vec![at(0, 1.0), at(100, 2.0), (200, None), (300, None), at(400, 2.0), (500, None)];
+        let text = chart("In flight", "", &series(broken), (1000, &marks));
+        let lines: Vec<_> = text.split("points=").skip(1).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("\"0.0,100.0 100.0,0.0\""), "{text}");
+        assert!(lines[1].starts_with("\"400.0,0.0 412.0,0.0\""), "{text}");
+        assert!(text.contains("at most 2, last 2"), "{text}");
     }
 }

@@ -20,7 +20,7 @@ use crate::model::failure::Failure;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Side};
 use crate::model::sample::{Load, Sample};
-use chart::{Mark, Series, chart, share};
+use chart::{Mark, Points, Series, chart, share};
 use tables::{gates, requests};
 
 const STYLE: &str = include_str!("report.css");
@@ -40,13 +40,13 @@ pub fn page(events: &[Event]) -> Option<String> {
     let clock = (story.whole(), &*story.marks());
     let body = [
         story.head(),
+        why(story.conclusion.and_then(|(_, end)| end.failure.as_ref())),
         timeline(&story),
         gates(&story),
         chart("Requests in flight", "", &story.in_flight(), clock),
         chart("Time to the whole answer, mean", " s", &story.latency(), clock),
         chart("GPU memory in use", " GiB", &story.memory(), clock),
         requests(&story),
-        why(story.conclusion.and_then(|(_, end)| end.failure.as_ref())),
         events_table(&story),
     ]
     .concat();
@@ -168,7 +168,7 @@ impl<'a> Story<'a> {
         );
         match self.conclusion {
             Some((_, end)) => {
-                text += &format!(". {}.</p>", escaped(&end.traffic));
+                text += &format!(": {}.</p>", escaped(&end.traffic));
                 if let (Some(until), Outcome::Promoted, true) =
                     (end.rollback_until, end.outcome, self.is_warm())
                 {
@@ -212,11 +212,12 @@ impl<'a> Story<'a> {
             for (at, sample) in &self.samples {
                 let Some(found) = sample.replicas.iter().find(|found| found.slot.as_str() == slot)
                 else {
+                    points.push((*at, None));
                     before = None;
                     continue;
                 };
                 let same = before.filter(|before| before.completed <= found.load.completed);
-                points.extend(value(same, &found.load).map(|value| (*at, value)));
+                points.push((*at, value(same, &found.load)));
                 before = Some(&found.load);
             }
             Series { name, colour, points }
@@ -237,12 +238,12 @@ impl<'a> Story<'a> {
     }
 
     fn memory(&self) -> Vec<Series> {
-        let mut gpus: BTreeMap<u32, (u64, Vec<(u64, f64)>)> = BTreeMap::new();
+        let mut gpus: BTreeMap<u32, (u64, Points)> = BTreeMap::new();
         for (at, sample) in &self.samples {
             for gpu in &sample.gpus {
                 let (total, points) = gpus.entry(gpu.index).or_default();
                 *total = gpu.total;
-                points.push((*at, number(gpu.used) / MIB_IN_GIB));
+                points.push((*at, Some(number(gpu.used) / MIB_IN_GIB)));
             }
         }
         let line = |(colour, (index, (total, points))): (usize, (u32, (u64, Vec<_>)))| {
@@ -338,10 +339,10 @@ fn events_table(story: &Story<'_>) -> String {
     let mut log = Log::default();
     let mut rows = String::new();
     for event in story.events {
-        let lines = log.lines(event);
-        // The plan is the timeline.
+        let mut lines = log.lines(event);
+        // The plan is the timeline, but for its notes.
         if matches!(event.kind, EventKind::Planned { .. }) {
-            continue;
+            lines.retain(|line| matches!(line, Line::Warning(_)));
         }
         let after = duration(story.after(event.at));
         for line in lines {

@@ -1,6 +1,6 @@
 //! What is told in rows: gates, and requests.
 
-use super::super::counts::Counts;
+use super::super::counts::{Counts, mean};
 use super::super::gates::Gates;
 use super::{Story, escaped};
 
@@ -34,8 +34,10 @@ pub(super) fn requests(story: &Story<'_>) -> String {
             let counted = counts.since_first(&slot.parse().ok()?)?;
             let name = escaped(&name);
             Some(format!(
-                "<tr><td>{name}</td><td>{}</td><td>{}</td></tr>",
-                counted.completed, counted.cut
+                "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                counted.completed,
+                mean(&counted).unwrap_or_else(|| "–".to_owned()),
+                counted.cut
             ))
         })
         .collect();
@@ -43,7 +45,7 @@ pub(super) fn requests(story: &Story<'_>) -> String {
         return String::new();
     }
     format!(
-        "<section><h2>Requests</h2><table><thead><tr><th>replica</th><th>completed</th><th>cut by the engine</th></tr></thead>\
+        "<section><h2>Requests</h2><table><thead><tr><th>replica</th><th>completed</th><th>mean time</th><th>cut by the engine</th></tr></thead>\
          <tbody>{rows}</tbody></table></section>\n"
     )
 }

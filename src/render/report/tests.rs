@@ -60,7 +60,7 @@ fn a_swap_is_one_page_that_needs_nothing_else() {
     for part in [
         "<title>chat: promoted</title>",
         "<body class=\"good\">",
-        "concluded after 1m 00s. Qwen/B on slot b serves.",
+        "concluded after 1m 00s: Qwen/B on slot b serves.",
         "<code>swap-id: s-1</code>",
         "<li class=\"done\"><b>await_ready b</b><span class=\"bar\"><i style=\"left:0.00%;width:66.67%\">",
         "<li class=\"later\"><b>retire a</b><span class=\"bar\"></span><time>–</time>",
@@ -69,9 +69,10 @@ fn a_swap_is_one_page_that_needs_nothing_else() {
         "at most 1.5 s, last 1.5 s",
         "GPU 0 of 140 GiB<small> at most 70 GiB, last 70 GiB",
         "<tr class=\"\"><td>✓</td><td>model</td><td>chat &lt;Qwen/B&gt;</td></tr>",
-        "<td>slot a, Qwen/A</td><td>90</td><td>0</td>",
-        "<td>slot b, Qwen/B</td><td>20</td><td>0</td>",
+        "<td>slot a, Qwen/A</td><td>90</td><td>1.5s</td><td>0</td>",
+        "<td>slot b, Qwen/B</td><td>20</td><td>1.5s</td><td>0</td>",
         "<td>40.0s</td><td>✓ await_ready b in 40.0s: serves Qwen/B</td>",
+        "<tr class=\"warning\"><td>0.0s</td><td>slot a is kept alive by run.sh</td></tr>",
         "prefers-color-scheme: dark",
     ] {
         assert!(page.contains(part), "no {part} in\n{page}");
@@ -105,7 +106,9 @@ fn what_a_server_says_is_nothing_but_text() {
         page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&#39;&quot;&amp;\\u{202e}"),
         "{page}"
     );
-    assert!(page.contains("<body class=\"bad\">") && page.contains("<h2>Why</h2>"), "{page}");
+    assert!(page.contains("<body class=\"bad\">"), "{page}");
+    let place = |heading: &str| page.find(&format!("<h2>{heading}</h2>"));
+    assert!(place("Why").unwrap() < place("Timeline").unwrap(), "{page}");
     assert_eq!(page.matches("Not measured.").count(), 3, "{page}");
 }
 

@@ -92,8 +92,9 @@ pub enum ConfError {
     },
     /// The `server` lines are neither what was there before nor what was to be there.
     #[error(
-        "the `server` lines of upstream `{upstream}` were changed by somebody else: found `{}`, expected `{}`",
-        found.join("; "), expected.join("; ")
+        "the `server` lines of upstream `{upstream}` were changed by somebody else: found {}, expected {}",
+        quoted(found),
+        quoted(expected)
     )]
     Edited {
         /// The name.
@@ -132,13 +133,17 @@ impl Hint for ConfError {
                 vec!["let the `server` line name the replica's TCP port, like `server 127.0.0.1:8001;`".to_owned()]
             }
             Self::Edited { .. } => {
-                vec!["look at the file, then run the swap again from what is there".to_owned()]
+                vec!["nothing was overwritten: look at the file, and put the expected lines back unless those there are meant".to_owned()]
             }
             Self::Syntax(_) | Self::FileSyntax { .. } | Self::EmptyDump | Self::NotText { .. } => {
                 Vec::new()
             }
         }
     }
+}
+
+fn quoted(lines: &[String]) -> String {
+    if lines.is_empty() { "none".to_owned() } else { format!("`{}`", lines.join("; ")) }
 }
 
 fn unknown_upstream(upstream: &str, known: &[String], direct: &[DirectPass]) -> Vec<String> {
