@@ -175,6 +175,11 @@ pub struct Approved {
 }
 
 impl Approved {
+    /// Whether it is anything but to leave all as it is.
+    pub fn changes(&self) -> bool {
+        !self.digest.as_ref().is_some_and(PlanDigest::is_unchanged)
+    }
+
     fn of(prefix: &str, body: &str) -> Option<Self> {
         let (mark, markdown) = body.split_once('\n')?;
         let digest = mark.strip_prefix(prefix)?.strip_prefix("digest=")?.strip_suffix(" -->")?;

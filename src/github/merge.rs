@@ -1,6 +1,8 @@
-//! The pull request that a commit came from.
+//! The pull requests that commits came from.
 //!
 //! GitHub's REST documentation, "List pull requests associated with a commit".
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -8,6 +10,9 @@ use super::api::{Api, ApiError, ApiSpec};
 
 /// How often a pull request is looked for: GitHub's list may not have it yet in the first seconds after the merge.
 const LOOKS: u32 = 4;
+
+/// How many commits of a push are asked for their pull requests, each by a request of its own.
+const WALKED: usize = 30;
 
 /// How many pull requests of one commit are looked through (the most a page holds).
 const PAGE: &str = "100";
@@ -57,6 +62,31 @@ impl Merges {
                 }
             }
             Ok(None)
+        };
+        self.api.operation(&tried, find).await
+    }
+
+    /// The numbers of all pull requests whose merges made one of these commits, in the commits' order; of many commits the
+    /// first [`WALKED`] are asked, each once.
+    ///
+    /// # Errors
+    /// If GitHub refuses, or does not answer within the operation's bound.
+    pub async fn among(&self, commits: &[String]) -> Result<Vec<u64>, ApiError> {
+        let tried = format!("find the pull requests of a push to {}", self.api.repository);
+        let find = async {
+            // By the place of the commit: one that a pull request has brought lists it before the merge itself is asked.
+            let mut found = BTreeMap::new();
+            for commit in commits.iter().take(WALKED) {
+                let route = format!("/commits/{commit}/pulls");
+                let there: Vec<Listed> =
+                    self.api.get(&tried, &route, &[("per_page", PAGE)]).await?;
+                for pull in there.into_iter().filter(|pull| pull.merged_at.is_some()) {
+                    let merge = pull.merge_commit_sha;
+                    let place = commits.iter().position(|commit| merge.as_ref() == Some(commit));
+                    found.extend(place.map(|place| (place, pull.number)));
+                }
+            }
+            Ok(found.into_values().collect())
         };
         self.api.operation(&tried, find).await
     }

@@ -10,6 +10,7 @@ pub mod merge;
 pub mod output;
 pub mod outside;
 pub mod pull_request;
+pub mod push;
 pub mod run;
 pub mod status;
 pub mod workflow;

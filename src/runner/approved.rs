@@ -1,4 +1,7 @@
 //! `plan-digest`: the plan that may be carried out is the one on the pull request that this commit came from, or may be looked up there.
+//!
+//! A merge queue may bring several pull requests in one push. Then the newest counts whose plan changes anything: a digest is of all
+//! that is to be, so that it holds whatever else has come with it.
 
 use super::api;
 use super::{Setting, Stopped, Told, Voice, ask, plan_alone, summarise};
@@ -7,6 +10,7 @@ use crate::github::api::ApiError;
 use crate::github::comment::{Approved, Comments, Mark};
 use crate::github::inputs::{CommandName, Held};
 use crate::github::merge::Merges;
+use crate::github::push;
 use crate::model::digest::PlanDigest;
 use crate::model::failure::{Failure, Hint};
 use crate::model::outcome::Exit;
@@ -114,23 +118,43 @@ async fn look(setting: &Setting, config: &Config) -> Result<Looked, Stopped> {
     let environment = setting.inputs.environment_for(&service);
     let mark = Mark { service, environment, digest: None };
     let comments = Comments::new(spec).map_err(told)?;
-    match comments.read(pull_request, &mark).await.map_err(told)? {
-        Ok(approved) => Ok(Looked { pull_request, approved }),
-        Err(login) => {
-            let Mark { service, environment, .. } = mark;
-            let text = format!(
-                "pull request {pull_request} has no comment by {login} with a plan of {service} for {environment}"
-            );
-            let hint = "plan on `pull_request` with the same `environment` and a token of the same owner, as in \
-                        examples/upgrade.yml";
-            let of_stranger = "for a pull request from a fork no token may comment: run `plan` after the merge, \
-                               look at it, and swap by hand (examples/manual.yml), or with the plan's digest as `plan-digest`";
-            let of_queue = "where a merge queue has brought several pull requests at once, only the last one's plan is looked for";
-            Err(Stopped::input(vec![
-                Failure::new(text).hint(hint).hint(of_stranger).hint(of_queue),
-            ]))
+    let newest = comments.read(pull_request, &mark).await.map_err(told)?;
+    let login = match newest {
+        Ok(approved) if approved.changes() => return Ok(Looked { pull_request, approved }),
+        ref other => other.as_ref().err().cloned(),
+    };
+    let mut unchanged = newest.ok().map(|approved| Looked { pull_request, approved });
+    let mut looked_at = vec![pull_request];
+    for pull_request in merges.among(&push::commits(&setting.env)).await.map_err(told)? {
+        if looked_at.contains(&pull_request) {
+            continue;
+        }
+        looked_at.push(pull_request);
+        if let Ok(approved) = comments.read(pull_request, &mark).await.map_err(told)? {
+            let looked = Looked { pull_request, approved };
+            if looked.approved.changes() {
+                return Ok(looked);
+            }
+            unchanged.get_or_insert(looked);
         }
     }
+    unchanged.ok_or_else(|| uncommented(&looked_at, &login.unwrap_or_default(), &mark))
+}
+
+/// None of the pull requests that came with this commit has a plan.
+fn uncommented(pull_requests: &[u64], login: &str, mark: &Mark) -> Stopped {
+    let numbers: Vec<String> = pull_requests.iter().map(u64::to_string).collect();
+    let whose = match &*numbers {
+        [one] => format!("pull request {one} has"),
+        all => format!("the pull requests of this push, {}, have", all.join(", ")),
+    };
+    let Mark { service, environment, .. } = mark;
+    let text = format!("{whose} no comment by {login} with a plan of {service} for {environment}");
+    let hint = "plan on `pull_request` with the same `environment` and a token of the same owner, as in \
+                examples/upgrade.yml";
+    let of_stranger = "for a pull request from a fork no token may comment: run `plan` after the merge, \
+                       look at it, and swap by hand (examples/manual.yml), or with the plan's digest as `plan-digest`";
+    Stopped::input(vec![Failure::new(text).hint(hint).hint(of_stranger)])
 }
 
 /// Nobody has seen what its merge does: whatever serves would be replaced.

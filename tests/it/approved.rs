@@ -88,6 +88,45 @@ async fn a_merge_carries_out_what_was_looked_at_and_shows_what_is_different() ->
     Ok(())
 }
 
+#[tokio::test]
+async fn of_what_a_queue_has_merged_at_once_the_newest_plan_counts_that_changes_anything()
+-> Result<()> {
+    let github = FakeGitHub::start()?;
+    let older = "1111111111111111111111111111111111111111";
+    let pushed = [older, "2222222222222222222222222222222222222222", COMMIT];
+    let swap = async || {
+        let inputs = [("plan-digest", "from-pr"), ("ssh-key", "x"), ("known-hosts", "x")];
+        let action = Action::new(&binary(), NOWHERE)?.on_github(&github).with_inputs(&inputs);
+        Step::run(action.for_push(&pushed)?).await
+    };
+    github.merge(7, older);
+    github.merge(8, pushed[1]);
+    github.merge(9, COMMIT);
+    let none = "the pull requests of this push, 9, 8, 7, have no comment by github-actions[bot]";
+    swap().await?.refused(2, &[none, "with a plan of chat for chat"]);
+
+    // Not those that touch no model, nor one whose plan was to change nothing.
+    let says = |number, digest: &str| {
+        let mark =
+            format!("<!-- model-swap plan: service=chat environment=chat digest={digest} -->");
+        github.comment(number, "github-actions[bot]", &format!("{mark}\nas it was\n"));
+    };
+    says(7, "o-111111111111");
+    swap()
+        .await?
+        .refused(2, &["plan o-111111111111 on pull request 7 is of the configuration alone"]);
+    says(9, "unchanged");
+    swap()
+        .await?
+        .refused(2, &["plan o-111111111111 on pull request 7 is of the configuration alone"]);
+    says(8, "o-222222222222");
+    swap()
+        .await?
+        .refused(2, &["plan o-222222222222 on pull request 8 is of the configuration alone"]);
+    assert!(github.violations().is_empty(), "{:?}", github.violations());
+    Ok(())
+}
+
 /// A configuration whose server does not exist: whoever asks it is found out.
 const NOWHERE: &str = "service: chat
 host: deploy@gpu.invalid

@@ -125,6 +125,19 @@ impl Action {
         ])
     }
 
+    /// For a push that has brought these commits, oldest first.
+    ///
+    /// # Errors
+    /// If the event cannot be written.
+    pub fn for_push(self, commits: &[&str]) -> Result<Self> {
+        let path = self.folder.path().join("workflow/event.json");
+        let commits: Vec<_> =
+            commits.iter().map(|id| json!({ "id": id, "distinct": true })).collect();
+        fs::write(&path, json!({ "ref": "refs/heads/main", "commits": commits }).to_string())?;
+        let path = path.display().to_string();
+        Ok(self.with(&[("GITHUB_EVENT_NAME", "push"), ("GITHUB_EVENT_PATH", &path)]))
+    }
+
     /// Adds what GitHub tells a run for pull request 7 of `acme/llm`, whose commits come from the repository `head`; or, as
     /// `workflow_run`, a run that follows one for it.
     ///
