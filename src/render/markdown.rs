@@ -32,6 +32,11 @@ pub(super) fn fenced<S: AsRef<str>>(lines: &[S]) -> String {
     format!("{fence}text\n{body}{fence}\n")
 }
 
+/// Words of ours that stay on one line: GitHub's tables break even an arrow in two.
+pub(super) fn unbroken(words: &str) -> String {
+    words.replace(' ', "&#160;").replace('-', "&#8209;")
+}
+
 /// What a reader sees of one line of our own Markdown.
 pub(super) fn words(line: &str) -> String {
     let cells: Vec<&str> =
@@ -52,7 +57,7 @@ pub(super) fn words(line: &str) -> String {
             None => seen.push_str(part),
         }
     }
-    seen
+    seen.replace('\u{a0}', " ").replace('\u{2011}', "-")
 }
 
 #[cfg(test)]
@@ -77,6 +82,8 @@ mod tests {
             assert_eq!(words(&format!("| – | {} |", code(text))), format!("–  {text}"));
         }
         assert_eq!(words("## Plan for chat"), "Plan for chat");
+        let step = unbroken("cut_over a -> b");
+        assert!(!step.contains([' ', '-']) && words(&step) == "cut_over a -> b", "{step}");
         assert_eq!(words("|---|--:|"), "---  --:");
     }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::counts::{Counts, mean};
 use super::failure::{hints, reasons, tail};
 use super::gates::{Gate, Gates};
-use super::markdown::{code, fenced};
+use super::markdown::{code, fenced, unbroken};
 use super::plan::title;
 use super::text::{duration, millis_between, moment};
 use crate::model::event::{Closing, Conclusion, Event, EventKind};
@@ -302,10 +302,8 @@ fn table<'a>(rows: impl Iterator<Item = (&'a PlannedStep, &'a Row)>) -> String {
             let after = row.after_ms.map(duration).unwrap_or_default();
             let bar = row.after_ms.map(|after| bar(after, row.took_ms.unwrap_or(0), whole));
             let detail = code(row.detail.as_deref().unwrap_or(&planned.does));
-            // GitHub would break them in two lines, a name within its arrow as well.
-            let [step, word] =
-                [planned.step.to_string().replace(" -> ", " → "), row.result.word().to_owned()]
-                    .map(|text| text.replace(' ', "&nbsp;"));
+            let step = unbroken(&planned.step.to_string());
+            let word = unbroken(row.result.word());
             format!(
                 "| {step} | {word} | {after} | {took} | {} | {detail} |\n",
                 bar.unwrap_or_default()

@@ -48,7 +48,7 @@ async fn plan_changes_nothing_and_prints_what_swap_then_does() -> Result<()> {
     let swaps = fs::read_dir(state.join("swaps"))?.count();
     assert!(swaps == 0 && !state.join("state.json").exists(), "plan left a record\n{plan}");
     assert_eq!(plan.outputs.keys().collect::<Vec<_>>(), ["plan-digest"], "{plan}");
-    assert!(plan.summary.contains("reserve_slot b"), "{plan}");
+    assert!(plan.summary.contains("reserve_slot&#160;b"), "{plan}");
 
     let swap = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
     assert_eq!(plan_in(&swap.stdout).context("a plan")?, plan_in(&plan.stdout).context("a plan")?);

@@ -51,13 +51,13 @@ async fn the_model_changes_and_no_request_notices() -> Result<()> {
     assert_eq!(run.outputs.len(), 6, "no deployment without GitHub: {run}");
     for text in [
         "## chat: promoted",
-        "| reserve_slot b | ✓ done |",
-        "| start_replica b | ✓ done |",
-        "| await_ready b | ✓ done |",
-        "| cut_over a -> b | ✓ done |",
-        "| promote b | ✓ done |",
-        "| drain a |",
-        "| retire a | – |",
+        "| reserve_slot&#160;b | ✓&#160;done |",
+        "| start_replica&#160;b | ✓&#160;done |",
+        "| await_ready&#160;b | ✓&#160;done |",
+        "| cut_over&#160;a&#160;&#8209;>&#160;b | ✓&#160;done |",
+        "| promote&#160;b | ✓&#160;done |",
+        "| drain&#160;a |",
+        "| retire&#160;a | – |",
         &format!("  command: rollback\n  swap-id: {swap}\n"),
     ] {
         assert!(run.summary.contains(text), "no {text:?} in\n{run}");

@@ -101,7 +101,7 @@ async fn a_swap_that_customers_meet_is_promoted() -> Result<()> {
     world.run("plan", NEW, &[]).await?.answered(&[&does]);
     let run = Step::run(world.action("swap", NEW, &[])?).await?.ended(0, "promoted");
     assert!(run.stdout.contains("✓ verify b in "), "{run}");
-    assert!(run.summary.contains("| verify b | ✓ done |"), "{run}");
+    assert!(run.summary.contains("| verify&#160;b | ✓&#160;done |"), "{run}");
     for gate in [
         "| <code>health</code> | ✓ | <code>answers 200 after ",
         &format!("| <code>model</code> | ✓ | <code>chat ({NEW})</code> |"),
@@ -137,6 +137,8 @@ async fn a_swap_that_customers_do_not_meet_is_rolled_back_and_its_deployment_has
     ] {
         assert!(run.stdout.contains(text), "no {text:?} in\n{run}");
     }
+    let undone = run.stdout.lines().find(|line| line.contains("↩ undone cut_over"));
+    assert!(undone.is_some_and(|line| line.ends_with("what served before")), "{run}");
     assert!(run.summary.contains("| <code>verify b</code> | ✗ | <code>nobody confirmed"), "{run}");
     let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
     assert_eq!(deployment.state(), "failure", "{github}");

@@ -45,7 +45,7 @@ pub(super) fn requests(story: &Story<'_>) -> String {
         return String::new();
     }
     format!(
-        "<section><h2>Requests</h2><table><thead><tr><th>replica</th><th>completed</th><th>mean time</th><th>cut by the engine</th></tr></thead>\
+        "<section><h2>Requests</h2><table class=\"requests\"><thead><tr><th>replica</th><th>completed</th><th>mean time</th><th>cut by the engine</th></tr></thead>\
          <tbody>{rows}</tbody></table></section>\n"
     )
 }

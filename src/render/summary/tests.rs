@@ -36,9 +36,9 @@ Traffic after 1m 03s: <code>Qwen/B on slot b serves</code>
 
 | Step | Result | After | Took | When | |
 |---|---|--:|--:|---|---|
-| await_ready&nbsp;b | ✓&nbsp;done | 0.0s | 1m 02s | ███████████████████░ | <code>serves &#124; Qwen/B</code> |
-| cut_over&nbsp;a&nbsp;→&nbsp;b | ✓&nbsp;done | 1m 02s | 0.4s | ░░░░░░░░░░░░░░░░░░░█ | <code>new workers &#60;b&#62;1&#60;/b&#62;</code> |
-| retire&nbsp;a | – |  |  |  | <code>stops pid 77</code> |
+| await_ready&#160;b | ✓&#160;done | 0.0s | 1m 02s | ███████████████████░ | <code>serves &#124; Qwen/B</code> |
+| cut_over&#160;a&#160;&#8209;>&#160;b | ✓&#160;done | 1m 02s | 0.4s | ░░░░░░░░░░░░░░░░░░░█ | <code>new workers &#60;b&#62;1&#60;/b&#62;</code> |
+| retire&#160;a | – |  |  |  | <code>stops pid 77</code> |
 
 | Gate | | Measured |
 |---|---|---|
@@ -105,9 +105,9 @@ hint: free the GPU
 
 | Step | Result | After | Took | When | |
 |---|---|--:|--:|---|---|
-| await_ready&nbsp;b | ✗&nbsp;failed |  | 3.0s |  | <code>the engine ended with code 1</code> |
-| cut_over&nbsp;a&nbsp;→&nbsp;b | – |  |  |  | <code>upstream llm&#58; 8001 -&#62; 8002</code> |
-| retire&nbsp;a | – |  |  |  | <code>stops pid 77</code> |
+| await_ready&#160;b | ✗&#160;failed |  | 3.0s |  | <code>the engine ended with code 1</code> |
+| cut_over&#160;a&#160;&#8209;>&#160;b | – |  |  |  | <code>upstream llm&#58; 8001 -&#62; 8002</code> |
+| retire&#160;a | – |  |  |  | <code>stops pid 77</code> |
 
 | Gate | | Measured |
 |---|---|---|
@@ -134,12 +134,12 @@ fn steps_that_were_undone_or_not_are_told_apart() {
     ]);
     let text = markdown(&story);
     assert!(
-        text.contains("| await_ready&nbsp;b | ↩&nbsp;undone |  | 1.0s |  | <code>stopped</code> |"),
+        text.contains("| await_ready&#160;b | ↩&#160;undone |  | 1.0s |  | <code>stopped</code> |"),
         "{text}"
     );
     assert!(
         text.contains(
-            "| cut_over&nbsp;a&nbsp;→&nbsp;b | ✗&nbsp;not&nbsp;undone |  | 0.5s |  | <code>nginx is gone</code> |"
+            "| cut_over&#160;a&#160;&#8209;>&#160;b | ✗&#160;not&#160;undone |  | 0.5s |  | <code>nginx is gone</code> |"
         ),
         "{text}"
     );
@@ -151,7 +151,7 @@ fn a_stream_that_ended_early_is_said_to_be_one() {
     let text = markdown(&events(vec![(0, planned()), (0, EventKind::StepStarted { index: 0 })]));
     assert!(text.starts_with("## chat: outcome not known\n"), "{text}");
     assert!(text.contains("The server goes on by itself; `command: status` tells"), "{text}");
-    assert!(text.contains("| await_ready&nbsp;b | running | 0.0s |"), "{text}");
+    assert!(text.contains("| await_ready&#160;b | running | 0.0s |"), "{text}");
     assert_eq!(markdown(&[]), "");
 }
 
@@ -172,7 +172,7 @@ fn a_plan_an_unchanged_service_and_a_refusal_have_summaries_too() {
         "{text}"
     );
     assert!(
-        text.contains("| await_ready&nbsp;b | – |  |  |  | <code>at most 20m</code> |"),
+        text.contains("| await_ready&#160;b | – |  |  |  | <code>at most 20m</code> |"),
         "{text}"
     );
     let said = "Outlook: <code>GPU 1 has 139.9 of 140.4 GiB free</code>; <code>it took &#60;8m&#62;</code>.\n";

@@ -105,6 +105,9 @@ fn lines_that_somebody_changed_are_not_overwritten() {
         let result = replace_servers(edited.as_bytes(), "llm", &before, &after);
         assert!(matches!(result, Err(ConfError::Edited { .. })), "{edited}: {result:?}");
     }
+    let gone = replace_servers(b"upstream other { server a:1; }", "llm", &before, &after);
+    let told = gone.unwrap_err().to_string();
+    assert!(told.ends_with("found none, expected `server 127.0.0.1:8001`"), "{told}");
 }
 
 #[test]
