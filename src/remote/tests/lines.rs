@@ -202,10 +202,7 @@ fn an_agent_that_is_not_there_is_said_so() {
 #[test]
 fn every_login_shell_takes_the_lines() {
     let world = World::new(1000).owns_nginx().has_agent("state/bin/d1");
-    let shells = ["sh", "dash", "bash", "zsh", "ksh", "fish", "csh", "tcsh"];
-    let here =
-        shells.iter().filter(|shell| Command::new(shell).args(["-c", "true"]).output().is_ok());
-    for shell in here {
+    for shell in ["sh", "dash", "bash", "zsh", "ksh", "fish", "csh", "tcsh"] {
         let output = world.run(shell);
         assert_eq!(
             String::from_utf8_lossy(&output.stdout),
