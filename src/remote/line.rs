@@ -74,8 +74,8 @@ impl<'a> Place<'a> {
     /// Sets `r` to what a command needs in front of it, and `f` to the folder of the agent.
     ///
     /// Root is root; who owns nginx's configuration needs no root, unless every nginx that runs is somebody else's and sudo can
-    /// be used: his file may be linked from root's configuration. What was begun once counts before that, so that nobody looks for it
-    /// elsewhere while nginx is down: his own swaps, and where no nginx runs, what is root's. Everybody else uses sudo. Where no
+    /// be used: his file may be linked from root's configuration. What is under way counts before that, so that nobody looks for it
+    /// elsewhere while nginx is down: a lease of his, and where no nginx runs, what is root's. Everybody else uses sudo. Where no
     /// configuration is known yet, sudo is used if it can be. It adds its umask to ours, and a folder of root must be open for the
     /// user to see that the agent is there.
     fn place(&self) -> String {
@@ -93,7 +93,7 @@ impl<'a> Place<'a> {
         let (question, yes, no) = match nginx {
             Some(file) => {
                 let is_his = format!(
-                    "[ -O \"{file}\" ] && {{ ls -d \"{own}\"/*/swaps/* || {{ m={MASTERS}; if [ \"$m\" ]; then {NGINX_IS_HIS}; \
+                    "[ -O \"{file}\" ] && {{ grep -qs . \"{own}\"/*/lease.json || {{ m={MASTERS}; if [ \"$m\" ]; then {NGINX_IS_HIS}; \
                      elif [ -e {roots} ]; then [ -O {roots} ]; fi; }} || if sudo -n true; then false; fi; }} >/dev/null 2>&1"
                 );
                 (is_his, as_user.as_str(), by_sudo)

@@ -143,17 +143,19 @@ fn while_nginx_is_down_who_began_goes_on() {
     assert!(!runs_as_root(World::new(1000)));
     assert!(runs_as_root(World::new(1000).with_state_of_another()));
     // His own nginx is down, and root's is not.
-    let his_swap = |world: World| {
-        std::fs::create_dir_all(world.path().join("state/chat/swaps/s-1")).unwrap();
+    let is_at_work = |world: World| {
+        std::fs::create_dir_all(world.path().join("state/chat")).unwrap();
+        std::fs::write(world.path().join("state/chat/lease.json"), "{}").unwrap();
         world
     };
-    assert!(!runs_as_root(his_swap(World::new(1000)).has_nginx(0)));
-    assert!(!runs_as_root(his_swap(World::new(1000))));
+    assert!(!runs_as_root(is_at_work(World::new(1000)).has_nginx(0)));
+    assert!(!runs_as_root(is_at_work(World::new(1000))));
 }
 
 #[test]
 fn without_a_state_folder_the_owner_has_it_at_home() {
-    let mut world = World::new(1000).owns_nginx().has_agent(".local/state/model-swap/bin/d1");
+    let world = World::new(1000).owns_nginx().has_nginx(1000);
+    let mut world = world.has_agent(".local/state/model-swap/bin/d1");
     world.install.state_dir = None;
     assert_eq!(world.said(), "I am agent session\n");
 }
