@@ -6,10 +6,12 @@ use super::answer::Answers;
 use super::recover::REPAIR;
 use super::{follow, hand_over, observe_at_rest, stuck, unchanged};
 use crate::abort::{self, AbortOrder};
+use crate::event_log::EventReader;
 use crate::executor::unfinished_swaps;
 use crate::host::SystemHost;
 use crate::journal::Journal;
 use crate::lease::{Lease, RETIRE, waiting};
+use crate::model::event::EventKind;
 use crate::model::failure::Failure;
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
@@ -26,6 +28,15 @@ pub(super) async fn abort(
 ) -> Result<(), Refusal> {
     let at_work = at_work(dir);
     let of = match &wanted.of {
+        Some(swap) if wanted.wish == Wish::Ended => {
+            // Somebody has taken it up again meanwhile, or has told its end.
+            if standing(dir, swap) == Standing::Open || has_told_its_end(dir, swap) {
+                answers.send(&Frame::Accepted { swap: swap.clone() });
+                follow::follow(dir, swap, (wanted.since, Wait::Promoted), answers).await;
+                return Ok(());
+            }
+            None
+        }
         Some(swap) => match (standing(dir, swap), wanted.unknown) {
             (Standing::Left, _) => None,
             (Standing::Closed, Unknown::Refused) => {
@@ -43,12 +54,6 @@ pub(super) async fn abort(
         }
         return Ok(());
     };
-    if wanted.wish == Wish::Ended {
-        // Somebody has taken it up again meanwhile.
-        answers.send(&Frame::Accepted { swap: swap.clone() });
-        follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
-        return Ok(());
-    }
     let order = AbortOrder { at: Timestamp::now(), requester: wanted.requester.clone() };
     let first = at_work.as_ref().and_then(|it| Some(it.recovers.as_ref()?.swap.clone()));
     if let (None, Some(died)) = (&wanted.of, &first) {
@@ -74,6 +79,12 @@ pub(super) async fn abort(
     answers.send(&Frame::Accepted { swap: swap.clone() });
     follow::follow(dir, &swap, (wanted.since, Wait::Promoted), answers).await;
     Ok(())
+}
+
+/// Whether whoever follows a swap hears how it ended.
+fn has_told_its_end(dir: &ServiceDir, swap: &SwapId) -> bool {
+    let told = EventReader::new(&dir.swap(swap)).read().unwrap_or_default();
+    told.iter().any(|event| matches!(event.kind, EventKind::Concluded(_)))
 }
 
 /// Gives up what a rollback names, if that still waits for its turn, and answers: it would begin afterwards, and is not wanted.

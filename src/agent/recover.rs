@@ -181,8 +181,9 @@ pub(super) async fn abort(wanted: &AbortRequest, answers: &mut Answers) -> Resul
     };
     let unfinished = lease.and_then(|lease| {
         let died = lease.died.as_ref().map(|died| died.swap.clone());
-        let swap =
-            died.filter(|swap| needs(&dir, swap, Wanted::End)).or_else(|| left_open(&dir))?;
+        // An outcome that is on the disk may not have been told: who asks for a swap's end wants to hear it.
+        let is_untold = |swap: &SwapId| *wish == Wish::Ended || needs(&dir, swap, Wanted::End);
+        let swap = died.filter(is_untold).or_else(|| left_open(&dir))?;
         is_meant(&swap).then_some((lease, swap))
     });
     let Some((mut lease, swap)) = unfinished else {

@@ -1,5 +1,5 @@
 //! The stage after the step: where that died without a word, or lost the server, the server says how its swap ended. Nothing is
-//! begun, and nothing given up that somebody works on: a swap whose agent is gone is.
+//! begun, and nothing given up: a swap whose agent is gone as well is brought to its end as it stands.
 //!
 //! The runner gives the variables that a step wrote to `GITHUB_STATE` to its later stage, as `STATE_` + name.
 

@@ -6,9 +6,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
-use testbed::server::Aim;
 
-use crate::kills::{self, CUT_OVER, orphaned, swap};
 use crate::runner::{
     agent, cut_before_its_answer, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world,
 };
@@ -92,24 +90,6 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
     assert_eq!(run.output("swap-id"), run.state["swap"], "{run}");
     assert_eq!(outcome(&world).await?, "promoted");
     is_told_after(&world, &run).await
-}
-
-/// Whoever only tells what became of it decides nothing.
-#[tokio::test]
-async fn a_swap_that_has_lost_its_agent_with_its_step_is_ended_afterwards_and_not_given_up()
--> Result<()> {
-    let world = kills::world().await?;
-    let github = FakeGitHub::start()?;
-    let action = world.action("swap", NEW, &[])?.on_github(&github);
-    orphaned(&world, Aim::After(CUT_OVER), action).await?;
-    let (action, _program) = afterwards(&world, &github, &format!("swap={}", swap(&world)?))?;
-    let run = Step::run(action).await?;
-    assert_eq!(outcome(&world).await?, "rolled-back", "{run}");
-    assert_eq!(world.serves().await?, OLD);
-    assert!(!world.server.state_dir().join(NAME).join("aborts").read_dir()?.any(|_| true));
-    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
-    assert_eq!(deployment.state(), "failure", "{github}");
-    Ok(())
 }
 
 /// Asked again it is refused for what says nothing of the swap that has begun.

@@ -1,5 +1,6 @@
 //! A swap that stays only on the word of a runner that has met the new model as customers do.
 
+use std::fs;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use crate::afterwards::afterwards;
 use crate::runner::{KILLED_AFTER, agent, outcome, swaps};
 use crate::step::{Step, send, until};
 use crate::support::relayed::{relay, through};
-use crate::support::{NEW, OLD, World};
+use crate::support::{NAME, NEW, OLD, World};
 
 /// A world whose swaps are verified at a URL.
 async fn world(url: &str, rest: &str) -> Result<World> {
@@ -179,13 +180,15 @@ async fn where_the_agent_dies_meanwhile_the_step_has_traffic_brought_back() -> R
     let path = action.env["GITHUB_STATE"].clone();
     let mut step = Step::start(action)?;
     step.says("not as expected yet: ").await?;
-    let state = std::fs::read_to_string(path)?;
+    let state = fs::read_to_string(path)?;
     step.kill()?;
     send("-KILL", agent(&world)?.context("no agent")?)?;
     assert_eq!(world.serves().await?, NEW);
     let (action, _program) = afterwards(&world, &github, &state)?;
     let run = Step::run(action).await?;
-    assert!(run.code == 6 && run.stdout.contains("aborted: "), "{run}");
+    // Nobody has asked for that it be given up.
+    assert!(run.code == 5 && run.stdout.contains("rolled-back: "), "{run}");
+    assert_eq!(fs::read_dir(world.server.state_dir().join(NAME).join("aborts"))?.count(), 0);
     assert_eq!((world.serves().await?.as_str(), swaps(&world)), (OLD, 2), "{run}");
     load.stop().await.assert_clean();
     Ok(())
