@@ -15,7 +15,7 @@ use crate::model::replica::Unit;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What is asked of a unit.
-const PROPERTIES: &str = "--property=LoadState,ActiveState,Job,Transient,Restart,Result,MainPID,ExecMainPID,ExecMainStatus,InvocationID,FragmentPath,TimeoutStopUSec";
+const PROPERTIES: &str = "--property=LoadState,ActiveState,SubState,Job,Transient,Restart,Result,MainPID,ExecMainPID,ExecMainStatus,InvocationID,FragmentPath,TimeoutStopUSec";
 
 /// systemctl or journalctl did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,12 @@ impl Shown {
     /// Whether something of it runs, or is about to.
     pub fn is_up(&self) -> bool {
         !matches!(self.get("ActiveState"), "" | "inactive" | "failed")
+    }
+
+    /// Whether nothing of it runs and nothing is about to, or only what `Restart=` begins anew after a failure.
+    pub fn is_given_up(&self) -> bool {
+        let has_failed = self.get("SubState") == "auto-restart" && self.get("Result") != "success";
+        has_failed || (!self.is_up() && !self.is_queued())
     }
 
     /// Whether a job is about to change it.

@@ -54,7 +54,7 @@ impl Systemd<'_> {
             let waited = began.elapsed();
             match systemctl::show(self.0).await {
                 Ok(shown) if shown.has_main() => return Ok(shown),
-                Ok(shown) if !shown.is_up() && !shown.is_queued() => break ended(unit, &shown),
+                Ok(shown) if shown.is_given_up() => break ended(unit, &shown),
                 Err(error) if waited >= limit => return Err(error.into()),
                 Ok(_) if waited >= limit => break late(unit, limit),
                 // A manager that starts itself anew does not answer for a moment.
