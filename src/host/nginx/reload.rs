@@ -61,8 +61,9 @@ impl Nginx {
     pub fn loaded(&self, master: ProcessId) -> Result<Reloaded, NginxError> {
         let found = Master::of_pid(master.pid)?.filter(|found| found.process == master);
         let master = found.ok_or(NginxError::MasterGone { master: master.pid })?;
-        let old_workers = master.retiring_workers()?;
+        // In this order: one that begins to shut down in between is in both, and old.
         let mut new_workers = master.live_workers()?;
+        let old_workers = master.retiring_workers()?;
         new_workers.retain(|worker| !old_workers.contains(worker));
         Ok(Reloaded { master: master.process, old_workers, new_workers })
     }
