@@ -15,7 +15,7 @@ use crate::kills::{self, CUT_OVER, Facts};
 use crate::runner::outcome;
 use crate::step::{Step, send};
 use crate::support::relayed::{relay, through, through_for};
-use crate::support::{Action, NEW, OLD, Run, World, until};
+use crate::support::{Action, NEW, OLD, Run, World, alive, until};
 
 /// GitHub's patience with a container that it has told to end (runner, `ProcessInvoker.cs`): until SIGTERM, and then until
 /// it kills.
@@ -28,9 +28,15 @@ async fn cancelled(step: Step, meanwhile: impl Future<Output = Result<()>>) -> R
     let pid = step.pid();
     let patience = async {
         tokio::time::sleep(UNTIL_TERM).await;
-        send("-TERM", pid)?;
-        tokio::time::sleep(UNTIL_KILL).await;
-        bail!("GitHub has killed it")
+        if alive(pid) {
+            send("-TERM", pid)?;
+            tokio::time::sleep(UNTIL_KILL).await;
+        }
+        if alive(pid) {
+            bail!("GitHub has killed it");
+        }
+        // It has ended in time. What it leaves, and what else happens, may take longer.
+        std::future::pending().await
     };
     let ended = async { tokio::try_join!(step.finish(), meanwhile) };
     tokio::select! {

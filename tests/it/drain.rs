@@ -81,7 +81,7 @@ async fn requests_that_go_past_nginx_hold_the_old_model() -> Result<()> {
 #[tokio::test]
 async fn a_websocket_past_the_deadline_keeps_the_old_model_until_it_closes() -> Result<()> {
     let mut world = with_websockets().await?;
-    world.settings.drain = "{ timeout: 2s, on_timeout: keep }".to_owned();
+    world.settings.drain = "{ timeout: 10s, on_timeout: keep }".to_owned();
     world.settings.retain = "0s".to_owned();
     let mut socket = Websocket::open(world.server.nginx_addr(), "/v1/realtime").await?;
     let workers = world.server.nginx_workers()?;
@@ -105,7 +105,7 @@ async fn a_websocket_past_the_deadline_keeps_the_old_model_until_it_closes() -> 
 #[tokio::test]
 async fn a_drain_that_may_fail_names_what_is_left_and_lets_the_old_model_run() -> Result<()> {
     let mut world = with_websockets().await?;
-    world.settings.drain = "{ timeout: 2s, on_timeout: fail }".to_owned();
+    world.settings.drain = "{ timeout: 10s, on_timeout: fail }".to_owned();
     world.settings.retain = "0s".to_owned();
     let mut socket = Websocket::open(world.server.nginx_addr(), "/v1/realtime").await?;
     let load = world.load().await?;
@@ -124,7 +124,7 @@ async fn a_drain_that_may_fail_names_what_is_left_and_lets_the_old_model_run() -
 async fn a_drain_that_may_cut_cuts_what_is_left_and_nothing_else() -> Result<()> {
     let spec = ServerSpec { upstream_file: Box::new(websocket_file), ..ServerSpec::default() };
     let mut world = World::on(spec, &SLOW).await?;
-    world.settings.drain = "{ timeout: 5s, on_timeout: cut }".to_owned();
+    world.settings.drain = "{ timeout: 10s, on_timeout: cut }".to_owned();
     world.settings.retain = "0s".to_owned();
     let addr = world.server.nginx_addr();
     let pinned =
@@ -183,7 +183,7 @@ async fn a_worker_pinned_for_another_backend_can_be_ignored() -> Result<()> {
     // It was ignored, not ended.
     socket.echo().await?;
     let left = world.server.nginx_workers()?.into_iter().filter(|pid| workers.contains(pid));
-    assert_eq!(left.count(), 1);
+    assert!(left.count() > 0, "{workers:?}");
     load.stop().await.assert_clean();
     Ok(())
 }

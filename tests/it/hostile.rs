@@ -18,7 +18,7 @@ use testbed::server::{Aim, ServerSpec, listeners};
 
 use crate::kills::{self, CUT_OVER, Facts, READY, frozen};
 use crate::step::{Step, send};
-use crate::support::{NAME, NEW, OLD, World, alive};
+use crate::support::{NAME, NEW, OLD, World, alive, until};
 
 /// The records that a step of a first swap is done, by the step's number.
 const RESERVED: usize = 3;
@@ -67,6 +67,8 @@ async fn a_port_that_is_taken_after_it_was_checked_is_nobodys_loss() -> Result<(
     .ended(4, "failed");
     assert!(run.stdout.contains("ended before it was ready"), "{run}");
     drop(thief);
+    // A process that another test begins has our files for a moment.
+    until("nobody listens", || listeners(b).is_ok_and(|pids| pids.is_empty())).await?;
     assert_eq!(Facts::of(&world)?, before, "{run}");
     assert_eq!(world.serves().await?, OLD);
     load.stop().await.assert_clean();

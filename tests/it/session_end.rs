@@ -26,9 +26,9 @@ async fn no_session(guest: &Guest) -> Result<()> {
     until("the sessions end", async || Ok(guest.run(&list).await?.is_empty())).await
 }
 
-/// The agent that the session has started, and no successor of it.
+/// The agent that the session has started, and no successor of it: what it begins has its command line for a moment.
 async fn agent(guest: &Guest, user: &str) -> Result<String> {
-    guest.run(&["pgrep", "--uid", user, "--full", "model-swap agent run"]).await
+    guest.run(&["pgrep", "--oldest", "--uid", user, "--full", "model-swap agent run"]).await
 }
 
 #[test]

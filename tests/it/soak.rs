@@ -24,7 +24,8 @@ const FAULTS: [&str; 9] = [
     "FileSpoiled",
 ];
 
-#[tokio::test]
+/// Each life has a thread: what one waits for holds up no other one's clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 5)]
 async fn whatever_strikes_when_the_server_lives_well() -> Result<()> {
     let mut lives = JoinSet::new();
     for seed in SEEDS {

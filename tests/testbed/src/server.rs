@@ -28,6 +28,7 @@ pub use self::faults::{Aim, Deed};
 pub use self::incumbent::{ByHand, Wrapped};
 pub use self::ports::{free_listener, free_port};
 use self::processes::Owner;
+pub(crate) use self::processes::parent_of;
 use self::sshd::Keys;
 
 /// Name of the environment variable that marks what was started on a server; its value is the scratch folder.

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
+use tokio::time::timeout;
 
 use super::fault::Moment;
 use super::runner::{Place, Runner, Waits};
@@ -222,7 +223,8 @@ impl Act {
             runner.kill();
         }
         if !runs_on {
-            let until = outage::back(machine.guest.nginx_addr(), began).await?;
+            let back = timeout(PATIENCE, outage::back(machine.guest.nginx_addr(), began)).await;
+            let until = back.context("the service does not come back")?;
             machine.excuses.push(Excuse { from, until, losses: &Fault::OF_THE_ENDED });
         }
         Ok(())

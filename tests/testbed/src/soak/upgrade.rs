@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::LOOK_AGAIN;
 use super::runner::signal;
 use crate::PATIENCE;
-use crate::server::GpuServer;
+use crate::server::{GpuServer, parent_of};
 
 /// Which master goes in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,7 @@ pub(super) async fn upgrade(server: &GpuServer, lasts: Duration, goes: Goes) -> 
     };
     let quits = if stays == old { server.nginx_master()? } else { old };
     signal(quits, Signal::QUIT);
-    let words = format!("{quits}: nginx: master process");
-    let is_gone = || !server.leftovers().iter().any(|line| line.starts_with(&words));
+    let is_gone = || parent_of(quits).is_none();
     // The one that stays takes its pid file back.
     until("one master", || is_gone() && server.nginx_master().is_ok_and(|master| master == stays))
         .await
