@@ -338,9 +338,7 @@ async fn silence_ends_at_the_bound() {
 
 #[tokio::test]
 async fn a_closed_port_is_told_with_its_cause() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    let base = format!("http://127.0.0.1:{}", testbed::server::free_port().unwrap());
     let error = Deployments::new(spec(base.clone())).unwrap().create(&new()).await.unwrap_err();
     let failure = error.to_failure();
     assert_eq!(

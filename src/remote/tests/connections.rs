@@ -121,7 +121,7 @@ async fn a_mangled_key_works_and_an_encrypted_one_is_refused_before_connecting()
 #[tokio::test]
 async fn who_cannot_be_reached_is_named() {
     let sshd = Sshd::start();
-    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let closed = testbed::server::free_port().unwrap();
     let target = Target { port: closed, ..sshd.target() };
     let error = Session::open(&target, sshd.credentials()).await.unwrap_err();
     assert!(

@@ -1,6 +1,6 @@
 //! A throwaway sshd, and a stand-in for the agent.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -40,8 +40,7 @@ impl Sshd {
         keygen(&path("host_ecdsa"), "ecdsa");
         keygen(&path("client"), "ed25519");
         std::fs::copy(path("client.pub"), path("authorized")).unwrap();
-        let port =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = testbed::server::free_port().unwrap();
         let config = format!(
             "{config}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {}\nHostKey {}\nPidFile none\nUsePAM no\n\
              StrictModes no\nAuthorizedKeysFile {}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n",

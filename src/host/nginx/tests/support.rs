@@ -311,7 +311,7 @@ pub(super) fn is_root() -> bool {
 }
 
 pub(super) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    testbed::server::free_port().unwrap()
 }
 
 fn unshare() -> Command {

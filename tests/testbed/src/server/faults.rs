@@ -67,7 +67,14 @@ pub(crate) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         Some(Aim::Full(write)) => format!("full {write}"),
         Some(Aim::Unwatched) => "unwatched 1".to_owned(),
     };
-    Ok(fs::write(file(scratch), text)?)
+    replace(&file(scratch), &text)
+}
+
+/// Whoever reads it meanwhile finds the old text or the new one.
+fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+    let next = file.with_extension("next");
+    fs::write(&next, text)?;
+    Ok(fs::rename(next, file)?)
 }
 
 /// From now on every agent notes what it makes, what it writes, and what it brings to the disk.
@@ -98,9 +105,7 @@ pub(super) fn deeds(scratch: &Path) -> anyhow::Result<Vec<Deed>> {
 
 /// Every process reads it whenever it asks for the time: it is never there by half.
 pub(super) fn set_clock(scratch: &Path, seconds: i64) -> anyhow::Result<()> {
-    let (clock, next) = (scratch.join("clock"), scratch.join("clock.next"));
-    fs::write(&next, seconds.to_string())?;
-    Ok(fs::rename(next, clock)?)
+    replace(&scratch.join("clock"), &seconds.to_string())
 }
 
 fn file(scratch: &Path) -> PathBuf {

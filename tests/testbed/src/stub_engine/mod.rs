@@ -29,7 +29,7 @@ mod options;
 mod process;
 
 pub use options::{EngineFlags, Knobs, Options, Serve, VERSION};
-pub use process::{StubEngine, binary, free_port};
+pub use process::{StubEngine, binary};
 
 use engine::{Engine, Phase};
 

@@ -1,7 +1,7 @@
 //! A stub engine as a process of a test: started on a free port, signalled, waited for, and gone at the end.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -36,7 +36,7 @@ impl StubEngine {
     /// # Errors
     /// If the program cannot be built or started, or does not know a flag.
     pub fn start(model: &str, flags: &[&str]) -> anyhow::Result<Self> {
-        let port = free_port()?.to_string();
+        let port = crate::server::free_port()?.to_string();
         let mut arguments = vec!["serve", model, "--port", &port];
         arguments.extend(flags);
         let options = Options::try_parse_from([&["stub-engine"], arguments.as_slice()].concat())?
@@ -143,14 +143,6 @@ impl Drop for StubEngine {
         // The whole group, for a child that outlived the server; an error means that nobody is left.
         let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
     }
-}
-
-/// A port of 127.0.0.1 that nobody listens on at this moment.
-///
-/// # Errors
-/// If the system has none.
-pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// The `stub-engine` program of this source tree.
