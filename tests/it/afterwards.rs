@@ -78,7 +78,7 @@ async fn what_a_step_that_was_killed_could_not_say_is_said_after_it() -> Result<
 #[tokio::test]
 async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_became_of_it()
 -> Result<()> {
-    let world = World::start().await?;
+    let world = World::with_faults().await?;
     let relay = relay(&world).await?;
     let mut step = cut_before_the_answer(&world, &relay).await?;
     drop(relay);
@@ -95,7 +95,7 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
 /// Asked again it is refused for what says nothing of the swap that has begun.
 #[tokio::test]
 async fn a_step_that_is_refused_after_its_answer_was_lost_still_names_its_swap() -> Result<()> {
-    let world = World::start().await?;
+    let world = World::with_faults().await?;
     let relay = relay(&world).await?;
     let step = cut_before_the_answer(&world, &relay).await?;
     relay.shut();
@@ -113,7 +113,7 @@ async fn a_step_that_is_refused_after_its_answer_was_lost_still_names_its_swap()
 
 #[tokio::test]
 async fn a_step_of_whose_swap_the_server_knows_nothing_names_none() -> Result<()> {
-    let world = World::start().await?;
+    let world = World::with_faults().await?;
     let relay = relay(&world).await?;
     let action = through(&relay, &world)?.with_inputs(&[("plan-digest", "p-000000000000")]);
     let step = cut_before_its_answer((&world, &relay), action).await?;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use testbed::action::{Action, Run};
-use testbed::server::{Aim, ServerSpec, listeners};
+use testbed::server::{Aim, listeners};
 
-use crate::runner::STEPS;
+use crate::runner::{STEPS, swaps};
 use crate::step::{Step, send, until};
 use crate::support::{NAME, NEW, OLD, World, alive};
 
@@ -38,8 +38,7 @@ const NO_STATE: &str = r#"{"v":1,"serving":null,"serving_swap":null,"retained":n
 
 /// A server on which agents can be struck; a swap's old model is retired as soon as it is drained.
 pub(crate) async fn world() -> Result<World> {
-    let spec = ServerSpec { faults: true, ..ServerSpec::default() };
-    let mut world = World::on(spec, &[]).await?;
+    let mut world = World::with_faults().await?;
     world.settings.retain = "0s".to_owned();
     Ok(world)
 }
@@ -114,13 +113,28 @@ pub(crate) async fn closed(world: &World) -> Result<()> {
 
 /// The agent of a world, once it is frozen, and how many records its journal has then.
 pub(crate) async fn frozen(world: &World) -> Result<(u32, usize)> {
+    let agent = frozen_agent(world).await?;
+    Ok((agent, journal(world)?.0.len()))
+}
+
+/// An agent that is frozen, once there is one.
+async fn frozen_agent(world: &World) -> Result<u32> {
     let is_frozen = |agent: &u32| {
         let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
     };
     // Another one may keep something warm.
-    let agent = until("a frozen agent", || Ok(agents(world).into_iter().find(is_frozen))).await?;
-    Ok((agent, journal(world)?.0.len()))
+    until("a frozen agent", || Ok(agents(world).into_iter().find(is_frozen))).await
+}
+
+/// Starts a step whose agent is frozen before it has done anything.
+pub(crate) async fn frozen_at_first(world: &World, action: Action) -> Result<(Step, u32)> {
+    world.server.strike(Some(Aim::FreezeStart))?;
+    let step = Step::start(action)?;
+    let agent = frozen_agent(world).await?;
+    world.server.strike(None)?;
+    assert_eq!(swaps(world), 0, "it froze elsewhere");
+    Ok((step, agent))
 }
 
 /// Returns once an order to abort is on the disk: whole, not the file that is about to become one.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use testbed::github::FakeGitHub;
 use testbed::relay::Relay;
 
+use crate::kills::frozen_at_first;
 use crate::step::{Step, send, until};
 use crate::support::relayed::{relay, through};
 use crate::support::{Action, NAME, NEW, OLD, Run, World, alive};
@@ -22,7 +23,15 @@ pub(crate) const KILLED_AFTER: Duration = Duration::from_secs(10);
 
 /// A world whose next model takes a while to load: time to stop it in.
 pub(crate) async fn world() -> Result<World> {
-    let mut world = World::start().await?;
+    slow(World::start().await?)
+}
+
+/// The same, where agents can be struck.
+async fn world_of_faults() -> Result<World> {
+    slow(World::with_faults().await?)
+}
+
+fn slow(mut world: World) -> Result<World> {
     world.settings.flags = "--stub-load-time 3s".to_owned();
     world.settings.ready = "120s".to_owned();
     Ok(world)
@@ -223,10 +232,7 @@ pub(crate) async fn cut_before_its_answer(
     (world, relay): (&World, &Relay),
     action: Action,
 ) -> Result<Step> {
-    let mut step = Step::start(action)?;
-    let agent = until("the agent", || agent(world)).await?;
-    send("-STOP", agent)?;
-    assert_eq!(swaps(world), 0, "it was stopped too late for this test");
+    let (mut step, agent) = frozen_at_first(world, action).await?;
     relay.cut();
     step.says("trying again in 1s").await?;
     send("-CONT", agent)?;
@@ -240,7 +246,7 @@ pub(crate) fn swaps(world: &World) -> usize {
 
 #[tokio::test]
 async fn a_link_that_is_cut_before_the_answer_finds_its_swap_under_way() -> Result<()> {
-    let world = world().await?;
+    let world = world_of_faults().await?;
     let relay = relay(&world).await?;
     let mut step = cut_before_the_answer(&world, &relay).await?;
     let candidate = until("the candidate", || Ok(processes(&world, NEW).first().copied())).await?;
@@ -255,7 +261,7 @@ async fn a_link_that_is_cut_before_the_answer_finds_its_swap_under_way() -> Resu
 
 #[tokio::test]
 async fn a_link_that_is_cut_before_the_answer_finds_its_swap_done() -> Result<()> {
-    let world = World::start().await?;
+    let world = World::with_faults().await?;
     let relay = relay(&world).await?;
     let step = cut_before_the_answer(&world, &relay).await?;
     let run = step.finish().await?.ended(0, "promoted");
@@ -306,11 +312,8 @@ async fn a_terminated_job_gives_its_swap_up_and_leaves_the_rest_to_the_server() 
 
 #[tokio::test]
 async fn a_job_that_is_cancelled_before_its_swap_began_begins_none() -> Result<()> {
-    let world = world().await?;
-    let step = Step::start(world.action("swap", NEW, &[])?)?;
-    let agent = until("the agent", || agent(&world)).await?;
-    send("-STOP", agent)?;
-    assert_eq!(swaps(&world), 0, "it was stopped too late for this test");
+    let world = World::with_faults().await?;
+    let (step, agent) = frozen_at_first(&world, world.action("swap", NEW, &[])?).await?;
     step.signal("-INT")?;
     crate::kills::ordered(&world).await?;
     send("-CONT", agent)?;

@@ -43,6 +43,11 @@ impl World {
         Ok(world)
     }
 
+    /// A server whose agents can be struck.
+    pub(crate) async fn with_faults() -> Result<Self> {
+        Self::on(ServerSpec { faults: true, ..ServerSpec::default() }, &[]).await
+    }
+
     /// As [`World::on`], with an old model that may still be loading.
     pub(crate) fn begin(spec: ServerSpec, flags: &[&str]) -> Result<Self> {
         Self::begun_by(spec, |server, mut argv| {

@@ -30,6 +30,8 @@ pub enum Aim {
     FreezeAtEach,
     /// Stopped so when an event is in the swap's log, each time; samples apart.
     FreezeAtEachEvent,
+    /// Stopped so before it has done anything.
+    FreezeStart,
     /// From this write to a file of the state folder on, event logs apart, or to nginx's, the disk is full.
     Full(usize),
     /// From now on the kernel has no watches (inotify) left for this user.
@@ -64,6 +66,7 @@ pub(crate) fn order(scratch: &Path, aim: Option<Aim>) -> anyhow::Result<()> {
         Some(Aim::FreezeWithin(record)) => format!("freeze-within {record}"),
         Some(Aim::FreezeAtEach) => "freeze-each 1".to_owned(),
         Some(Aim::FreezeAtEachEvent) => "freeze-event 1".to_owned(),
+        Some(Aim::FreezeStart) => "freeze-start 1".to_owned(),
         Some(Aim::Full(write)) => format!("full {write}"),
         Some(Aim::Unwatched) => "unwatched 1".to_owned(),
     };
