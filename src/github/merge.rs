@@ -67,7 +67,7 @@ impl Merges {
     }
 
     /// The numbers of all pull requests whose merges made one of these commits, in the commits' order; of many commits the
-    /// first [`WALKED`] are asked, each once.
+    /// first 30 are asked, each once.
     ///
     /// # Errors
     /// If GitHub refuses, or does not answer within the operation's bound.
