@@ -391,6 +391,21 @@ mod tests {
         assert!(!ended("1").was_not_run() && !ended("").was_not_run());
     }
 
+    /// Else what fails at once would be waited for as what needs long.
+    #[test]
+    fn a_unit_that_is_only_started_anew_after_a_failure_is_given_up() {
+        let seen = |[active, sub, result, job]: [&str; 4]| {
+            let pairs =
+                [("ActiveState", active), ("SubState", sub), ("Result", result), ("Job", job)];
+            Shown(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+        };
+        assert!(seen(["activating", "auto-restart", "exit-code", ""]).is_given_up());
+        assert!(!seen(["activating", "start-pre", "success", ""]).is_given_up());
+        assert!(!seen(["activating", "auto-restart", "success", ""]).is_given_up());
+        assert!(!seen(["failed", "failed", "exit-code", "17"]).is_given_up());
+        assert!(seen(["failed", "failed", "exit-code", ""]).is_given_up());
+    }
+
     #[test]
     fn a_unit_says_how_long_its_stop_may_take() {
         let limit = |text: &str| {
