@@ -55,8 +55,9 @@ async fn an_old_model_is_retired_once_nginx_can_be_seen_again() -> Result<()> {
 async fn requests_that_go_past_nginx_hold_the_old_model() -> Result<()> {
     let mut world = World::on(ServerSpec::default(), &SLOW).await?;
     world.settings.retain = "0s".to_owned();
-    // Two of different lengths: at any moment one of them is in flight.
-    let direct = [300, 400].map(|stream_tokens| {
+    // Two of different lengths, and longer than a swap takes: where this test gets no processor for a while, one that has ended is not
+    // followed by the next.
+    let direct = [1000, 1500].map(|stream_tokens| {
         let target = slot_a(&world);
         Load::start(LoadSpec { streams: 1, stream_tokens, ..LoadSpec::none(target, NAME) })
     });
