@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 use testbed::github::FakeGitHub;
+use testbed::server::Aim;
 
+use crate::kills::{self, CONCLUDED, orphaned, swap};
 use crate::runner::{
     agent, cut_before_its_answer, cut_before_the_answer, events, in_mid_swap, outcome, swaps, world,
 };
@@ -90,6 +92,28 @@ async fn a_job_that_lost_its_server_before_the_answer_is_told_afterwards_what_be
     assert_eq!(run.output("swap-id"), run.state["swap"], "{run}");
     assert_eq!(outcome(&world).await?, "promoted");
     is_told_after(&world, &run).await
+}
+
+/// Else GitHub would hear that nothing was changed.
+#[tokio::test]
+async fn an_outcome_that_an_agent_wrote_down_and_did_not_live_to_tell_is_told_after_its_step()
+-> Result<()> {
+    let world = kills::world().await?;
+    let github = FakeGitHub::start()?;
+    let action = world.action("swap", NEW, &[])?.on_github(&github);
+    orphaned(&world, Aim::After(CONCLUDED), action).await?;
+    let told = || {
+        Ok::<_, anyhow::Error>(
+            events(&world)?.iter().any(|it| it.to_string().contains("concluded")),
+        )
+    };
+    assert!(!told()?, "it lived to tell");
+    let (action, _program) = afterwards(&world, &github, &format!("swap={}", swap(&world)?))?;
+    let run = Step::run(action).await?.answered(&["promoted: "]);
+    assert!(told()?, "{run}");
+    let [deployment] = &*github.deployments() else { panic!("not one deployment:\n{github}") };
+    assert_eq!(deployment.state(), "success", "{github}");
+    Ok(())
 }
 
 /// Asked again it is refused for what says nothing of the swap that has begun.
