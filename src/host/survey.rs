@@ -62,6 +62,8 @@ const OF_OTHERS: &[&str] = &[
 
 /// What chooses an engine's GPUs.
 const DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+/// By what it counts them, and the way that nvidia-smi and slots count. By default CUDA puts the fastest first.
+const ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
 
 /// Looks at every nginx or the one that a command names, at who listens behind it, and at the GPUs.
 pub async fn survey(nginx: &[String]) -> Survey {
@@ -134,6 +136,7 @@ async fn listener(port: Port, found: Found, gpus: &Gpus) -> Listener {
         gpus: Vec::new(),
         instances: Vec::new(),
         no_gpus: Vec::new(),
+        uncounted: Vec::new(),
         keeper: found.keeper.clone(),
     };
     let container = match &found.keeper {
@@ -197,12 +200,13 @@ fn devices(seen: &mut Listener, (found, env): (&Found, &BTreeMap<String, String>
     let holds = |uuid: &str| gpus.tenants.iter().any(|it| it.uuid == uuid && is_own(it.pid));
     let held: Vec<u32> =
         gpus.devices.iter().filter(|it| holds(&it.uuid)).map(|it| it.index).collect();
-    let given = Given::read(env.get(DEVICES).map(String::as_str).unwrap_or_default(), gpus);
+    let given = Given::read(env, gpus);
     seen.instances = given.instances;
-    (seen.gpus, seen.no_gpus) = match held.is_empty() {
-        true => (given.gpus, given.none),
-        false => (held, Vec::new()),
-    };
+    if held.is_empty() {
+        (seen.gpus, seen.no_gpus, seen.uncounted) = (given.gpus, given.none, given.uncounted);
+    } else {
+        seen.gpus = held;
+    }
 }
 
 /// What the names in `CUDA_VISIBLE_DEVICES` mean here.
@@ -211,11 +215,16 @@ struct Given {
     gpus: Vec<u32>,
     instances: Vec<String>,
     none: Vec<String>,
+    /// Indices by which CUDA may mean others than nvidia-smi does.
+    uncounted: Vec<String>,
 }
 
 impl Given {
     /// By index, by UUID, or by the beginning of one, if only one begins so (CUDA programming guide, environment variables).
-    fn read(names: &str, gpus: &Gpus) -> Self {
+    fn read(env: &BTreeMap<String, String>, gpus: &Gpus) -> Self {
+        let names = env.get(DEVICES).map(String::as_str).unwrap_or_default();
+        // Of GPUs of one kind none is the fastest, and both ways of counting come to the same.
+        let is_by_bus = env.get(ORDER.0).is_some_and(|order| order == ORDER.1) || are_alike(gpus);
         let mut given = Self::default();
         for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let device = only(gpus.devices.iter().filter(|device| match Gpu::named(name) {
@@ -223,7 +232,9 @@ impl Given {
                 Gpu::Uuid(uuid) => device.uuid.starts_with(&uuid),
             }));
             let instance = only(gpus.instances.iter().filter(|uuid| uuid.starts_with(name)));
+            let is_index = matches!(Gpu::named(name), Gpu::Index(_));
             match (device, instance) {
+                (Some(_), _) if is_index && !is_by_bus => given.uncounted.push(name.to_owned()),
                 (Some(device), _) => given.gpus.push(device.index),
                 (None, Some(instance)) => given.instances.push(instance.clone()),
                 (None, None) => given.none.push(name.to_owned()),
@@ -231,6 +242,12 @@ impl Given {
         }
         given
     }
+}
+
+fn are_alike(gpus: &Gpus) -> bool {
+    let mut names = gpus.devices.iter().map(|device| &device.name);
+    let first = names.next();
+    names.all(|name| Some(name) == first)
 }
 
 /// The one that there is, if there are not several.
@@ -271,7 +288,8 @@ mod tests {
         };
         let given = |indices: &[u32], instances: &[&str], none: &[&str]| {
             let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-            Given { gpus: indices.to_vec(), instances: owned(instances), none: owned(none) }
+            let (instances, none) = (owned(instances), owned(none));
+            Given { gpus: indices.to_vec(), instances, none, uncounted: Vec::new() }
         };
         for (names, expected) in [
             ("", given(&[], &[], &[])),
@@ -282,7 +300,40 @@ mod tests {
             // Two begin so, and the others are not there.
             ("GPU-5d,7,-1,MIG-x", given(&[], &[], &["GPU-5d", "7", "-1", "MIG-x"])),
         ] {
-            assert_eq!(Given::read(names, &gpus), expected, "{names}");
+            let env = BTreeMap::from([(DEVICES.to_owned(), names.to_owned())]);
+            assert_eq!(Given::read(&env, &gpus), expected, "{names}");
+        }
+    }
+
+    #[test]
+    fn where_gpus_differ_an_index_counts_only_as_cuda_was_told_to_count() {
+        let device = |(index, name): (u32, &str)| Device {
+            index,
+            uuid: format!("GPU-{index}"),
+            name: name.to_owned(),
+            total_mib: None,
+            free_mib: None,
+        };
+        let of = |names: [&str; 2]| {
+            let devices = (0..).zip(names).map(device).collect();
+            Gpus { devices, ..Gpus::default() }
+        };
+        let (alike, mixed) = (of(["NVIDIA L4", "NVIDIA L4"]), of(["NVIDIA T4", "NVIDIA H100 NVL"]));
+        for (gpus, order, indices, uncounted) in [
+            (&alike, "", vec![0], vec![]),
+            (&mixed, "PCI_BUS_ID", vec![0], vec![]),
+            (&mixed, "FASTEST_FIRST", vec![], vec!["0".to_owned()]),
+            (&mixed, "", vec![], vec!["0".to_owned()]),
+        ] {
+            let vars = [(DEVICES, "0,GPU-1,7"), (ORDER.0, order)];
+            let env = vars.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            let given = Given::read(&env, gpus);
+            assert_eq!(
+                (&given.uncounted, &given.none),
+                (&uncounted, &vec!["7".to_owned()]),
+                "{order}"
+            );
+            assert_eq!(given.gpus, [indices, vec![1]].concat(), "{order}");
         }
     }
 }

@@ -116,6 +116,9 @@ pub struct Listener {
     /// What it was given that names no GPU here, where nothing else tells which it uses.
     #[serde(default)]
     pub no_gpus: Vec<String>,
+    /// Indices that it was given by which CUDA may mean other GPUs than nvidia-smi, where nothing else tells which it uses.
+    #[serde(default)]
+    pub uncounted: Vec<String>,
 }
 
 /// How a model was started, as far as another one can be started so.

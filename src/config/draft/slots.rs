@@ -87,6 +87,9 @@ fn gpus(survey: &Survey, listener: Option<&Listener>) -> (Gpus, Gpus) {
         );
         return (Err(why), Err(example.to_owned()));
     }
+    if let Some(it) = listener.filter(|it| !it.uncounted.is_empty()) {
+        return (Err(uncounted(it)), Err(example.to_owned()));
+    }
     if let Some(it) = listener.filter(|it| !it.instances.is_empty()) {
         return divided(survey, it);
     }
@@ -126,6 +129,18 @@ fn gpus(survey: &Survey, listener: Option<&Listener>) -> (Gpus, Gpus) {
         unused.len()
     );
     (Ok(indices(&used)), Err(why))
+}
+
+/// Why an index that CUDA knows is not taken over, and how to find out which GPU it is.
+fn uncounted(listener: &Listener) -> String {
+    format!(
+        "That model was started with CUDA_VISIBLE_DEVICES={} and without CUDA_DEVICE_ORDER=PCI_BUS_ID. The GPUs here are of\n\
+         several kinds: CUDA counts the fastest first then, and slots are counted as nvidia-smi does. With the model's Python\n\
+         and its variables this prints the UUID of the first GPU that it has, and `nvidia-smi -L` the index of each UUID:\n\
+         \x20 python3 -c 'import torch; print(torch.cuda.get_device_properties(0).uuid)'\n\
+         ? gpus: [0]",
+        inert(&listener.uncounted.join(","))
+    )
 }
 
 /// The instances of divided GPUs that a model has. Who uses the others nvidia-smi does not tell.

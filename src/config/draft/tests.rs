@@ -38,6 +38,7 @@ fn listener(port: u16, name: &str) -> Listener {
         gpus: vec![0],
         instances: Vec::new(),
         no_gpus: Vec::new(),
+        uncounted: Vec::new(),
     }
 }
 
@@ -219,6 +220,23 @@ fn a_divided_gpu_is_named_by_its_instance_and_a_name_that_means_none_is_said() {
             text.contains("# That model was started with GPU-9\\nretain: 0s, 7 in CUDA_VISIBLE"),
             "{text}"
         );
+    }
+}
+
+#[test]
+fn an_index_by_which_cuda_may_mean_another_gpu_is_not_taken_over() {
+    let mut survey = usual();
+    survey.gpus[1].name = "NVIDIA L40S".to_owned();
+    survey.gpus[0].users.clear();
+    (survey.listeners[0].gpus, survey.listeners[0].uncounted) = (Vec::new(), words("1"));
+    let text = draft(&known(), &survey);
+    assert_eq!(lacks(&text), ["slots.a.gpus", "slots.b.gpus"], "{text}");
+    for said in [
+        "    # That model was started with CUDA_VISIBLE_DEVICES=1 and without CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        "\n    #   python3 -c 'import torch; print(torch.cuda.get_device_properties(0).uuid)'\n",
+        "`nvidia-smi -L`",
+    ] {
+        assert!(text.contains(said), "no {said:?} in {text}");
     }
 }
 

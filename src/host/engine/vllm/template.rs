@@ -109,6 +109,7 @@ mod tests {
             gpus: Vec::new(),
             instances: Vec::new(),
             no_gpus: Vec::new(),
+            uncounted: Vec::new(),
         }
     }
 
