@@ -41,12 +41,15 @@ pub(super) async fn note(spec: &SwapSpec, inherited: &Inherited) -> Option<Strin
     Some(format!("{}; {}", seen(&user), mend(&user)))
 }
 
-/// What `doctor` says of it.
-pub(super) async fn finding(inherited: &Inherited) -> Finding {
+/// What `doctor` says of it; nothing where each model has one GPU. A slot without any may have all.
+pub(super) async fn finding(spec: &SwapSpec, inherited: &Inherited) -> Option<Finding> {
     const WHAT: &str = "shared memory";
-    match loser(inherited).await {
+    if spec.slots.values().all(|slot| slot.gpus.len() == 1) {
+        return None;
+    }
+    Some(match loser(inherited).await {
         Ok(None) => Finding::ok(WHAT, "no end of a session takes it away"),
         Ok(Some(user)) => Finding::warn(WHAT, seen(&user), mend(&user)),
         Err(error) => Finding::unseen(WHAT, Failure::from_error(&error).to_string()),
-    }
+    })
 }

@@ -132,8 +132,9 @@ fn whose_shared_memory_goes_with_his_session_is_told_and_how_to_keep_it() -> Res
         let ask = async |command: &str, config: &str| {
             Step::run(world.action(command, NEW, &[])?.with_config(config)?).await
         };
-        let doctor =
-            async || Ok::<_, anyhow::Error>(mark(&ask("doctor", &one).await?, "shared memory"));
+        let doctor = async |config: &str| {
+            Ok::<_, anyhow::Error>(mark(&ask("doctor", config).await?, "shared memory"))
+        };
 
         // So it is.
         guest.ssh(&format!("touch {MEMORY}")).await?;
@@ -143,24 +144,24 @@ fn whose_shared_memory_goes_with_his_session_is_told_and_how_to_keep_it() -> Res
         .await?;
         let texts =
             ["(RemoveIPC=yes): a model on several GPUs may die", "`loginctl enable-linger deploy`"];
-        ask("doctor", &one).await?.answered(&texts);
-        assert_eq!(doctor().await?, "warn");
+        ask("doctor", &two).await?.answered(&texts);
+        assert_eq!([doctor(&two).await?, doctor(&one).await?], ["warn", ""]);
         ask("plan", &two).await?.answered(&texts);
         let plan = ask("plan", &one).await?.answered(&["cut_over a -> b"]);
         assert!(!plan.stdout.contains("RemoveIPC"), "{plan}");
 
         guest.run(&["loginctl", "enable-linger", USER]).await?;
-        assert_eq!(doctor().await?, "ok");
+        assert_eq!(doctor(&two).await?, "ok");
         let plan = ask("plan", &two).await?.answered(&["cut_over a -> b"]);
         assert!(!plan.stdout.contains("RemoveIPC"), "{plan}");
 
         guest.run(&["loginctl", "disable-linger", USER]).await?;
-        assert_eq!(doctor().await?, "warn");
+        assert_eq!(doctor(&two).await?, "warn");
         let kept = guest.file(LOGIND)?;
         fs::create_dir_all(kept.parent().context("a folder")?)?;
         fs::write(kept, "[Login]\nRemoveIPC=no\n")?;
         guest.run(&["systemctl", "restart", "systemd-logind"]).await?;
-        assert_eq!(doctor().await?, "ok");
+        assert_eq!(doctor(&two).await?, "ok");
         Ok(())
     })
 }

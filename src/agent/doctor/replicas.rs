@@ -71,7 +71,7 @@ pub(super) async fn look(
             if host.systemd() != Systemd::Absent
                 && let Ok(inherited) = &inherited
             {
-                findings.push(shared_memory::finding(inherited).await);
+                findings.extend(shared_memory::finding(spec, inherited).await);
             }
         }
         // It is looked for with the PATH of what serves.
