@@ -12,6 +12,7 @@ use super::{confirm_route, follow, observe_at_rest, place, prune, stuck, turn};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, Unfinished, World, unfinished_swaps};
 use crate::host::agent_unit::AgentUnit;
+use crate::host::exec;
 use crate::host::runtime::ENVIRONMENTS;
 use crate::host::{Host, SystemHost, process};
 use crate::journal::Journal;
@@ -256,11 +257,11 @@ impl Tally {
                 let _ = fs::remove_dir(&folder);
             }
             None => {
-                let own = std::env::current_exe().unwrap_or_default();
-                self.report.left.push(format!(
-                    "{}: put there by root, as docs/forced-command.md says",
-                    own.display()
-                ));
+                // One whose file is gone leaves nothing.
+                let own = exec::own_file().ok().filter(|own| own.is_file());
+                self.report.left.extend(own.map(|own| {
+                    format!("{}: put there by root, as docs/forced-command.md says", own.display())
+                }));
             }
         }
         Ok(())
@@ -273,8 +274,8 @@ impl Tally {
             let place = entry.path();
             let is_digest = entry.file_name().to_str().is_some_and(prune::is_digest);
             let is_used = |program: &&PathBuf| program.starts_with(&place) && **program != own;
-            if is_digest && let Some(program) = running.iter().find(is_used) {
-                self.report.left.push(format!("{}: it runs", program.display()));
+            if is_digest && running.iter().any(|program| is_used(&program)) {
+                self.report.left.push(format!("{}: the binary in it runs", place.display()));
             } else if is_digest {
                 self.remove(&place)?;
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use testbed::server::listeners;
+use tokio::process::Command;
 
 use crate::commands::Terminal;
 use crate::step::Step;
@@ -148,6 +149,25 @@ async fn given_back(world: &GuestWorld, terminal: &Terminal, slot: char) -> Resu
     let foreign = |line: &&str| !line.ends_with(&unit) && !line.ends_with("lib/model-swap");
     assert_eq!(left.lines().filter(foreign).collect::<Vec<_>>(), [""; 0], "{said}");
     assert!(!world.is_armed()?, "{said}");
+    Ok(())
+}
+
+/// As an agent of an older release whose binary was brought anew.
+#[tokio::test]
+async fn a_binary_that_runs_without_its_file_is_left_by_the_name_of_its_folder() -> Result<()> {
+    let world = World::start().await?;
+    let terminal = Terminal::at(&world)?;
+    let folder = binaries(&world).join("a".repeat(64));
+    let binary = folder.join("model-swap");
+    fs::create_dir_all(&folder)?;
+    fs::copy("/bin/sleep", &binary)?;
+    let _runs = Command::new(&binary).arg("infinity").kill_on_drop(true).spawn()?;
+    fs::remove_file(&binary)?;
+
+    let (code, said) = says(&terminal, UNINSTALL).await?;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&format!("{}: the binary in it runs", folder.display())), "{said}");
+    assert!(folder.exists(), "{said}");
     Ok(())
 }
 

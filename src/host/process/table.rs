@@ -38,8 +38,8 @@ pub fn outputs(process: ProcessId) -> BTreeSet<PathBuf> {
     [1, 2].into_iter().filter_map(stream).filter(|file| file.is_file()).collect()
 }
 
-/// The executables under a folder that are running, as far as they may be looked at; a replaced one counts by the name
-/// that it had.
+/// The executables under a folder that are running, as far as they may be looked at; one whose file was removed or replaced has
+/// ` (deleted)` behind its name (proc_pid_exe(5)).
 pub fn programs_in(folder: &Path) -> BTreeSet<PathBuf> {
     let processes = procfs::process::all_processes().into_iter().flatten().flatten();
     processes
