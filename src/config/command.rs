@@ -96,6 +96,10 @@ pub(super) fn shell_syntax(line: &str) -> Vec<String> {
                 None
             }
             (Some('\''), _) => None,
+            // The end of a line of a script, which YAML has joined with the next one: what follows would begin with a blank.
+            (None, '\\') if chars.starts_word && chars.rest.starts_with(' ') => {
+                Some("\\".to_owned())
+            }
             (_, '\\') => {
                 chars.next();
                 None
@@ -258,6 +262,8 @@ mod tests {
             ("a 'x && $Y' \"a|b\" \\$Z \\; $ # $C | d", vec![]),
             ("a --json '{\"k\": {\"l\": \"$x\"}}'", vec![]),
             ("a #b\n&& c", vec!["&&"]),
+            ("a \\ --b \\ --c", vec!["\\"]),
+            ("a \\\n --b /c\\ d", vec![]),
         ] {
             assert_eq!(shell_syntax(line), found, "{line}");
         }

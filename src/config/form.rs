@@ -46,7 +46,12 @@ pub(super) const JUMP: Form<String> = Form {
 /// A model's name or path; it becomes a word of the command, where a leading dash would make it a flag.
 pub(super) const MODEL: Form<String> = Form {
     expected: "a model name or path, like Qwen/Qwen2.5-32B-Instruct",
-    parse: |value| plain(value, |model| !model.starts_with('-') && model.trim() == model),
+    parse: |value| {
+        if value.as_str().is_some_and(|model| model.contains('$')) {
+            return Err("nothing is put in for a `$` here: a workflow gives the model by the input `model`, a terminal by --model".to_owned());
+        }
+        plain(value, |model| !model.starts_with('-') && model.trim() == model)
+    },
 };
 
 /// A commit, tag or branch of the weights.
@@ -119,7 +124,14 @@ pub(super) const USER: Form<String> = Form {
 /// The name of an environment variable.
 pub(super) const VARIABLE: Form<String> = Form {
     expected: "the name of an environment variable, like HF_TOKEN",
-    parse: |value| plain(value, is_variable_name),
+    parse: |value| {
+        plain(value, is_variable_name).map_err(|hint| match value.as_str() {
+            Some(text) if text.contains('=') => {
+                "write the name alone: its value comes from the step's env".to_owned()
+            }
+            _ => hint,
+        })
+    },
 };
 
 /// The value of an environment variable.

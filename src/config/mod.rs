@@ -195,9 +195,19 @@ fn document(text: &str) -> Result<Value, Box<Problem>> {
             column,
             wrong: Wrong::Syntax(said.to_owned()),
             expected: "settings as in docs/model-swap.yaml".to_owned(),
-            hint: None,
+            hint: line
+                .filter(|line| is_indented_by_tab(text, *line))
+                .map(|_| WITHOUT_TABS.to_owned()),
         })
     })
+}
+
+const WITHOUT_TABS: &str = "indent with spaces: YAML takes no tabs there";
+
+/// YAML says of that only that it is a character which cannot start any token.
+fn is_indented_by_tab(text: &str, line: usize) -> bool {
+    let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+    line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t')
 }
 
 /// Where a key stands for the second time that is there twice at the top of the file: YAML says only which.

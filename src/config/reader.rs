@@ -9,6 +9,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::place::Place;
 use super::problem::{Problem, Wrong, did_you_mean, meant};
+use crate::swap::redact::{HIDDEN, secrets_of_argv};
 
 /// What one walk found.
 #[derive(Default)]
@@ -42,13 +43,15 @@ impl Report {
     }
 }
 
-/// A right key in the wrong section.
+/// A right key in the wrong section. Of several sections that have it nobody but the user knows which is meant.
 fn elsewhere(known: &BTreeSet<Place>, place: &Place) -> Option<String> {
-    let home = known.iter().find(|other| other.name() == place.name())?.parent();
-    Some(match home.is_root() {
-        true => "it belongs at the top of the file".to_owned(),
-        false => format!("it belongs under `{home}`"),
-    })
+    let homes = known.iter().filter(|other| other.name() == place.name()).map(Place::parent);
+    let homes: Vec<_> = homes.map(|home| (home.is_root(), format!("`{home}`"))).collect();
+    if homes.iter().any(|(is_root, _)| *is_root) {
+        return Some("it belongs at the top of the file".to_owned());
+    }
+    let homes: Vec<_> = homes.into_iter().map(|(_, home)| home).collect();
+    (!homes.is_empty()).then(|| format!("it belongs under {}", homes.join(" or ")))
 }
 
 /// An accepted form of a value.
@@ -156,11 +159,23 @@ impl<'a> Node<'a> {
     /// Reads a mapping with fixed keys; one that is absent is read like an empty one. `None` and a problem if it is
     /// no mapping. Keys that `read` does not ask for are problems.
     pub(super) fn section<T>(&self, read: impl FnOnce(&Section<'a, '_>) -> T) -> Option<T> {
-        let map = self.mapping("a mapping of settings")?;
+        let (map, is_mapping) = match self.value {
+            None => (None, true),
+            Some(Value::Mapping(map)) => (Some(map), true),
+            Some(_) => (None, false),
+        };
         let section = Section { node: self, map, asked: RefCell::default() };
+        let before = self.report.problems.borrow().len();
         let content = read(&section);
-        section.refuse_unknown();
-        Some(content)
+        if is_mapping {
+            section.refuse_unknown();
+            return Some(content);
+        }
+        // Read for its keys alone: that each of them is missing says nothing.
+        self.report.problems.borrow_mut().truncate(before);
+        let asked = section.asked.borrow().join(", ");
+        self.refuse_value(&format!("a mapping of settings: {asked}"), None);
+        None
     }
 
     /// Records what stands here as a problem.
@@ -241,7 +256,10 @@ impl<'a> Section<'a, '_> {
         for key in self.map.iter().flat_map(|map| map.keys()).filter_map(|key| self.node.word(key))
         {
             if !asked.contains(&key) {
-                let hint = meant(key, asked.iter().copied()).map(did_you_mean);
+                let hint = match key {
+                    "<<" => Some("merge keys are not followed: write the settings out".to_owned()),
+                    _ => meant(key, asked.iter().copied()).map(did_you_mean),
+                };
                 let stray = Node::new(self.node.report, self.node.place.key(key), None);
                 stray.refuse(Wrong::UnknownKey, &format!("one of {}", asked.join(", ")), hint);
             }
@@ -252,13 +270,13 @@ impl<'a> Section<'a, '_> {
 /// Longest value that is shown whole, in characters: enough for a path, too little for a script.
 const LONGEST_SHOWN: usize = 80;
 
-/// A value as the user gave it, on one line.
+/// A value as the user gave it, on one line. What looks like a secret, as where its name belongs, is not shown.
 pub(super) fn shown(value: Option<&Value>) -> String {
     let text = match value {
         None | Some(Value::Null) => "nothing".to_owned(),
         Some(Value::Bool(bool)) => bool.to_string(),
         Some(Value::Number(number)) => number.to_string(),
-        Some(Value::String(text)) => format!("{text:?}"),
+        Some(Value::String(text)) => format!("{:?}", without_secrets(text)),
         Some(Value::Sequence(list)) => {
             format!(
                 "[{}]",
@@ -273,4 +291,10 @@ pub(super) fn shown(value: Option<&Value>) -> String {
     }
     let start: String = text.chars().take(LONGEST_SHOWN).collect();
     format!("{start}…")
+}
+
+fn without_secrets(text: &str) -> String {
+    let found = secrets_of_argv(&[text.to_owned()]);
+    let hide = |text: String, secret: &String| text.replace(secret.as_str(), HIDDEN);
+    found.iter().filter(|secret| !secret.is_empty()).fold(text.to_owned(), hide)
 }

@@ -316,6 +316,9 @@ fn command_line(node: &Node<'_>, example: &str, tokens: &[&str]) -> Option<Vec<S
             Some(hint),
         );
     }
+    const JOINED: &str = "leave it out: YAML joins the lines";
+    let is_joined = |piece: &String| piece == "\\";
+    let hint = if shell.iter().all(is_joined) { JOINED } else { hint };
     if !shell.is_empty() {
         node.refuse_part(
             shell.join(" "),

@@ -1,5 +1,6 @@
 //! The reader on whole files.
 
+mod slips;
 mod wrong;
 
 use std::str::FromStr as _;

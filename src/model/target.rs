@@ -51,6 +51,9 @@ impl FromStr for HostAddr {
         if value == "local" {
             return Ok(Self::Local);
         }
+        if value.contains("://") {
+            return Err(refuse("it is written without ssh:// in front and / behind"));
+        }
         // Names of directory services may hold an @ themselves.
         let (user, host) = match value.rsplit_once('@') {
             Some((user, host)) => (Some(user), host),
@@ -111,7 +114,7 @@ fn check_host(host: &str) -> Result<&str, &'static str> {
     }
     match host {
         "" => Err("a host is local, a name or an address, like deploy@gpu-1.example.com"),
-        _ if host.parse::<Ipv6Addr>().is_ok() => {
+        _ if host.matches(':').count() > 1 => {
             Err("an IPv6 address needs brackets, like deploy@[2001:db8::7]")
         }
         _ if host.contains(':') => Err("the port goes in ssh.port"),
@@ -161,6 +164,8 @@ mod tests {
             ("deploy@", "a host is local"),
             ("gpu-1:2222", "ssh.port"),
             ("::1", "brackets"),
+            ("deploy@fe80::1%eth0", "brackets"),
+            ("ssh://deploy@gpu-1/", "without ssh://"),
             ("[gpu-1]", "not an IPv6 address"),
             ("[::1%a b]", "not an IPv6 address"),
             ("-oProxyCommand=x", "letters"),

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use super::{MINIMAL, Overrides, changed, load};
 
 /// The minimal file with more at its end, on line 10.
-fn with(more: &str) -> String {
+pub(super) fn with(more: &str) -> String {
     format!("{MINIMAL}{more}\n")
 }
 
 /// Every problem on a line of its own, hints after `|`.
-fn complaints(text: &str) -> String {
+pub(super) fn complaints(text: &str) -> String {
     let Err(problems) = load(text, "f", &Overrides::default()) else { return "fine".to_owned() };
     let mut lines = String::new();
     for failure in problems.to_failures() {
@@ -56,7 +56,10 @@ f: replica.command: missing, expected a program and its arguments, like vllm ser
 f: nginx.config: missing, expected an absolute path of letters, digits and _./@+,:=-, like /etc/nginx/conf.d/llm.conf
 f: nginx.upstream: missing, expected the name of an upstream block, like llm",
         ),
-        ("just text".to_owned(), "f: got \"just text\", expected a mapping of settings"),
+        (
+            "just text".to_owned(),
+            &format!("f: got \"just text\", expected a mapping of settings: {ROOT_KEYS}"),
+        ),
         (
             "service: chat\n  host: x\n".to_owned(),
             "f:2:7: cannot be read as YAML: mapping values are not allowed in this context, \
@@ -81,7 +84,7 @@ f: nginx.upstream: missing, expected the name of an upstream block, like llm",
             &format!("f:10:1: upstream: unknown key, expected one of {ROOT_KEYS} | it belongs under `nginx`"),
         ),
         (with("7: x"), "f:10:1: 7: got 7 as a key, expected a word as a key | put it in quotes"),
-        (with("ready: 20m"), "f:10:1: ready: got \"20m\", expected a mapping of settings"),
+        (with("ready: 20m"), "f:10:1: ready: got \"20m\", expected a mapping of settings: timeout"),
         (
             with("drain: { on_timeout: kepp, timout: 5m }"),
             "\
@@ -350,7 +353,7 @@ f:10:43: fetch.size: got 70, expected a size in MB, GB or TB, like 70GB | write 
             &format!(
                 "\
 f:10:52: verify.within: got \"0s\", expected a duration from 1s to 30d, like 90s, 20m or 1h30m
-f:10:11: verify.url: got \"https://ann:key@llm.example.com/\", {URL} | name the variable that holds the key as verify.api_key_env"
+f:10:11: verify.url: got \"https://ann:***@llm.example.com/\", {URL} | name the variable that holds the key as verify.api_key_env"
             ),
         ),
     ])
