@@ -43,7 +43,8 @@ pub struct Listing {
     env: Vec<WildMatch>,
     slots: BTreeMap<SlotName, Slot>,
     nginx: NginxSpec,
-    user: Option<String>,
+    /// `None` among them: where the request names nobody.
+    users: Vec<Option<String>>,
     supervision: Supervision,
     /// Patterns of images.
     images: Vec<WildMatch>,
@@ -98,6 +99,7 @@ impl Listing {
     /// # Errors
     /// With every problem that the text has.
     pub fn load(text: &str, origin: &str) -> Result<Self, Problems> {
+        let text = super::unmarked(text);
         let report = Report::default();
         let document = super::document(text);
         let read = document
@@ -157,11 +159,17 @@ impl Listing {
                 "nginx's config, upstream, command or probe is not that of the listing".to_owned(),
             );
         }
-        if spec.replica.user != self.user {
+        let user = &spec.replica.user;
+        if !self.users.contains(user) {
+            let named =
+                |unset| move |it: &Option<String>| it.clone().unwrap_or(String::from(unset));
+            let listed: Vec<_> = self.users.iter().map(named("unset")).collect();
+            let wanted: Vec<_> = self.users.iter().chain([user]).map(named("null")).collect();
             found.push(format!(
-                "replica.user is {}, not {}",
-                or_none(spec.replica.user.as_deref()),
-                or_none(self.user.as_deref())
+                "replica.user is {}, not {}: root allows it with `user: [{}]`",
+                user.as_deref().unwrap_or("unset"),
+                listed.join(" or "),
+                wanted.join(", ")
             ));
         }
         let runtime = spec.replica.runtime;
@@ -339,7 +347,7 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
     let docker_options = section::docker_options(file, None);
     let slots = section::slots(&file.at("slots"));
     let nginx = section::nginx(&file.at("nginx"), slots.as_ref());
-    let user = file.at("user").optional(&form::USER);
+    let users = users(&file.at("user"));
     let state_dir = file.at("state_dir").optional(&form::PATH);
     Some(Listing {
         commands_asked: commands_asked?,
@@ -351,7 +359,7 @@ fn listing(file: &Section<'_, '_>) -> Option<Listing> {
         env: env?,
         slots: slots?,
         nginx: nginx?,
-        user: user?,
+        users: users?,
         supervision: supervision?,
         images: images?,
         docker_options: docker_options?,
@@ -396,6 +404,20 @@ fn patterns(node: &Node<'_>, expected: &str) -> Option<Vec<WildMatch>> {
     }
     let read: Vec<_> = elements.iter().filter_map(|word| word.required(&form::WORD)).collect();
     (read.len() == elements.len()).then(|| read.iter().map(|word| WildMatch::new(word)).collect())
+}
+
+/// Whom a replica may run as: one user or none, or a list, since a way back needs the one that it had.
+fn users(node: &Node<'_>) -> Option<Vec<Option<String>>> {
+    const EXPECTED: &str = "a user, or a list of them, like [llm, null]; null is for none";
+    if !node.value().is_some_and(Value::is_sequence) {
+        return node.optional(&form::USER).map(|user| vec![user]);
+    }
+    let elements = node.elements(EXPECTED)?;
+    if elements.is_empty() {
+        node.refuse_value(EXPECTED, None);
+    }
+    let read: Vec<_> = elements.iter().filter_map(|user| user.optional(&form::USER)).collect();
+    (read.len() == elements.len()).then_some(read)
 }
 
 /// One, or a list of them.
@@ -470,10 +492,6 @@ fn shown_lines(lines: &[Vec<WildMatch>]) -> String {
 
 fn shown_words(patterns: &[WildMatch]) -> String {
     patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-}
-
-fn or_none(value: Option<&str>) -> &str {
-    value.unwrap_or("unset")
 }
 
 #[cfg(test)]

@@ -61,15 +61,18 @@ pub struct Overrides {
     pub host: Option<String>,
 }
 
-const BYTE_ORDER_MARK: char = '\u{feff}';
+/// The text behind the mark that some editors begin a file with, and YAML allows.
+fn unmarked(text: &str) -> &str {
+    const BYTE_ORDER_MARK: char = '\u{feff}';
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
 
 /// Reads a configuration. `file_name` is how the user named the file; it leads every message.
 ///
 /// # Errors
 /// With every problem that the text and the overrides have.
 pub fn load(text: &str, file_name: &str, overrides: &Overrides) -> Result<Config, Problems> {
-    // Some editors begin a file with it, and YAML allows it.
-    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    let text = unmarked(text);
     let report = Report::default();
     let read = read(text, overrides, &report);
     let mut list = report.into_problems(text);
@@ -83,8 +86,7 @@ pub fn load(text: &str, file_name: &str, overrides: &Overrides) -> Result<Config
 
 /// The service that a text names, which need be neither a configuration nor YAML: by the line that looks like it.
 pub fn named_service(text: &str) -> Option<ServiceName> {
-    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
-    let named = text.lines().find_map(|line| line.strip_prefix("service:"))?;
+    let named = unmarked(text).lines().find_map(|line| line.strip_prefix("service:"))?;
     let name = named.split('#').next().unwrap_or_default().trim();
     name.trim_matches(['"', '\'']).parse().ok()
 }

@@ -49,6 +49,39 @@ fn what_root_has_foreseen_passes() {
     assert_eq!(objections("HF_HOME", "HF_HUB_CACHE"), [""; 0]);
 }
 
+/// What moved from one user to another has ways back that need the first.
+#[test]
+fn one_of_several_users_may_be_asked_for_and_none_where_that_is_listed() {
+    let objections = |listed: &str, user: &str| -> Vec<String> {
+        let listing = Listing::load(&format!("{TEXT}user: {listed}\n"), "chat.yaml").unwrap();
+        let asked = asked("  env:", &format!("  user: {user}\n  env:"));
+        listing.objections(&Command::Status(asked)).into_iter().map(|f| f.message).collect()
+    };
+    for (listed, user) in
+        [("vllm", "vllm"), ("[vllm, llm]", "llm"), ("[llm, null]", "null"), ("null", "null")]
+    {
+        assert_eq!(objections(listed, user), [""; 0], "{listed} {user}");
+    }
+    let none =
+        "replica.user is unset, not vllm or llm: root allows it with `user: [vllm, llm, null]`";
+    assert_eq!(objections("[vllm, llm]", "null"), [none]);
+    let other =
+        "replica.user is root, not llm or unset: root allows it with `user: [llm, null, root]`";
+    assert_eq!(objections("[llm, null]", "root"), [other]);
+    for wrong in ["[]", "[a b]", "{ llm: x }"] {
+        let text = format!("{TEXT}user: {wrong}\n");
+        let problems = Listing::load(&text, "chat.yaml").expect_err(wrong).to_failures();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+}
+
+#[test]
+fn a_listing_that_an_editor_on_windows_wrote_says_the_same() {
+    let text = format!("\u{feff}{}", TEXT.trim_start().replace('\n', "\r\n"));
+    let read = Listing::load(&text, "chat.yaml").map_err(|problems| problems.to_failures());
+    assert_eq!(read, Listing::load(TEXT, "chat.yaml").map_err(|problems| problems.to_failures()));
+}
+
 #[test]
 fn everything_else_is_named() {
     let rows = [
@@ -65,7 +98,11 @@ fn everything_else_is_named() {
             "fetch.command is none of the allowed ones",
         ),
         ("HF_HOME", "LD_PRELOAD", "variable LD_PRELOAD is none of the allowed ones (HF_*)"),
-        ("  env:", "  user: root\n  env:", "replica.user is root, not unset"),
+        (
+            "  env:",
+            "  user: root\n  env:",
+            "replica.user is root, not unset: root allows it with `user: [null, root]`",
+        ),
         ("8002", "22", "slots are not those of the listing"),
         ("conf.d/llm", "conf.d/other", "nginx's config, upstream, command or probe"),
         (
