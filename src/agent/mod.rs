@@ -136,7 +136,11 @@ async fn about_service(
         Command::Status(asked) => status(&dir, asked, answers).await,
         Command::History(asked) => {
             let host = SystemHost::new(asked);
-            let world = observe_at_rest(&host, &dir, asked).await.map_err(Refusal::environment)?;
+            let world = observe_at_rest(&host, &dir, asked).await.map_err(|why| {
+                Refusal::environment(
+                    why.hint("until then `model-swap status` lists the latest swaps"),
+                )
+            })?;
             let report = Box::new(rollback::report(&dir, &asked.spec, &world));
             answers.send(&Frame::History { report });
             Ok(())

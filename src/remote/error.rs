@@ -343,6 +343,8 @@ fn installing(said: &str) -> Vec<String> {
          state_dir chooses another one"
     } else if said.contains("Read-only file system") {
         "choose a writable folder with state_dir"
+    } else if said.contains("mkdir") {
+        "state_dir must name a folder that is there, or can be made"
     } else if said.contains("xec format error") {
         "run the build of model-swap for the server's architecture"
     } else if said.contains("GLIBC") {

@@ -61,7 +61,7 @@ impl Hint for KeyError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::Empty => {
-                "check the name of the secret: one that is not defined, or not shown to pull requests of forks, is empty"
+                "check the file, or the name of the secret: one that is not defined, or not shown to pull requests of forks, is empty"
             }
             Self::Public => "give the private half: the file without .pub",
             Self::Putty => "convert it: puttygen key.ppk -O private-openssh -o key",

@@ -185,6 +185,22 @@ async fn while_what_serves_is_not_known_nothing_is_said_of_who_may_serve() -> Re
     Ok(())
 }
 
+/// As where the port is mistyped, or Debian's default site answers: the connections of others are seen to go to the model.
+#[tokio::test]
+async fn a_probe_that_does_not_meet_the_model_is_told_also_where_other_requests_do() -> Result<()> {
+    let world = World::start().await?;
+    let load = world.load().await?;
+    let (good, closed) = (world.config(NEW), free_port()?);
+    let probe = |port: u16| format!("http://127.0.0.1:{port}/v1/models");
+    let wrong = good.replace(&probe(world.server.nginx_addr().port()), &probe(closed));
+    assert_ne!(good, wrong);
+    let run = Step::run(world.action("doctor", NEW, &[])?.with_config(&wrong)?).await?;
+    let run = run.answered(&["does not show its model: Connection refused", "correct nginx.probe"]);
+    assert_eq!(mark(&run, "probe through nginx"), "warn", "{run}");
+    load.stop().await.assert_clean();
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_reached_leaves_its_part_open() -> Result<()> {
     let world = World::start().await?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{containers, size};
 use crate::agent::{brought_back, shared_memory};
+use crate::config::draft::ELSEWHERE;
 use crate::executor::{Underway, beside_loopback, met, prove_route};
 use crate::host::engine::Answer;
 use crate::host::gpu::{self, GpuError, Gpus, Tenant};
@@ -249,13 +250,29 @@ async fn route(
     let (Some((name, _)), Some(other)) = (serving, other) else {
         return Finding::unseen(ROUTE, "the upstream points at no slot");
     };
-    if !matches!(occupants.get(name), Some(Occupant { answer: Answer::Ready(_), .. })) {
+    let Some(Occupant { answer: Answer::Ready(models), .. }) = occupants.get(name) else {
         return Finding::unseen(ROUTE, "nothing behind nginx answers as ready");
+    };
+    let (url, port) = (&spec.nginx.probe.url, view.port);
+    if let Err(failure) = prove_route(host, spec, view, other.port).await {
+        return Finding::fail(ROUTE, failure);
     }
-    let url = &spec.nginx.probe.url;
-    match prove_route(host, spec, view, other.port).await {
-        Ok(()) => Finding::ok(ROUTE, format!("{url} is seen to reach port {}", view.port)),
-        Err(failure) => Finding::fail(ROUTE, failure),
+    let missed = match models.root() {
+        Some(root) => host.nginx().missed(root).await,
+        None => Ok(None),
+    };
+    match missed {
+        Ok(None) => Finding::ok(ROUTE, format!("{url} is seen to reach port {port}")),
+        Ok(Some(answer)) => Finding::warn(
+            ROUTE,
+            format!(
+                "nginx's connections lead to port {port}, and {url} does not show its model: {answer}"
+            ),
+            format!(
+                "correct nginx.probe: where it does not reach the model, only requests of others prove a swap; {ELSEWHERE}"
+            ),
+        ),
+        Err(error) => Finding::fail(ROUTE, error.to_failure()),
     }
 }
 

@@ -254,7 +254,7 @@ impl Hint for NginxError {
                 "the old configuration is still in force; mend what nginx names, then run the swap again".to_owned()
             }
             Self::NoNewWorkers { .. } | Self::MasterGone { .. } => "look at nginx's error log".to_owned(),
-            Self::PidFile { running, .. } if running.is_empty() => "start nginx, then run the swap again".to_owned(),
+            Self::PidFile { running, .. } if running.is_empty() => "start nginx, then try again".to_owned(),
             Self::PidFile { running, .. } => {
                 let running: Vec<String> = running.iter().map(i32::to_string).collect();
                 format!(

@@ -196,6 +196,18 @@ impl Nginx {
         })
     }
 
+    /// Why an answer to the probe does not meet the model with this root; `None` if it does. Where requests go sockets may show
+    /// all the same.
+    ///
+    /// # Errors
+    /// If no request can be made.
+    pub async fn missed(&self, root: &str) -> Result<Option<String>, NginxError> {
+        Ok(match self.probe()?.ask(&Identity::Root(root.to_owned())).await {
+            Answer::Candidate => None,
+            Answer::Other(seen) | Answer::Unknown(seen) => Some(seen),
+        })
+    }
+
     fn probe(&self) -> Result<Probe, NginxError> {
         let spec = &self.spec.probe;
         Probe::of(spec.url.clone(), spec.host.clone(), self.api_key.clone())
