@@ -22,6 +22,8 @@ pub(super) fn obstacles(
     failures.extend(unsupervised(spec, seen));
     let port = spec.slots[to].port;
     let found = seen.slots.get(to).and_then(|occupant| occupant.found.as_ref());
+    // What another service has claimed may be its model, which nobody shall be told to stop.
+    let found = found.filter(|_| !seen.claimed.contains_key(to));
     if let Some(found) = found.filter(|found| recorded(to, found, &seen.state).is_none()) {
         failures.push(
             Failure::new(format!(
@@ -182,6 +184,19 @@ mod tests {
     use crate::model::wire::When;
     use crate::swap::planner::plan_swap;
     use crate::swap::planner::tests::{adopted_in_a, spec};
+
+    /// Whoever stopped it would stop another service's model.
+    #[test]
+    fn what_another_service_has_claimed_is_not_told_to_be_stopped() {
+        let mut seen = adopted_in_a();
+        let stranger = seen.slots.values().find(|it| it.found.is_some()).cloned().unwrap();
+        seen.slots.insert("b".parse().unwrap(), stranger);
+        let taken = plan_swap(&spec(), &seen, When::Changed).unwrap_err();
+        assert!(taken[0].hints[0].contains("stop it"), "{taken:?}");
+        let claimed = Failure::new("port 8002 is reserved by service code, slot a".to_owned());
+        seen.claimed.insert("b".parse().unwrap(), claimed.clone());
+        assert_eq!(plan_swap(&spec(), &seen, When::Changed).unwrap_err(), [claimed]);
+    }
 
     #[test]
     fn what_is_not_stopped_alone_is_not_replaced() {
