@@ -61,7 +61,10 @@ fn download(spec: &SwapSpec, folder: &Path) -> Option<String> {
     let missing = missing(spec, folder).ok().flatten()?;
     match &spec.fetch {
         Some(_) => Some(format!("{missing}: fetch brings it before anything is reserved")),
-        None if spec.model.starts_with('/') => None,
+        None if spec.model.starts_with('/') => Some(format!(
+            "there is no {}: bring the weights there, or correct `model`",
+            folder.display()
+        )),
         None => Some(format!(
             "{missing}: the engine downloads it within ready.timeout ({}); {}",
             humantime::format_duration(spec.ready.timeout),
@@ -85,8 +88,11 @@ pub(super) fn missing(spec: &SwapSpec, folder: &Path) -> io::Result<Option<Strin
     Ok(Some(format!("{there} does not have revision {revision} yet")))
 }
 
-/// Free memory of a GPU, and who holds the rest.
+/// Free memory of a GPU, and who holds the rest; of one that is not there, which are.
 fn room(gpus: &Gpus, gpu: &Gpu) -> Option<String> {
+    if let Some(instead) = gpus.absence(gpu) {
+        return Some(format!("GPU {gpu} is not there: {instead}"));
+    }
     let device = gpus.device(gpu)?;
     let (free, total) = (device.free_mib?, device.total_mib?);
     let room = format!("GPU {} has {} of {} GiB free", device.index, gib(free), gib(total));
@@ -193,7 +199,8 @@ mod tests {
         assert!(said.ends_with("yet: fetch brings it before anything is reserved"), "{said}");
         spec.fetch = None;
         "/models/qwen".clone_into(&mut spec.model);
-        assert_eq!(download(&spec, &missing), None);
+        let said = download(&spec, &missing).unwrap();
+        assert!(said.starts_with("there is no ") && said.ends_with("or correct `model`"), "{said}");
     }
 
     #[test]
@@ -215,6 +222,8 @@ mod tests {
         assert_eq!(said(1).unwrap(), "GPU 1 has 139.9 of 140.4 GiB free");
         let expected = "GPU 0 has 2.0 of 140.4 GiB free, and processes 41, 42 use it";
         assert_eq!(said(0).unwrap(), expected);
-        assert_eq!((said(2), said(7)), (None, None), "2 does not say, 7 is not there");
+        assert_eq!(said(2), None, "it does not say");
+        let expected = "GPU 7 is not there: nvidia-smi lists 0 (NVIDIA H200, GPU-0), 1 (NVIDIA H200, GPU-1), 2 (NVIDIA H200, GPU-2)";
+        assert_eq!(said(7).unwrap(), expected);
     }
 }

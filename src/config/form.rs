@@ -50,6 +50,13 @@ pub(super) const MODEL: Form<String> = Form {
         if value.as_str().is_some_and(|model| model.contains('$')) {
             return Err("nothing is put in for a `$` here: a workflow gives the model by the input `model`, a terminal by --model".to_owned());
         }
+        // Its folder is another one on the server, and no shell knows a home.
+        if value
+            .as_str()
+            .is_some_and(|model| ["./", "../", "~"].iter().any(|it| model.starts_with(it)))
+        {
+            return Err("write the whole path on the server, from / on".to_owned());
+        }
         plain(value, |model| !model.starts_with('-') && model.trim() == model)
     },
 };

@@ -106,6 +106,18 @@ impl Gpus {
         self.device(gpu).is_some() || matches!(gpu, Gpu::Uuid(uuid) if is_instance(uuid))
     }
 
+    /// What there is instead of a GPU that no slot may name, a fragment; `None` if one may.
+    pub fn absence(&self, gpu: &Gpu) -> Option<String> {
+        if self.holds(gpu) {
+            return None;
+        }
+        let all = self.devices.iter();
+        let all: Vec<_> =
+            all.map(|it| format!("{} ({}, {})", it.index, it.name, it.uuid)).collect();
+        let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+        Some(format!("nvidia-smi lists {all}"))
+    }
+
     /// Who uses a device.
     pub fn tenants_of<'a>(&'a self, device: &'a Device) -> impl Iterator<Item = &'a Tenant> {
         self.tenants.iter().filter(|tenant| tenant.uuid == device.uuid)

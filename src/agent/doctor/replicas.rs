@@ -342,18 +342,9 @@ fn gpu_findings(
 
 fn gpu_finding(gpus: &Gpus, own: &[i32], (slot, gpu): (&SlotName, &Gpu)) -> Finding {
     let what = format!("GPU {gpu} of slot {slot}");
-    if !gpus.holds(gpu) {
-        let there: Vec<_> = gpus
-            .devices
-            .iter()
-            .map(|device| format!("{} ({}, {})", device.index, device.name, device.uuid))
-            .collect();
-        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-        return Finding::fail(
-            what,
-            Failure::new(format!("there is no such GPU; nvidia-smi lists {there}"))
-                .hint(format!("correct slots.{slot}.gpus")),
-        );
+    if let Some(instead) = gpus.absence(gpu) {
+        let failure = Failure::new(format!("there is no such GPU; {instead}"));
+        return Finding::fail(what, failure.hint(format!("correct slots.{slot}.gpus")));
     }
     let Some(device) = gpus.device(gpu) else {
         return Finding::ok(what, "an instance of a divided GPU");

@@ -47,11 +47,14 @@ fn what_another_program_would_have_put_in_is_told() {
     let command = |text: &str| {
         changed("vllm serve {model} --host 127.0.0.1 --port {port} --served-model-name chat", text)
     };
+    const WHOLE: &str = " | write the whole path on the server, from / on";
     const ELSEWHERE: &str =
         "a workflow gives the model by the input `model`, a terminal by --model";
     assert_said(&[
         (changed("Qwen/Qwen2.5-32B-Instruct", "${{ inputs.model }}"), &["model: got", ELSEWHERE]),
         (changed("Qwen/Qwen2.5-32B-Instruct", "$MODEL"), &["model: got \"$MODEL\"", ELSEWHERE]),
+        (changed("Qwen/Qwen2.5-32B-Instruct", "./qwen"), &["model: got \"./qwen\"", WHOLE]),
+        (changed("Qwen/Qwen2.5-32B-Instruct", "~/qwen"), &["model: got \"~/qwen\"", WHOLE]),
         (
             command("vllm serve {model} \\\n    --port {port}"),
             &[
