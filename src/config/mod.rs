@@ -122,7 +122,7 @@ fn missing_secret(name: &str) -> Problem {
         wrong: Wrong::Missing,
         expected: "a value that is not empty".to_owned(),
         hint: Some(format!(
-            "add `{name}: ${{{{ secrets.{name} }}}}` under `env:` of the step, and check that the secret exists"
+            "add `{name}: ${{{{ secrets.{name} }}}}` under `env:` of the step, and check that the secret exists; at a terminal export it"
         )),
     }
 }

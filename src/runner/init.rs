@@ -17,7 +17,7 @@ use crate::model::outcome::Exit;
 use crate::model::refusal::Refusal;
 use crate::model::spec::NginxSpec;
 use crate::model::survey::Survey;
-use crate::model::target::{SSH_PORT, Target};
+use crate::model::target::{InvalidHost, SSH_PORT, Target};
 use crate::model::wire::Frame;
 use crate::remote::agent::{Install, ask};
 use crate::remote::build::Build;
@@ -80,9 +80,13 @@ fn known(setting: &Setting) -> Result<Known, Stopped> {
         let failure = Failure::new(format!("init needs {what}: the server to look at, or `local`"));
         return Err(Stopped::input(vec![failure.hint(format!("like `{how}`"))]));
     };
-    let host = host.parse().map_err(|error| {
-        let hint = "another port of sshd than 22 is given with --ssh-port, from a terminal";
-        Stopped::input(vec![Failure::from_error(&error).hint(hint)])
+    let host = host.parse().map_err(|error: InvalidHost| {
+        let failure = Failure::from_error(&error);
+        Stopped::input(vec![match error.value.contains(':') {
+            true => failure
+                .hint("another port of sshd than 22 is given with --ssh-port, from a terminal"),
+            false => failure,
+        }])
     })?;
     let target = Target { host, port: ssh_port.unwrap_or(SSH_PORT), jump };
     refuse_container(setting, &target)?;

@@ -123,13 +123,14 @@ fn unsupervised(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
         }
     };
     let failure = Failure::new(format!("replica.runtime is systemd, and {why}"));
-    let failure = match seen.systemd {
-        Systemd::Denied => failure.hint(
-            "let the user of `host` become root without a password (NOPASSWD in sudoers), and leave state_dir out",
-        ),
-        Systemd::Absent | Systemd::Usable => failure,
-    };
-    Some(failure.hint("or write `runtime: auto`: replicas are plain processes then, and no boot starts them again"))
+    const PLAIN: &str =
+        "write `runtime: auto`: replicas are plain processes then, and no boot starts them again";
+    Some(match seen.systemd {
+        Systemd::Denied => failure
+            .hint("let the user of `host` become root without a password (NOPASSWD in sudoers), and leave state_dir out")
+            .hint(format!("or {PLAIN}")),
+        Systemd::Absent | Systemd::Usable => failure.hint(PLAIN),
+    })
 }
 
 /// A keeper that only its own means can stop, which this version does not use.
