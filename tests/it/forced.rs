@@ -180,6 +180,31 @@ async fn a_locked_down_key_brings_back_only_what_is_listed_now() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_locked_down_key_goes_back_to_another_user_where_both_are_listed() -> Result<()> {
+    let mut world = world("").await?;
+    world.settings.retain = "0s".to_owned();
+    let retired = [("wait", "retired")];
+    world.run("swap", NEW, &retired).await?.ended(0, "promoted");
+    let path = world.server.scratch().join("services.d/chat.yaml");
+    let listing = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{listing}user: root\n"))?;
+    let named = world.config("Qwen/Third").replacen("replica:\n", "replica:\n  user: root\n", 1);
+    let run = async |command: &str| {
+        let action = world.action(command, "Qwen/Third", &retired)?;
+        Step::run(action.with_config(&named)?).await
+    };
+    run("swap").await?.ended(0, "promoted");
+    run("rollback").await?.refused(
+        2,
+        &["what the rollback would start again: replica.user is unset, not root: root allows it with `user: [root, null]`"],
+    );
+    fs::write(&path, format!("{listing}user: [root, null]\n"))?;
+    run("rollback").await?.ended(0, "rolled-back");
+    assert_eq!(world.serves().await?, NEW);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_locked_down_key_brings_weights_back_by_what_is_listed_now() -> Result<()> {
     let (then, today) = ("true then {model}", "true today {model}");
     let mut world = world(&format!("fetches: [{then:?}, {today:?}]\n")).await?;
