@@ -10,13 +10,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends \
         gcc-aarch64-linux-gnu gcc-x86-64-linux-gnu libc6-dev-amd64-cross libc6-dev-arm64-cross
 COPY . /build
-# Linked with rustc's own linker and musl: each kind of processor builds both, with a C compiler for the little C there is.
-ENV CC_x86_64_unknown_linux_musl=x86_64-linux-gnu-gcc \
-    CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc \
-    CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld \
-    CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-C link-self-contained=yes" \
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-C link-self-contained=yes"
+# Each kind of processor builds both (.cargo/config.toml).
 RUN cd /build \
     && for kind in x86_64 aarch64; do \
         target="$kind-unknown-linux-musl" \

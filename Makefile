@@ -48,9 +48,13 @@ workflows:
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
 
 # Medians of the same swap: a bash script over ssh, model-swap cold, model-swap warm. Wants a quiet machine.
+# The binary is built as the image's is (.cargo/config.toml).
+MUSL := $(shell uname -m)-unknown-linux-musl
 bench: setup
+	@scripts/setup --musl
 	cargo build --locked --workspace --release
-	$(BUILT)/release/bench
+	cargo build --locked --release --target $(MUSL) --bin model-swap
+	$(BUILT)/release/bench $(BUILT)/$(MUSL)/release/model-swap
 
 # N lives of throwaway servers with faults at random moments, each from a seed; SEED=… lives one again.
 N ?= 20

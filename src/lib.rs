@@ -23,5 +23,6 @@ pub mod remote;
 pub mod render;
 
 pub mod cli;
+pub mod entry;
 pub mod pid1;
 pub mod runner;

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Context;
 use model_swap::agent::lockdown::{self, Lockdown, Piece};
 use model_swap::agent::{self, Access};
 use model_swap::cli::{Cli, Part, ServerPart, Verb};
+use model_swap::entry;
 use model_swap::github::inputs::{InputProblem, Inputs, Unfit};
 use model_swap::github::run::WorkflowRun;
 use model_swap::host::process;
@@ -16,9 +15,6 @@ use model_swap::model::failure::{Failure, Hint};
 use model_swap::model::outcome::Exit;
 use model_swap::pid1;
 use model_swap::runner::{self, Setting, Surface, Voice};
-
-/// How long a blocked name look-up may hold up the end of the process.
-const SHUTDOWN_LIMIT: Duration = Duration::from_millis(200);
 
 /// The name of the stage after the step; `action.yml` and the image have it too.
 const AFTERWARDS: &str = "model-swap-afterwards";
@@ -32,10 +28,12 @@ fn main() -> ExitCode {
     let verb = (!is_action)
         .then(|| Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit()).command);
     let ended = match verb {
-        _ if pid1::is_first() => on_one_thread(pid1::attend()).and_then(|code| Ok(code?)),
+        _ if pid1::is_first() => entry::attend().map_err(Into::into).and_then(|code| Ok(code?)),
         None if is_afterwards() => afterwards(env),
         Some(Verb::Agent { services, part: None }) => {
-            on_one_thread(agent::session(Access::Listed(services))).map(|()| ExitCode::SUCCESS)
+            entry::agent_session(Access::Listed(services))
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(Into::into)
         }
         Some(Verb::Agent { part: Some(part), .. }) => serve(part),
         Some(Verb::Server { part: ServerPart::Install { user, key, root, apply } }) => {
@@ -73,7 +71,7 @@ fn run(verb: Option<Verb>, env: BTreeMap<String, String>) -> anyhow::Result<Exit
     let run = WorkflowRun::from_env(&env);
     let setting = Setting { surface, inputs, run, env };
     let exit = match failures.is_empty() {
-        true => on_one_thread(runner::run(setting, &mut voice))?,
+        true => entry::run(setting, &mut voice)?,
         false => runner::refuse(&setting, failures, &mut voice),
     };
     Ok(ExitCode::from(exit.code()))
@@ -130,33 +128,22 @@ fn afterwards(env: BTreeMap<String, String>) -> anyhow::Result<ExitCode> {
     let surface = Surface::Workflow;
     let mut voice = Voice::new(surface, &env);
     let setting = Setting { surface, inputs, run, env };
-    let exit = on_one_thread(runner::afterwards(setting, &mut voice))?;
+    let exit = entry::afterwards(setting, &mut voice)?;
     Ok(ExitCode::from(exit.code()))
 }
 
 fn serve(part: Part) -> anyhow::Result<ExitCode> {
     match part {
         Part::Launch => return Ok(process::launch_main()),
-        Part::Session => on_one_thread(agent::session(Access::Full))?,
+        Part::Session => entry::agent_session(Access::Full)?,
         Part::Run { services } => {
-            on_one_thread(agent::run(services.map_or(Access::Full, Access::Listed)))?;
+            entry::agent_run(services.map_or(Access::Full, Access::Listed))?;
         }
-        Part::Resume { state_dir, service } => on_one_thread(agent::resume(&state_dir, &service))?,
+        Part::Resume { state_dir, service } => entry::agent_resume(&state_dir, &service)?,
         Part::Install { digest } => {
             agent::install(&digest)?;
             writeln!(std::io::stdout(), "installed")?;
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn on_one_thread<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    // GitHub is told beside the work, on the same thread.
-    let result = tokio::task::LocalSet::new().block_on(&runtime, work);
-    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
-    Ok(result)
 }

@@ -234,7 +234,7 @@ impl ServiceDir {
             Some((made, entry.file_name().to_str()?.parse().ok()?))
         });
         let mut swaps: Vec<(SystemTime, SwapId)> = dated.collect();
-        swaps.sort();
+        swaps.sort_unstable();
         swaps.into_iter().rev().map(|(_, swap)| swap).collect()
     }
 

@@ -170,7 +170,7 @@ fn prune_binaries(folder: &Path, own: &str, units: &str) {
             is_digest(&name).then_some((entry.metadata().ok()?.modified().ok()?, name))
         })
         .collect();
-    found.sort();
+    found.sort_unstable();
     let running = process::programs_in(folder);
     for (rank, (_, name)) in found.into_iter().rev().enumerate() {
         let place = folder.join(&name);

@@ -68,7 +68,7 @@ fn memory(gpus: &Gpus, spec: &SwapSpec) -> Vec<GpuMemory> {
             Some(GpuMemory { index: device.index, used: total.saturating_sub(free), total })
         })
         .collect();
-    memory.sort_by_key(|gpu| gpu.index);
+    memory.sort_unstable_by_key(|gpu| gpu.index);
     memory.dedup();
     memory
 }

@@ -237,7 +237,7 @@ impl Listing {
             .chain(sent)
             .filter(|name| !self.env.iter().any(|pattern| pattern.matches(name)))
             .collect();
-        strange.sort();
+        strange.sort_unstable();
         strange.dedup();
         for name in strange {
             found.push(format!(

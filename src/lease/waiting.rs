@@ -60,7 +60,7 @@ pub fn all(dir: &ServiceDir) -> Vec<Holder> {
         .filter_map(|(_, line)| line.filter(Line::is_alive))
         .map(|line| line.holder)
         .collect();
-    all.sort_by_key(|holder| holder.since);
+    all.sort_unstable_by_key(|holder| holder.since);
     all
 }
 

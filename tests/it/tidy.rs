@@ -10,7 +10,7 @@ use model_swap::model::outcome::Exit;
 use model_swap::remote::build::ARCHITECTURES;
 
 /// Every module of the crate and its floor. Imports go down only.
-const FLOORS: [(&str, u8); 19] = [
+const FLOORS: [(&str, u8); 20] = [
     ("model", 0),
     ("swap", 1),
     ("config", 1),
@@ -28,6 +28,7 @@ const FLOORS: [(&str, u8); 19] = [
     ("render", 4),
     ("runner", 5),
     ("cli", 5),
+    ("entry", 5),
     ("pid1", 5),
     ("main", 5),
 ];

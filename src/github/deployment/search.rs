@@ -135,7 +135,7 @@ impl Deployments {
             None::<()>
         };
         self.automatic(environment, keep).await?;
-        all.sort_by_key(|known| std::cmp::Reverse(known.id.0));
+        all.sort_unstable_by_key(|known| std::cmp::Reverse(known.id.0));
         Ok(all)
     }
 

@@ -203,7 +203,7 @@ async fn kill(mut known: BTreeSet<ProcessId>) -> Result<Stopped, ProcessError> {
     }
     let oldest_first = |set: BTreeSet<ProcessId>| {
         let mut list: Vec<_> = set.into_iter().collect();
-        list.sort_by_key(|id| (id.start, id.pid));
+        list.sort_unstable_by_key(|id| (id.start, id.pid));
         list
     };
     Ok(Stopped { ended: oldest_first(known), forced: oldest_first(forced), unkept: None })

@@ -80,7 +80,7 @@ pub fn carrying(name: &str, value: &str) -> Result<Vec<ProcessId>, ProcessError>
         .map(|row| row.id)
         .filter(|id| !own.contains(id) && mark(*id, &entry) == Mark::Present)
         .collect();
-    marked.sort_by_key(|id| (id.start, id.pid));
+    marked.sort_unstable_by_key(|id| (id.start, id.pid));
     Ok(marked)
 }
 

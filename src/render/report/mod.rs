@@ -195,7 +195,7 @@ impl<'a> Story<'a> {
         let mut slots: Vec<String> = known.keys().cloned().collect();
         let measured = self.samples.iter().flat_map(|(_, sample)| &sample.replicas);
         slots.extend(measured.map(|replica| replica.slot.to_string()));
-        slots.sort();
+        slots.sort_unstable();
         slots.dedup();
         let name = |slot: String| match known.get(&slot) {
             Some(model) => (slot.clone(), format!("slot {slot}, {model}")),

@@ -115,7 +115,7 @@ impl Runtime for Systemd<'_> {
         self.on_boot(Boot::Leaves).await?;
         let shown = systemctl::show(self.0).await?;
         let mut ended = [order.tree.as_slice(), &process::tree(main_of(&shown))?].concat();
-        ended.sort_by_key(|id| (id.start, id.pid));
+        ended.sort_unstable_by_key(|id| (id.start, id.pid));
         ended.dedup();
         ended.retain(|process| process::alive(*process));
         if how == Ending::Cut && shown.is_up() {

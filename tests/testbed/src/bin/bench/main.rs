@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use testbed::action::{Action, Run};
+use testbed::interrupt;
 use testbed::relay::Relay;
 use testbed::server::{GpuServer, ServerSpec};
 use testbed::service::{self, Settings, engine};
-use testbed::{built, interrupt};
 
 use memory::Cost;
 use script::Ssh;
@@ -35,6 +35,8 @@ const NEW: &str = "Qwen/New";
 /// Whole-process times of the same swap, side by side.
 #[derive(Debug, Parser)]
 struct Options {
+    /// The binary, built as that of the action's image is.
+    program: PathBuf,
     /// Timed runs of each variant at each distance; one more is made first and not counted.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 async fn bench(options: Options) -> Result<()> {
-    let program = built::program("model-swap")?;
+    let program = options.program.canonicalize().context("the binary to measure")?;
     let size = std::fs::metadata(&program)?.len();
     say(&format!(
         "The same swap, {} times each after one that does not count, in turns; from the start of a process to its end.\n\
