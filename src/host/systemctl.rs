@@ -173,6 +173,28 @@ pub async fn answers(unit: &Unit) -> Result<(), SystemctlError> {
     show(unit).await.map(drop)
 }
 
+/// The service of the system's whose main process has one of these pids.
+///
+/// # Errors
+/// If systemd does not answer.
+pub async fn with_main(pids: &[i32]) -> Result<Option<Unit>, SystemctlError> {
+    let all = Unit { name: "*.service".to_owned(), user: None };
+    let output = run(&all, "look at", &["show", "--property=Id,MainPID"], LIMIT).await?;
+    granted(&all, "look at", &output)?;
+    Ok(one_with_main(&output.stdout, pids))
+}
+
+/// Of what is shown of several units a blank line is between two.
+fn one_with_main(shown: &str, pids: &[i32]) -> Option<Unit> {
+    let with_main = |block: &str| {
+        let value = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        let main: i32 = value("MainPID=")?.parse().ok()?;
+        let name = value("Id=")?.to_owned();
+        (main > 0 && pids.contains(&main)).then_some(Unit { name, user: None })
+    };
+    shown.split("\n\n").find_map(with_main)
+}
+
 /// `systemctl is-enabled`: one word; none for a unit that is not there.
 ///
 /// # Errors
@@ -382,6 +404,15 @@ mod tests {
             let failure = unnamed(&unit, &away, &shown).unwrap_err().to_string();
             assert!(failure.contains("Failed to connect to bus"), "{failure}");
         }
+    }
+
+    #[test]
+    fn of_all_services_one_is_found_by_its_main_process() {
+        let shown = "MainPID=0\nId=ssh.service\n\nId=llm.service\nMainPID=81\n\nMainPID=811\nId=nginx.service\n";
+        let name = |pids: &[i32]| one_with_main(shown, pids).map(|unit| unit.name);
+        assert_eq!(name(&[7, 81]).as_deref(), Some("llm.service"));
+        assert_eq!(name(&[811]).as_deref(), Some("nginx.service"));
+        assert_eq!((name(&[0]), name(&[8]), one_with_main("", &[81])), (None, None, None));
     }
 
     #[test]

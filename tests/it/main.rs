@@ -39,6 +39,7 @@ mod meanwhile;
 mod nginx;
 mod nginx_upgrade;
 mod on_itself;
+mod other_user;
 mod output;
 mod packet_filter;
 mod pid1;

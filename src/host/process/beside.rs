@@ -11,8 +11,8 @@ use crate::model::ids::ProcessId;
 
 /// A process that a unit ends with a replica and that is no part of it: pid and redacted command. Of several the oldest.
 ///
-/// Only a main process that is no part of the replica itself keeps others: a supervisor, or a script. What a script runs for its
-/// model alone is no other.
+/// Only a main process that is no part of the replica itself keeps others: a supervisor, a script, or what runs one as another
+/// user. What a script runs for its model alone is no other.
 ///
 /// # Errors
 /// If the processes can't be listed.
@@ -20,7 +20,9 @@ pub(in crate::host) fn beside(
     unit_main: ProcessId,
     tree: &[ProcessId],
 ) -> Result<Option<String>, ProcessError> {
-    let wraps = |program: &Program| !tree.contains(&unit_main) && program.wraps();
+    let wraps = |program: &Program| {
+        !tree.contains(&unit_main) && (program.wraps() || program.switches_user())
+    };
     let Some(keeper) = Program::of(unit_main).filter(wraps) else { return Ok(None) };
     let table = Table::read()?;
     let mut part: BTreeSet<_> = tree.iter().copied().collect();

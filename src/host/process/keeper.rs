@@ -30,18 +30,17 @@ pub(super) async fn keeper(
     if let Some(address) = published_by(main) {
         return Ok(Keeper::Container(address));
     }
-    let wrappers = wrappers(main, table);
-    if let Some((unit, process)) = unit(&cgroups(main.pid)).await? {
-        let mut line = wrappers.iter().map(|(parent, _)| parent).chain(tree);
-        if line.any(|member| member.pid == process) {
-            return Ok(Keeper::Unit(unit));
-        }
+    let above = above(main, table);
+    let line = above.iter().map(|(parent, _)| parent).chain(tree);
+    let line: Vec<_> = line.map(|member| member.pid).collect();
+    if let Some(unit) = unit(&cgroups(main.pid), &line).await? {
+        return Ok(Keeper::Unit(unit));
     }
-    let wrapper = wrappers.into_iter().next().map(|(process, program)| Keeper::Wrapper {
+    let wrapper = above.into_iter().find(|(_, program)| program.wraps());
+    Ok(wrapper.map_or(Keeper::Nobody, |(process, program)| Keeper::Wrapper {
         process,
         command: redact(&program.argv).join(" "),
-    });
-    Ok(wrapper.unwrap_or(Keeper::Nobody))
+    }))
 }
 
 /// The id of the container that a process runs in, if it is another one than this process's.
@@ -60,16 +59,19 @@ pub(super) fn published_by(process: ProcessId) -> Option<String> {
     published(&Program::of(process)?.argv)
 }
 
-/// The parent, its own parent and so on, as far as they are scripts or known supervisors. Init is one only by name: it also
-/// adopts orphans.
-fn wrappers(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
+/// The parent, its own parent and so on, as far as they are scripts, known supervisors, or what these run it by as another user.
+/// Init is one only by name: it also adopts orphans.
+fn above(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
     let own = table.own_line();
     let above = |child: ProcessId| {
         let parent =
             table.parent(child).filter(|parent| !own.contains(parent) || parent.pid == 1)?;
         let program = Program::of(parent)?;
-        let wraps = if parent.pid > 1 { program.wraps() } else { program.is_supervisor() };
-        wraps.then_some((parent, program))
+        let is_one = match parent.pid {
+            1 => program.is_supervisor(),
+            _ => program.wraps() || program.switches_user(),
+        };
+        is_one.then_some((parent, program))
     };
     std::iter::successors(above(main), |(parent, _)| above(*parent)).collect()
 }
@@ -126,15 +128,19 @@ fn published(argv: &[String]) -> Option<String> {
     })
 }
 
-/// The service that owns the control group, and the pid of its main process.
+/// The service whose main process is in the line of a process with these control groups.
 ///
-/// The control group alone proves nothing: what is started by hand over an sshd without PAM is in `ssh.service`.
-async fn unit(paths: &[String]) -> Result<Option<(Unit, i32)>, ProcessError> {
+/// The control group alone proves nothing: what is started by hand over an sshd without PAM is in `ssh.service`. Nor does it
+/// disprove: what opens a session by PAM, as `su -l` does, is moved out of its service.
+async fn unit(paths: &[String], line: &[i32]) -> Result<Option<Unit>, ProcessError> {
     if !Path::new("/run/systemd/system").exists() {
         return Ok(None);
     }
     let Some(unit) = paths.iter().find_map(|path| service(path)) else {
-        return Ok(None);
+        return match paths.iter().any(|path| is_session(path)) {
+            true => Ok(systemctl::with_main(line).await?),
+            false => Ok(None),
+        };
     };
     let shown = systemctl::show_inhabited(&unit).await.map_err(|source| match unit.user {
         Some(user) => {
@@ -142,9 +148,27 @@ async fn unit(paths: &[String]) -> Result<Option<(Unit, i32)>, ProcessError> {
         }
         None => source.into(),
     });
-    let main = shown?.main();
     // An unknown unit has none.
-    Ok((main > 0).then_some((unit, main)))
+    let main = shown?.main();
+    Ok((main > 0 && line.contains(&main)).then_some(unit))
+}
+
+/// Whether a control group path is that of a session of logind's.
+fn is_session(path: &str) -> bool {
+    let leaf = path.rsplit('/').next().unwrap_or_default();
+    leaf.starts_with("session-") && leaf.ends_with(".scope")
+}
+
+/// A process that a unit has started and that is in none of the unit's control groups: what systemd has it stopped by does not end
+/// it. With its pid and redacted command; of several the first.
+pub(in crate::host) fn outside(unit: &Unit, tree: &[ProcessId]) -> Option<(ProcessId, String)> {
+    let is_outside = |process: &ProcessId| {
+        let paths = cgroups(process.pid);
+        // What has ended meanwhile has none.
+        !paths.is_empty() && !paths.iter().any(|path| path.split('/').any(|it| it == unit.name))
+    };
+    let outside = tree.iter().copied().find(is_outside)?;
+    Some((outside, describe(outside)))
 }
 
 /// The service at the leaf of a control group path, with the user whose manager runs it, if not the system's.

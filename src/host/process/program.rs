@@ -66,6 +66,9 @@ const FOUNDATIONS: &[&str] = &[
     "systemd",
 ];
 
+/// Programs that run another one as another user, wait for its end, and end with it.
+const SWITCHES: &[&str] = &["doas", "runuser", "su", "sudo"];
+
 const SHELLS: &[&str] = &["ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"];
 
 /// Programs whose executable says nothing about what they run.
@@ -141,6 +144,11 @@ impl Program {
     /// Whether it may start a program again that is its child: a supervisor, or a script.
     pub(super) fn wraps(&self) -> bool {
         self.is_supervisor() || self.is_shell_script()
+    }
+
+    /// Whether it runs another program as another user.
+    pub(super) fn switches_user(&self) -> bool {
+        SWITCHES.contains(&self.name())
     }
 
     /// Whether others live on it, so that it is never stopped as a model: by its own name, or its executable's.

@@ -116,7 +116,7 @@ pub async fn cut(order: &StopOrder) -> Result<Stopped, ProcessError> {
     kill(members(order)?).await
 }
 
-/// Watches whether a wrapper starts its program again after a stop: a new child with the same redacted argv.
+/// Watches whether a wrapper starts its program again after a stop: a new process below it with the same redacted argv.
 ///
 /// Ends early if the wrapper does. `None` means: not within five seconds.
 ///
@@ -129,11 +129,11 @@ pub async fn restarted_by(
     let deadline = Instant::now() + RESTART_WATCH;
     while Instant::now() < deadline && alive(wrapper) {
         let table = Table::read()?;
-        let again = |child: &ProcessId| {
-            Program::of(*child).is_some_and(|program| redact(&program.argv) == argv)
+        let again = |process: &ProcessId| {
+            Program::of(*process).is_some_and(|program| redact(&program.argv) == argv)
         };
-        if let Some(child) = table.children(wrapper).find(again) {
-            return Ok(Some(child));
+        if let Some(process) = table.tree(wrapper).into_iter().skip(1).find(again) {
+            return Ok(Some(process));
         }
         sleep(RESCAN).await;
     }

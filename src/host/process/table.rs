@@ -126,10 +126,6 @@ impl Table {
         self.0.get(&row.parent).map(|parent| parent.id)
     }
 
-    pub(super) fn children(&self, process: ProcessId) -> impl Iterator<Item = ProcessId> {
-        self.rows().filter(move |row| row.parent == process.pid).map(|row| row.id)
-    }
-
     /// This process and everything that it descends from: never part of a replica.
     pub(super) fn own_line(&self) -> BTreeSet<ProcessId> {
         let own = rustix::process::getpid().as_raw_nonzero().get();

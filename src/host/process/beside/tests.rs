@@ -20,17 +20,21 @@ async fn below(wrapper: ProcessId, words: &[&str]) -> Vec<ProcessId> {
 async fn a_script_keeps_its_model_with_what_serves_that_alone() {
     let script = "perl -e 'sleep 1000' model 2>&1 | tee /dev/zero & while sleep 1001; do true; done & \
                   perl -e sleep gateway & wait";
-    let wrapper = Process::start(&["sh", "-c", script], Stdio::null());
-    let found = below(wrapper.id(), &["model", "gateway", "/dev/zero", "1001"]).await;
-    let _strays = Strays(found.clone());
-    let [model, gateway] = [found[0], found[1]];
-    let other = beside(wrapper.id(), &[model]).unwrap().unwrap();
-    assert_eq!(other, format!("{gateway} (perl -e sleep gateway)"));
-    drop(Strays(vec![gateway]));
-    let alone = || beside(wrapper.id(), &[model]).unwrap().is_none().then_some(());
-    until("the model is alone there", alone).await;
-    // What is the unit's main process itself keeps nothing but its own.
-    assert_eq!(beside(wrapper.id(), &tree(wrapper.id()).unwrap()).unwrap(), None);
+    // The script itself, or what runs it as another user.
+    let as_sudo = ["perl", "-e", "$0 = 'sudo'; exit system @ARGV"];
+    for before in [&[][..], &as_sudo] {
+        let wrapper = Process::start(&[before, &["sh", "-c", script]].concat(), Stdio::null());
+        let found = below(wrapper.id(), &["model", "gateway", "/dev/zero", "1001"]).await;
+        let _strays = Strays(found.clone());
+        let [model, gateway] = [found[0], found[1]];
+        let other = beside(wrapper.id(), &[model]).unwrap().unwrap();
+        assert_eq!(other, format!("{gateway} (perl -e sleep gateway)"));
+        drop(Strays(vec![gateway]));
+        let alone = || beside(wrapper.id(), &[model]).unwrap().is_none().then_some(());
+        until("the model is alone there", alone).await;
+        // What is the unit's main process itself keeps nothing but its own.
+        assert_eq!(beside(wrapper.id(), &tree(wrapper.id()).unwrap()).unwrap(), None);
+    }
 }
 
 #[tokio::test]

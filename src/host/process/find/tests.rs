@@ -14,6 +14,8 @@ use super::*;
 use crate::model::replica::Keeper;
 
 const LISTENER: &str = "as-listener";
+/// Passes for sudo, as which it runs a command.
+const AS_SUDO: &str = r#"perl -e '$0 = "sudo"; exit system @ARGV'"#;
 const PORT_FILE: &str = "LISTENER_PORT_FILE";
 
 /// Not a test of its own: others run this test binary again, to listen on a port that it writes to a file.
@@ -129,20 +131,24 @@ async fn a_launcher_belongs_to_the_program_that_it_launched() {
 
 #[tokio::test]
 async fn a_script_around_the_listener_is_its_keeper_and_no_part_of_it() {
-    let (wrapper, port) = listening(&format!("while true; do {}; done", listener())).await;
-    let found = find(port).await.unwrap().unwrap();
-    let _strays = Strays(found.tree.clone());
-    assert_ne!(found.main, wrapper.id());
-    assert!(!found.tree.contains(&wrapper.id()));
-    assert_eq!(found.argv.last().unwrap(), "api_key=***");
-    let Keeper::Wrapper { process, command } = found.keeper else { panic!("{:?}", found.keeper) };
-    assert_eq!(process, wrapper.id());
-    // Before what it would start again.
-    drop(wrapper);
-    assert!(
-        command.starts_with("sh -c while true; do") && !command.contains("topsecret"),
-        "{command}"
-    );
+    for as_another_user in ["", AS_SUDO] {
+        let script = format!("while true; do {as_another_user} {}; done", listener());
+        let (wrapper, port) = listening(&script).await;
+        let found = find(port).await.unwrap().unwrap();
+        let _strays = Strays(found.tree.clone());
+        assert_ne!(found.main, wrapper.id());
+        assert!(!found.tree.contains(&wrapper.id()));
+        assert_eq!(found.argv.last().unwrap(), "api_key=***");
+        let keeper = found.keeper;
+        let Keeper::Wrapper { process, command } = keeper else { panic!("{keeper:?}") };
+        assert_eq!(process, wrapper.id());
+        // Before what it would start again.
+        drop(wrapper);
+        assert!(
+            command.starts_with("sh -c while true; do") && !command.contains("topsecret"),
+            "{command}"
+        );
+    }
 }
 
 /// Two sockets that listen on one port.

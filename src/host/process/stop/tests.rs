@@ -203,9 +203,10 @@ async fn neither_the_agent_nor_its_parents_are_signalled() {
 
 #[tokio::test]
 async fn a_wrapper_that_starts_its_program_again_is_seen() {
-    let wrapper =
-        Process::start(&["sh", "-c", "while true; do sleep 1000; sleep 0.3; done"], Stdio::null());
-    let first = tree_of(wrapper.id(), 2).await[1];
+    // Not as its child, where another one runs it, as sudo does.
+    let script = "while true; do sh -c 'sleep 1000; true'; sleep 0.3; done";
+    let wrapper = Process::start(&["sh", "-c", script], Stdio::null());
+    let first = tree_of(wrapper.id(), 3).await[2];
     until_runs(first, "sleep").await;
     stop(&order(first, PATIENT)).await.unwrap();
     let argv = ["sleep", "1000"].map(str::to_owned);

@@ -1,4 +1,4 @@
-//! Whether somebody's own unit keeps a replica and nothing else.
+//! Whether somebody's own unit keeps a replica, all of it, and nothing else.
 
 use super::{Systemd, main_of};
 use crate::host::{process, systemctl};
@@ -9,13 +9,28 @@ impl Systemd<'_> {
     /// Nobody knows units of ours, and what runs in one is the replica's own, whatever it is.
     ///
     /// # Errors
-    /// If more than the replica is stopped with the unit, naming it; or if that cannot be seen.
+    /// If more than the replica is stopped with the unit, or not all of it, naming that; or if that cannot be seen.
     pub(super) async fn has_no_company(&self, tree: &[ProcessId]) -> Result<(), Failure> {
         if self.0.is_own() {
             return Ok(());
         }
+        self.holds(tree)?;
         self.keeps_no_other(tree).await?;
         self.stops_no_other().await
+    }
+
+    /// Whether the replica is in it.
+    fn holds(&self, tree: &[ProcessId]) -> Result<(), Failure> {
+        let Some((pid, outside)) = process::outside(self.0, tree) else { return Ok(()) };
+        let unit = &self.0.name;
+        Err(Failure::new(format!(
+            "process {outside} is outside of unit {unit}, which started it: systemd would not stop it as a part of that"
+        ))
+        .hint(format!(
+            "su, runuser -l and sudo -i open a session by PAM, and what they run is moved there: leave them out of what {unit} runs \
+             (systemctl cat {unit}), write User= in its [Service], and start it anew: systemctl daemon-reload; systemctl stop {unit}; \
+             kill {pid}; systemctl start {unit}"
+        )))
     }
 
     /// Whether no process in it is another program's.
