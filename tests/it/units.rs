@@ -108,7 +108,7 @@ const UNHEARD: &str = r#"#!/bin/sh
 /usr/bin/systemctl "$@"
 code=$?
 case " $* " in
-*" start -- model-swap-chat.b.service "*) echo "Connection reset by peer" >&2; exit 1 ;;
+*" start -- model-swap-chat.b.service "* | *" start --no-block -- vllm.service "*) echo "Connection reset by peer" >&2; exit 1 ;;
 esac
 exit $code
 "#;
@@ -124,6 +124,27 @@ fn a_unit_that_was_started_although_nobody_heard_of_it_is_stopped() -> Result<()
         assert!(world.guest.run(&["pgrep", "--full", "serve Qwen/New"]).await.is_err(), "{run}");
         assert_eq!(world.left().await?, Vec::<String>::new(), "{run}");
         Ok(())
+    })
+}
+
+/// What would be stopped with somebody's own unit counts there too.
+#[test]
+fn a_unit_that_others_are_stopped_with_is_not_stopped_when_its_start_went_unheard() -> Result<()> {
+    on_guest(async |world| {
+        world.settings.retain = "0s".to_owned();
+        world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        fs::write(world.guest.file("/usr/local/bin/systemctl")?, UNHEARD)?;
+        world.guest.run(&["chmod", "+x", "/usr/local/bin/systemctl"]).await?;
+        let tie = "mkdir -p /etc/systemd/system/nginx.service.d \
+            && printf '[Unit]\\nRequires=vllm.service\\n' > /etc/systemd/system/nginx.service.d/llm.conf && systemctl daemon-reload";
+        world.guest.run(&["sh", "-c", tie]).await?;
+        let load = world.load().await?;
+        let run = world.run("rollback", NEW, &[]).await?.ended(7, "stuck");
+        let said = "unit vllm.service is not stopped alone: systemd stops nginx.service with it";
+        let run = run.refused(7, &["Connection reset by peer", said]);
+        assert_eq!(world.property("nginx.service", "ActiveState").await?, "active", "{run}");
+        load.stop().await.assert_clean();
+        world.until_serves(NEW).await
     })
 }
 

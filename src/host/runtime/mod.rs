@@ -27,7 +27,7 @@ pub(super) trait Runtime {
     /// Starts a replica. It is not started on boot, and not restarted when it ends.
     ///
     /// # Errors
-    /// If it cannot be started, naming the program; then nothing of it is left.
+    /// If it cannot be started, naming the program; then nothing of it is left, but perhaps of somebody's own unit.
     async fn start(&self, launch: &Launch, grace: Duration) -> Result<Started, Failure>;
 
     /// What was started, once its own program runs: what supervises it may run others first. May be given up at any moment.

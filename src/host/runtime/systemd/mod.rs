@@ -58,12 +58,10 @@ impl Runtime for Systemd<'_> {
             Ok(shown) => Ok(self.started(&shown, left_out)),
             Err(failure) => {
                 let failure = self.with_last_words(failure).await?;
-                let shown = systemctl::show(self.0).await?;
-                // A manager that starts itself anew does what it was asked for, and whoever asked hears of an error.
-                if shown.is_up() || shown.is_queued() {
-                    self.order("stop", &["stop"], grace.saturating_add(KILL_LIMIT)).await?;
+                // Somebody's own stays until the step is undone: who stops it looks at what is stopped with it.
+                if self.0.is_own() {
+                    self.take_back(grace).await?;
                 }
-                self.remove().await?;
                 Err(failure)
             }
         }
@@ -192,6 +190,16 @@ impl Systemd<'_> {
     pub(in crate::host) fn variable(&self, name: &str) -> Option<String> {
         let text = fs::read_to_string(self.environment()).ok()?;
         unit_file::variable(&text, name)
+    }
+
+    /// Stops and removes a unit of ours whose start failed. A manager that starts itself anew does what it was asked for, and
+    /// whoever asked hears of an error.
+    async fn take_back(&self, grace: Duration) -> Result<(), Failure> {
+        let shown = systemctl::show(self.0).await?;
+        if shown.is_up() || shown.is_queued() {
+            self.order("stop", &["stop"], grace.saturating_add(KILL_LIMIT)).await?;
+        }
+        self.remove().await
     }
 
     async fn order(
