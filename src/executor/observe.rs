@@ -230,8 +230,10 @@ async fn report<H: Host>(
         let occupant = seen.slots.get(name);
         let found = occupant.and_then(|occupant| occupant.found.as_ref());
         let candidate = underway.as_ref().and_then(|it| it.candidate_in(host, name, found));
-        let replica = candidate.or_else(|| replicas.get(name));
         let serves = Some(slot.port) == nginx_port;
+        let is_empty = occupant.is_none_or(|it| it.found.is_none() && !it.forwarded);
+        let kept = planner::kept_warm(name, state).filter(|_| is_empty && !serves);
+        let replica = candidate.or_else(|| replicas.get(name)).or(kept);
         let role = match replica {
             None if occupant.is_some_and(|occupant| occupant.forwarded) => "unknown",
             None if serves => "down",
@@ -239,7 +241,7 @@ async fn report<H: Host>(
             Some(_) if serves && found.is_some() && astray.is_none() => "serving",
             Some(_) if candidate.is_some() => "candidate",
             Some(_) if serves => "unknown",
-            Some(_) if planner::is_retained(name, seen) => "retained",
+            Some(_) if kept.is_some() || planner::is_retained(name, seen) => "retained",
             Some(_) if underway.as_ref().is_some_and(|it| it.is_incumbents(name)) => "incumbent",
             Some(_) => "unknown",
         };

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use testbed::guest::{GuestSpec, INCUMBENT, Runtime, SLOTS, UPSTREAM_FILE};
 use testbed::load::{Kind, Load, LoadSpec};
 
+use crate::doctor::mark;
 use crate::step::Step;
 use crate::support::guest::{GuestWorld, on_guest, on_guest_of, until};
 use crate::support::scene::{Kept, Scene};
@@ -180,6 +181,38 @@ async fn within_retain(world: &mut GuestWorld, outage: Outage) -> Result<()> {
 #[test]
 fn a_reboot_within_retain_leaves_the_way_back_warm() -> Result<()> {
     on_guest(async |world| within_retain(world, Outage::Reboot).await)
+}
+
+/// Nobody listens there, and its GPU is taken: who wants the slot has it stopped first.
+#[test]
+fn what_is_kept_warm_is_so_while_it_loads_again_after_a_reboot() -> Result<()> {
+    on_guest(async |world| {
+        world.settings.retain = "1h".to_owned();
+        world.run("swap", NEW, &[]).await?.ended(0, "promoted");
+        let slow = "s/^ExecStart=.*/& --stub-load-time 600s/";
+        let unit = format!("/etc/systemd/system/{INCUMBENT}");
+        world.guest.run(&["sed", "--in-place", slow, &unit]).await?;
+        Outage::Reboot.strike(world).await?;
+        serves_cleanly(world, NEW).await?;
+        assert_eq!(world.unit(INCUMBENT).await?, "active enabled always");
+        let status = world.run("status", NEW, &[]).await?;
+        let row = status.stdout.lines().find(|line| line.starts_with("  a ")).context("slot a")?;
+        let row: Vec<_> = row.split_whitespace().take(4).collect();
+        assert_eq!(row, ["a", "8001", "retained", "no"], "{status}");
+        let doctor = world.run("doctor", NEW, &[]).await?;
+        let said =
+            format!("kept for a rollback by the systemd unit {INCUMBENT}, and nobody listens");
+        let doctor = doctor.answered(&[&said]);
+        assert_eq!(mark(&doctor, "slot a, port 8001"), "warn", "{doctor}");
+
+        let third = "Qwen/Third";
+        let retires = format!("kept by the systemd unit {INCUMBENT}) for good");
+        world.run("plan", third, &[]).await?.answered(&[&retires]);
+        let run = world.run("swap", third, &[]).await?.ended(0, "promoted");
+        assert_eq!(world.unit(INCUMBENT).await?, "inactive disabled always", "{run}");
+        assert!(world.guest.run(&["pgrep", "--full", "serve Qwen/Old"]).await.is_err(), "{run}");
+        world.until_serves(third).await
+    })
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::host::{Host, SystemHost};
 use crate::model::checkup::Finding;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::SlotName;
-use crate::model::replica::{Found, Systemd};
+use crate::model::replica::{Found, Keeper, Systemd};
 use crate::model::spec::{Gpu, Runtime, Slot, SwapSpec};
 use crate::model::wire::Asked;
 use crate::service_dir::ServiceDir;
@@ -144,8 +144,8 @@ async fn slots<'a>(
 enum Role {
     /// nginx sends requests there, as far as its file says.
     Serving,
-    /// This service's own, from an earlier swap.
-    Kept,
+    /// This service's own, from an earlier swap; and by what it is kept.
+    Kept(Keeper),
     /// The next replica starts here.
     Free,
     /// The new model of a swap that has no outcome yet; it may listen nowhere.
@@ -164,12 +164,14 @@ impl Role {
         occupant: Option<&Occupant>,
     ) -> Self {
         let state = dir.load().unwrap_or_default();
-        let is_ours =
-            |occupant: &Occupant| planner::recorded(name, &occupant.found, &state).is_some();
-        match (occupant.is_some_and(is_ours), serving) {
-            (true, _) => Self::Kept,
-            (false, Some(_)) => Self::Free,
-            (false, None) => Self::Unknown,
+        let kept = match occupant {
+            Some(occupant) => planner::recorded(name, &occupant.found, &state),
+            None => planner::kept_warm(name, &state).cloned(),
+        };
+        match (kept, serving) {
+            (Some(replica), _) => Self::Kept(replica.keeper),
+            (None, Some(_)) => Self::Free,
+            (None, None) => Self::Unknown,
         }
     }
 }
@@ -192,7 +194,14 @@ fn slot_finding(
                 "a swap brings a model into service in the other slot",
             ),
             Role::Candidate => Finding::ok(what, "the new model of the unfinished swap loads"),
-            Role::Incumbent | Role::Kept | Role::Free | Role::Unknown => Finding::ok(what, "free"),
+            Role::Kept(keeper) => Finding::warn(
+                what,
+                format!(
+                    "kept for a rollback by {keeper}, and nobody listens: it loads, or has ended"
+                ),
+                "wait until it is ready: before that a rollback starts it anew; a swap stops it first, whatever it does",
+            ),
+            Role::Incumbent | Role::Free | Role::Unknown => Finding::ok(what, "free"),
         };
     };
     let who = format!("process {} ({})", found.main, found.argv.join(" "));
@@ -200,7 +209,7 @@ fn slot_finding(
         (Role::Serving, Answer::Ready(models)) => {
             Finding::ok(what, format!("serves {models}: {who}"))
         }
-        (Role::Kept, Answer::Ready(models)) => {
+        (Role::Kept(_), Answer::Ready(models)) => {
             Finding::ok(what, format!("kept for a rollback, {models}: {who}"))
         }
         (Role::Candidate, _) => {
@@ -209,7 +218,7 @@ fn slot_finding(
         (Role::Incumbent, Answer::Ready(models)) => {
             Finding::ok(what, format!("served until the unfinished swap, {models}: {who}"))
         }
-        (Role::Serving | Role::Incumbent | Role::Kept, answer) => Finding::warn(
+        (Role::Serving | Role::Incumbent | Role::Kept(_), answer) => Finding::warn(
             what,
             format!("{who} {}", unready(answer)),
             "look at its log; a swap brings another replica into service",

@@ -28,7 +28,7 @@ pub(super) use fetch::fetched;
 pub use obstacles::{LOOPBACK_WAY, cutting_nginx, forwarded, unasked};
 use obstacles::{company, obstacles, unpublished};
 pub use rollback::{
-    Again, free_slot, is_retained, plan_cold_rollback, plan_warm_rollback, warm_replica,
+    Again, free_slot, is_retained, kept_warm, plan_cold_rollback, plan_warm_rollback, warm_replica,
 };
 pub(super) use steps::{ROLL_BACK, bound, drained, verified};
 use steps::{await_ready, cut_over, drain, promote, reserve, retire, spec_argv, start, verify};

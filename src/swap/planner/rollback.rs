@@ -12,6 +12,7 @@ use crate::model::plan::{Plan, PlannedStep, Strategy};
 use crate::model::record::Retained;
 use crate::model::replica::{Keeper, Replica, Revision};
 use crate::model::spec::SwapSpec;
+use crate::model::state::ServiceState;
 use crate::swap::revision;
 
 /// A revision of the past that is to be started again. The spec has what it was once brought and started from, and is today's
@@ -41,6 +42,12 @@ pub fn is_retained(slot: &SlotName, seen: &Observed) -> bool {
     found
         .zip(retained)
         .is_some_and(|(found, retained)| &retained.slot == slot && is_still(retained, found))
+}
+
+/// What is kept warm in a slot by what starts it again after a boot: where nobody listens there, it may be loading.
+pub fn kept_warm<'a>(slot: &SlotName, state: &'a ServiceState) -> Option<&'a Replica> {
+    let kept = state.retained.as_ref().map(|retained| &retained.replica);
+    kept.filter(|replica| &replica.slot == slot && replica.keeper.restarts())
 }
 
 /// The slot that nginx does not point at.
