@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
@@ -44,6 +45,9 @@ const LOG_LINES: &str = "200000";
 
 /// How much of that is read at once, in bytes: what a pipe holds.
 const BLOCK: usize = 64 * 1024;
+
+/// How the Engine says that it does not have a container.
+const NO_CONTAINER: &str = "No such container";
 
 /// Label with the marker of the replica that a container is.
 pub const REPLICA: &str = "model-swap.replica";
@@ -95,9 +99,7 @@ async fn listed(which: &[&str]) -> Result<Vec<String>, DockerError> {
 pub async fn inspect(container: &str) -> Result<Option<Container>, DockerError> {
     let doing = format!("inspect {container}");
     let said = match ask(&["container", "inspect", container], &doing, LIMIT).await {
-        Err(DockerError::Refused { said, .. }) if said.contains("No such container") => {
-            return Ok(None);
-        }
+        Err(error) if error.says(NO_CONTAINER) => return Ok(None),
         said => said?,
     };
     let found: Vec<Container> = serde_json::from_str(&said)
@@ -112,9 +114,7 @@ pub async fn inspect(container: &str) -> Result<Option<Container>, DockerError> 
 pub async fn image(reference: &str) -> Result<Option<ImageHere>, DockerError> {
     let doing = format!("inspect {reference}");
     let said = match ask(&["image", "inspect", reference], &doing, LIMIT).await {
-        Err(DockerError::Refused { said, .. }) if said.contains("No such image") => {
-            return Ok(None);
-        }
+        Err(error) if error.says("No such image") => return Ok(None),
         said => said?,
     };
     image::read(reference, &said)
@@ -148,7 +148,7 @@ pub async fn pull(reference: &str, progress: impl Fn(String)) -> Result<(), Dock
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(refused(&format!("pull {reference}"), &said))
+    Err(DockerError::refused(&format!("pull {reference}"), &said))
 }
 
 /// The layers of an image that is being pulled: a client whose output is no terminal has a line for each change of one.
@@ -214,7 +214,7 @@ pub async fn run(
     if output.status.success() {
         return Ok(());
     }
-    Err(refused("start the container", &String::from_utf8_lossy(&output.stderr)))
+    Err(DockerError::refused("start the container", &String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Starts a container that was stopped.
@@ -227,7 +227,7 @@ pub async fn start(container: &str, marker: &str) -> Result<(), DockerError> {
     if output.success() {
         return Ok(());
     }
-    Err(refused(&format!("start {container}"), &output.stderr))
+    Err(DockerError::refused(&format!("start {container}"), &output.stderr))
 }
 
 /// Asks a container's first process to end, kills all of it after the grace, and returns when it has ended.
@@ -237,7 +237,8 @@ pub async fn start(container: &str, marker: &str) -> Result<(), DockerError> {
 pub async fn stop(container: &str, grace: Duration) -> Result<(), DockerError> {
     let seconds = grace.as_secs().to_string();
     let doing = format!("stop {container}");
-    ask(&["stop", "--time", &seconds, container], &doing, grace + STOP_MARGIN).await.map(drop)
+    // Its long name is another one from version 28 on.
+    ask(&["stop", "-t", &seconds, container], &doing, grace + STOP_MARGIN).await.map(drop)
 }
 
 /// Kills a container at once, and returns when it has ended.
@@ -249,7 +250,7 @@ pub async fn kill(container: &str) -> Result<(), DockerError> {
     for (verb, limit) in [("kill", LIMIT), ("wait", STOP_MARGIN)] {
         match ask(&[verb, container], &doing, limit).await {
             // One that is removed as soon as it ends is gone.
-            Err(DockerError::Refused { said, .. }) if said.contains("No such container") => break,
+            Err(error) if error.says(NO_CONTAINER) => break,
             said => said?,
         };
     }
@@ -281,13 +282,22 @@ pub async fn log_tail(container: &str, lines: usize) -> Result<Vec<String>, Dock
     let argv = ["logs", "--timestamps", "--tail", &lines.to_string(), container].map(str::to_owned);
     let output = exec::run(&with_client(&argv), LIMIT).await?;
     if !output.success() {
-        return Err(refused(&format!("show what {container} wrote"), &output.stderr));
+        return Err(DockerError::refused(&format!("show what {container} wrote"), &output.stderr));
     }
-    // Both of its outputs come by themselves, each with its times: in their order they are one.
-    let mut all: Vec<&str> = output.stdout.lines().chain(output.stderr.lines()).collect();
-    all.sort_by_key(|line| line.split(' ').next().unwrap_or_default());
-    let text = |line: &&str| line.split_once(' ').map_or("", |(_, text)| text).to_owned();
-    Ok(all.iter().skip(all.len().saturating_sub(lines)).map(text).collect())
+    Ok(in_order(&output.stdout, &output.stderr, lines))
+}
+
+/// Both outputs of a container come by themselves, each with its times: in their order they are one. What has no time in front is
+/// the client's own word.
+fn in_order(stdout: &str, stderr: &str, lines: usize) -> Vec<String> {
+    let timed = |line| {
+        let (time, text) = str::split_once(line, ' ')?;
+        Some((time.parse::<Timestamp>().ok()?, text))
+    };
+    let mut all: Vec<_> = stdout.lines().chain(stderr.lines()).filter_map(timed).collect();
+    all.sort_by_key(|(time, _)| *time);
+    let kept = all.iter().skip(all.len().saturating_sub(lines));
+    kept.map(|(_, text)| (*text).to_owned()).collect()
 }
 
 /// Writes the end of what a container has written to a file of mode 0600, over what was in it: as much as is kept of any log.
@@ -323,7 +333,9 @@ pub async fn keep_log(container: &str, path: &Path) -> Result<(), DockerError> {
     let limit = || ExecError::Timeout { program: CLIENT.to_owned(), limit: LIMIT };
     match tokio::time::timeout(LIMIT, keep).await.map_err(|_| limit())? {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(refused("show what it wrote", &format!("see {}", path.display()))),
+        Ok(_) => {
+            Err(DockerError::refused("show what it wrote", &format!("see {}", path.display())))
+        }
         Err(error) => {
             let _ = std::fs::remove_file(path);
             Err(error)
@@ -334,7 +346,10 @@ pub async fn keep_log(container: &str, path: &Path) -> Result<(), DockerError> {
 async fn ask(args: &[&str], doing: &str, limit: Duration) -> Result<String, DockerError> {
     let argv: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     let output = exec::run(&with_client(&argv), limit).await?;
-    if output.success() { Ok(output.stdout) } else { Err(refused(doing, &output.stderr)) }
+    match output.success() {
+        true => Ok(output.stdout),
+        false => Err(DockerError::refused(doing, &output.stderr)),
+    }
 }
 
 fn with_client(args: &[String]) -> Vec<String> {
@@ -345,18 +360,9 @@ fn started(source: io::Error) -> DockerError {
     ExecError::Start { program: CLIENT.to_owned(), source }.into()
 }
 
-/// The reason is the first line: what follows advises to read the client's help.
-fn refused(doing: &str, stderr: &str) -> DockerError {
-    let line = stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no word");
-    let said =
-        line.trim_start_matches("docker: ").trim_start_matches("Error response from daemon: ");
-    DockerError::Refused { doing: doing.to_owned(), said: said.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::failure::Hint;
 
     #[test]
     fn layers_are_counted_as_they_come() {
@@ -377,15 +383,11 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_said_without_its_preface() {
-        let said = refused(
-            "start it",
-            "docker: Error response from daemon: could not select device driver \"\" with capabilities: [[gpu]].\nSee 'docker run --help'.\n",
-        );
-        assert_eq!(
-            said.to_string(),
-            "docker cannot start it: could not select device driver \"\" with capabilities: [[gpu]]."
-        );
-        assert!(said.hints()[0].contains("NVIDIA"), "{:?}", said.hints());
+    fn two_outputs_are_one_by_their_times_and_the_clients_own_word_is_none() {
+        let at = |second: u8, text: &str| format!("2026-11-23T09:00:0{second}.5Z {text}\n");
+        let stdout = [at(1, "one"), at(3, ""), at(4, "four")].concat();
+        let stderr = format!("WARNING: Error loading config file\n{}", at(2, "two"));
+        assert_eq!(in_order(&stdout, &stderr, 9), ["one", "two", "", "four"]);
+        assert_eq!(in_order(&stdout, &stderr, 3), ["two", "", "four"]);
     }
 }

@@ -123,6 +123,15 @@ impl ReplicaSpec {
     pub fn image_reference(&self) -> Option<&str> {
         self.pinned.as_deref().or(self.image.as_deref())
     }
+
+    /// Whether its containers are in the server's own network: nothing is published then.
+    pub fn shares_network(&self) -> bool {
+        let network = |option: &String| {
+            let (name, value) = option.split_once('=')?;
+            ["--network", "--net"].contains(&name).then_some(["host", "name=host"].contains(&value))
+        };
+        self.docker_options.iter().filter_map(network).any(|is_servers| is_servers)
+    }
 }
 
 /// The inference server program; decides paths, metrics and manners.

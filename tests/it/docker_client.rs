@@ -140,5 +140,60 @@ async fn a_container_gets_the_time_to_end_that_it_was_made_with() -> Result<()> 
     let told = fs::read_to_string(beside(&docked, "docker.log"))?;
     let times: Vec<_> = told.lines().filter_map(|line| line.split(' ').nth(2)).collect();
     assert_eq!(times, ["4711", "630"], "{told}");
+    // From version 28 on a client warns of the long name of that option.
+    assert!(told.lines().all(|line| line.starts_with("stop -t ")), "{told}");
+    Ok(())
+}
+
+/// What a client says of itself, here of its own file, stands before its every answer.
+#[tokio::test]
+async fn a_client_that_warns_before_it_answers_is_understood() -> Result<()> {
+    const WARNS: &str = "WARNING: Error loading config file";
+    let mut docked = Docked::composed(&[]).await?;
+    docked.world.settings.retain = "0s".to_owned();
+    fs::write(docked.client.path().join("config.json"), "{")?;
+    let mut client = docked.engine.docker(["version"]);
+    let warned = client.env("DOCKER_CONFIG", docked.client.path()).output()?;
+    assert!(warned.status.success() && String::from_utf8(warned.stderr)?.starts_with(WARNS));
+
+    let config = docked.world.config(NEW).replace("stub-engine:here", "stub-engine:absent");
+    let doctor = Step::run(docked.world.action("doctor", NEW, &[])?.with_config(&config)?).await?;
+    assert!(doctor.stdout.contains("stub-engine:absent is not here, and "), "{doctor}");
+
+    docked.world.settings.flags = "--stub-load-time 600s".to_owned();
+    let mut step = Step::start(docked.world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready b").await?;
+    docked.world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+    step.finish().await?.ended(6, "aborted");
+    assert_eq!(docked.names()?, [COMPOSED]);
+
+    docked.world.settings.flags = String::new();
+    docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    let logs = docked.world.run("logs", NEW, &[]).await?;
+    let logs = logs.answered(&["Starting to load model Qwen/New"]);
+    assert!(!logs.stdout.contains("Error loading config file"), "{logs}");
+    let back = docked.world.run("rollback", NEW, &[("wait", "retired")]).await?;
+    back.ended(0, "rolled-back");
+    assert_eq!(docked.names()?, [COMPOSED]);
+    docked.world.until_serves(OLD).await
+}
+
+/// What is in the server's network publishes nothing, and listens there itself.
+#[tokio::test]
+async fn a_container_in_the_servers_network_publishes_nothing() -> Result<()> {
+    let docked = Docked::composed(&[]).await?;
+    let load = docked.world.load().await?;
+    let config = docked.world.config(NEW);
+    let config = config.replace("[--label=team=llm]", "[--label=team=llm, --network=host]");
+    let step = async |command| {
+        Step::run(docked.world.action(command, NEW, &[])?.with_config(&config)?).await
+    };
+    step("swap").await?.ended(0, "promoted");
+    docked.world.until_serves(NEW).await?;
+    let bound = docked.inspect("model-swap-chat.b", "{{json .HostConfig.PortBindings}}")?;
+    assert_eq!(bound, "{}");
+    step("rollback").await?.ended(0, "rolled-back");
+    docked.world.until_serves(OLD).await?;
+    load.stop().await.assert_clean();
     Ok(())
 }

@@ -147,7 +147,12 @@ async fn contained<H: Host>(cx: &Context<'_, H>, slot: &SlotName) -> Result<Laun
         identity: Identity::own(),
         log: cx.replica_log(),
         keeper: cx.plan.candidate.keeper.clone(),
-        container: Some(Contained { image, port, gpus, options }),
+        container: Some(Contained {
+            image,
+            port: Some(port).filter(|_| !replica.shares_network()),
+            gpus,
+            options,
+        }),
     })
 }
 

@@ -60,8 +60,8 @@ pub struct Launch {
 pub struct Contained {
     /// The image; its id is what no tag moves.
     pub image: Image,
-    /// The port that is published on the loopback, the same inside and outside.
-    pub port: Port,
+    /// The port that is published on the loopback, the same inside and outside; none where it is in the server's network.
+    pub port: Option<Port>,
     /// The GPUs that it sees.
     pub gpus: Vec<Gpu>,
     /// More options of `docker run`.

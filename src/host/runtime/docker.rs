@@ -208,8 +208,8 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
         format!("--restart={LEAVES}"),
         // Whoever stops it, an Engine that ends included, gives it this time.
         format!("--stop-timeout={}", grace.as_secs()),
-        format!("--publish=127.0.0.1:{0}:{0}", asked.port),
     ];
+    args.extend(asked.port.map(|port| format!("--publish=127.0.0.1:{port}:{port}")));
     if !asked.gpus.is_empty() {
         // The value is itself a list in CSV, and its only field has commas of its own.
         args.push(format!("--gpus=\"device={}\"", command::gpu_list(&asked.gpus)));
@@ -389,7 +389,7 @@ mod tests {
         };
         let mut asked = Contained {
             image: Image { id: "sha256:aa".to_owned(), pinned: None },
-            port: Port(8002),
+            port: Some(Port(8002)),
             gpus: vec![Gpu::Index(1), Gpu::Index(3)],
             options: vec!["--ipc=host".to_owned()],
         };
@@ -403,6 +403,7 @@ mod tests {
              Qwen/New --port 8002"
         );
         asked.gpus.clear();
-        assert!(!line(&asked).contains("--gpus"));
+        asked.port = None;
+        assert!(!line(&asked).contains("--gpus") && !line(&asked).contains("--publish"));
     }
 }

@@ -91,12 +91,8 @@ pub const LOOPBACK_WAY: &str = "or let the upstream name 127.0.0.1; an nginx in 
 /// Why nginx will not reach a container whose port is published on 127.0.0.1, if its upstream names another address.
 pub(super) fn unpublished(spec: &SwapSpec, seen: &Observed) -> Option<Failure> {
     let address = seen.beside_loopback?;
-    // Then nothing is published: what is inside listens on the server's own addresses.
-    let shares_network =
-        |option: &String| ["--network=host", "--net=host"].contains(&option.as_str());
-    if spec.replica.runtime != Runtime::Docker
-        || spec.replica.docker_options.iter().any(shares_network)
-    {
+    // In the server's network what is inside listens on the server's own addresses.
+    if spec.replica.runtime != Runtime::Docker || spec.replica.shares_network() {
         return None;
     }
     Some(

@@ -407,8 +407,12 @@ fn an_upstream_that_does_not_name_where_containers_are_published_is_refused() {
         refused[0].contains("names 172.17.0.1, and the ports of new containers"),
         "{refused:?}"
     );
-    contained.replica.docker_options = vec!["--network=host".to_owned()];
-    acts(plan_swap(&contained, &seen, When::Changed));
+    for option in ["--network=host", "--net=host", "--network=name=host"] {
+        contained.replica.docker_options = vec!["--ipc=host".to_owned(), option.to_owned()];
+        acts(plan_swap(&contained, &seen, When::Changed));
+    }
+    contained.replica.docker_options = vec!["--network=hosts".to_owned()];
+    refusals(plan_swap(&contained, &seen, When::Changed));
 }
 
 #[test]
