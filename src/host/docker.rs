@@ -20,6 +20,7 @@ mod container;
 mod error;
 mod examine;
 mod image;
+mod orchestrator;
 
 pub use container::Container;
 pub use error::DockerError;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use testbed::server::{ByHand, ServerSpec, listeners};
 
+use crate::doctor::mark;
+use crate::support::docked::{COMPOSED, Docked};
 use crate::support::{NEW, World, alive};
 
 #[tokio::test]
@@ -184,4 +186,26 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
         if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
     }
     Ok(found)
+}
+
+/// On the same port and GPUs, as soon as its container is stopped.
+#[tokio::test]
+async fn a_container_in_whose_place_an_orchestrator_starts_another_is_not_adopted() -> Result<()> {
+    let task = ["com.docker.swarm.task.id=x1", "com.docker.swarm.service.name=llm_vllm"];
+    let mut docked = Docked::made(&["--label", task[0], "--label", task[1]], &[]).await?;
+    let said = [
+        &format!(
+            "container {COMPOSED} is run by Docker Swarm (llm_vllm), which starts another one"
+        ),
+        "--restart=unless-stopped",
+        "docker service rm",
+    ];
+    let doctor = docked.world.run("doctor", NEW, &[]).await?.refused(3, &said);
+    assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
+    assert!(!doctor.stdout.contains("docker start"), "{doctor}");
+    docked.world.run("swap", NEW, &[]).await?.refused(3, &said);
+    docked.world.settings.image = None;
+    docked.world.run("plan", NEW, &[]).await?.refused(3, &said);
+    assert_eq!(docked.names()?, [COMPOSED]);
+    Ok(())
 }

@@ -82,7 +82,8 @@ async fn gpus() -> Finding {
 pub(super) async fn incumbent(keeper: &Keeper) -> Option<Finding> {
     let Keeper::Docker(id) = keeper else { return None };
     let container = docker::inspect(id).await.ok().flatten()?;
-    if container.is_own() {
+    // What an orchestrator runs no swap begins with, and that is said elsewhere.
+    if container.is_own() || container.orchestrator().is_some() {
         return None;
     }
     let name = container.name.trim_start_matches('/');

@@ -220,9 +220,20 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
     args
 }
 
-/// Whether no unit starts a container again once it has ended, or on boot: its client in the foreground ends with it, and a
-/// service that runs that is none the wiser.
+/// Whether nobody starts a container again once it has ended, or on boot: no orchestrator, and no unit, whose client in the
+/// foreground ends with it.
 async fn stays_away(container: &Container) -> Result<(), Failure> {
+    if let Some((whose, called)) = container.orchestrator() {
+        let (name, orchestrator) = (container.name.trim_start_matches('/'), whose.name);
+        return Err(Failure::new(format!(
+            "container {name} is run by {orchestrator} ({called}), which starts another one in its place once it is stopped"
+        ))
+        .hint(format!(
+            "let Docker keep the model before the first swap: start it with docker run --detach --restart=unless-stopped, as a unit or \
+             as a process, and end it in {orchestrator} ({})",
+            whose.ends
+        )));
+    }
     let of_client = |argv: &[String], folder: &Path| container.is_of_client(argv, folder);
     let Some((client, unit)) = process::in_service(of_client)? else { return Ok(()) };
     let restarts = systemctl::show(&unit).await?.restarts();
