@@ -54,7 +54,7 @@ pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure
         return Ok(());
     }
     follow::take_over(&dir.swap(swap))?;
-    let Some((left, mut journal)) = Left::open(dir, swap, None)? else {
+    let Some((left, mut journal)) = Left::open(dir, swap, None).await? else {
         return Ok(());
     };
     let cx = left.context(dir)?;
@@ -376,7 +376,7 @@ pub(super) mod tests {
         let swap = left_warm(&dir);
         let spec = serde_json::to_vec(&crate::swap::planner::tests::spec()).unwrap();
         std::fs::write(dir.swap(&swap).join(crate::service_dir::SPEC), spec).unwrap();
-        let (left, _journal) = Left::open(&dir, &swap, None).unwrap().unwrap();
+        let (left, _journal) = Left::open(&dir, &swap, None).await.unwrap().unwrap();
         let cx = left.context(&dir).unwrap();
         let file = dir.root().join("state.json");
         let whole = std::fs::read(&file).unwrap();

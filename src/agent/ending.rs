@@ -34,7 +34,7 @@ pub(super) async fn bring_to_end(
     accepted: impl FnOnce(),
 ) -> Result<(), Failure> {
     dir.forget_last_boot(&process::boot())?;
-    let Some((mut left, mut journal)) = Left::open(dir, swap, given)? else { return Ok(()) };
+    let Some((mut left, mut journal)) = Left::open(dir, swap, given).await? else { return Ok(()) };
     if let (Some(asked), Wanted::Repair) = (given, wanted) {
         left.drain_as(&asked.spec);
     }

@@ -23,7 +23,7 @@ pub(super) struct Left {
 impl Left {
     /// Reads a swap's folder; `None` if it died before it did anything. Secrets that nobody gives now are taken from where
     /// they are kept here.
-    pub(super) fn open(
+    pub(super) async fn open(
         dir: &ServiceDir,
         swap: &SwapId,
         given: Option<&Asked>,
@@ -37,7 +37,7 @@ impl Left {
         let text = std::fs::read(folder.join(SPEC)).map_err(|error| Failure::from_error(&error))?;
         let spec: SwapSpec =
             serde_json::from_slice(&text).map_err(|error| Failure::from_error(&error))?;
-        let mut secrets = SystemHost::kept_secrets(&spec);
+        let mut secrets = SystemHost::kept_secrets(&spec, &plan).await;
         let given = given.into_iter().flat_map(|asked| &asked.secrets.0);
         let known = given.filter(|(_, value)| !value.is_empty());
         secrets.0.extend(known.map(|(name, value)| (name.clone(), value.clone())));

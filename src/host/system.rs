@@ -18,8 +18,9 @@ use super::{Ending, Host, Unloaded};
 use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
+use crate::model::plan::Plan;
 use crate::model::record::UpstreamImage;
-use crate::model::replica::{Found, ImageHere, Keeper, Replica, Systemd, Unit};
+use crate::model::replica::{Found, ImageHere, Keeper, Replica, Systemd};
 use crate::model::spec::{Runtime, SwapSpec};
 use crate::model::wire::{Asked, Secrets};
 use crate::swap::hidden::Hidden;
@@ -68,12 +69,14 @@ impl SystemHost {
     #[must_use]
     pub async fn hiding_of(mut self, replica: &Replica, names: &[String]) -> Self {
         let seen = self.snapshot(replica).await.ok();
-        let value = |name: &String| match (&seen, &replica.keeper) {
-            (Some(seen), _) if seen.env.contains_key(name) => seen.env.get(name).cloned(),
-            (_, Keeper::Unit(unit)) => runtime::variable(unit, name),
-            _ => None,
-        };
-        let values: Vec<_> = names.iter().map(value).collect();
+        let mut values = Vec::new();
+        for name in names {
+            let value = seen.as_ref().and_then(|seen| seen.env.get(name)).cloned();
+            values.push(match value {
+                Some(value) => Some(value),
+                None => runtime::variable(&replica.keeper, name).await,
+            });
+        }
         if values.contains(&None) {
             self.hidden.by_names_and_looks(names);
         }
@@ -81,12 +84,15 @@ impl SystemHost {
         self.hiding(seen)
     }
 
-    /// The API key, where a unit of ours was given it: for an agent that nobody hands secrets to.
-    pub fn kept_secrets(spec: &SwapSpec) -> Secrets {
+    /// The API key, where the unit or the container of one side of a plan was given it: for an agent that nobody hands secrets to.
+    pub async fn kept_secrets(spec: &SwapSpec, plan: &Plan) -> Secrets {
         let name = key_name(spec);
-        let units = spec.slots.keys().map(|slot| Unit::of_slot(&spec.service, slot));
-        let key = units.filter_map(|unit| runtime::variable(&unit, name)).next();
-        Secrets(key.map(|key| (name.to_owned(), key)).into_iter().collect())
+        for side in [&plan.candidate].into_iter().chain(&plan.incumbent) {
+            if let Some(key) = runtime::variable(&side.keeper, name).await {
+                return Secrets([(name.to_owned(), key)].into());
+            }
+        }
+        Secrets::default()
     }
 
     /// Whether what once kept a replica can start it again by its own means.

@@ -9,9 +9,12 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use testbed::github::FakeGitHub;
-use testbed::server::listeners;
+use testbed::load::http::get;
+use testbed::server::{Aim, ServerSpec, listeners};
 
+use crate::kills::{self, CONCLUDED};
 use crate::step::{LOOK_EVERY, Step, processes_with, send};
+use crate::support::docked::Docked;
 use crate::support::{NAME, NEW, Run, World, alive, until};
 
 /// A part of secrets' values that no other text on the machine has.
@@ -328,5 +331,38 @@ async fn what_the_old_models_owner_typed_is_kept_private_and_shown_without_its_s
     assert!(files.iter().all(|path| path.ends_with("/incumbent.json")), "{files:?}");
     assert_eq!(files.len(), 1, "{files:?}");
     assert_eq!(fs::metadata(&files[0])?.permissions().mode() & 0o777, 0o600);
+    Ok(())
+}
+
+/// Who goes on where an agent has ended asks the new model with its key, or it would have nothing but refusals to go by.
+#[tokio::test]
+async fn an_agent_that_is_given_no_key_has_the_one_of_the_container() -> Result<()> {
+    let spec = ServerSpec { faults: true, ..ServerSpec::default() };
+    let mut docked = Docked::composed_on(spec, &[]).await?;
+    docked.world.settings.retain = "0s".to_owned();
+    let world = &docked.world;
+    let key = canary("container");
+    let config =
+        world.config(NEW).replace("replica:\n", "replica:\n  secret_env: [VLLM_API_KEY]\n");
+    let action = |command| -> Result<_> {
+        let action = world.action(command, NEW, &[])?.with_config(&config)?;
+        Ok(action.with(&[("VLLM_API_KEY", &key)]))
+    };
+    let lookout = Lookout::for_texts(vec![key.clone()]);
+    kills::orphaned(world, Aim::After(CONCLUDED), action("swap")?).await?;
+    // It is given the key for itself; it drains and retires for that swap by what is kept.
+    let run = Step::run(action("repair")?).await?.answered(&[]);
+    kills::closed(world).await?;
+    let b = ([127, 0, 0, 1], world.server.slot_ports().1).into();
+    let metrics = get(b, "/metrics").await?.text();
+    let asked = |status: &str| {
+        let is_of = |line: &&str| line.contains(r#"handler="/v1/models""#) && line.contains(status);
+        metrics.lines().filter(is_of).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(!asked("2xx").is_empty(), "{metrics}");
+    assert_eq!(asked("4xx"), [""; 0], "{run}\n{}", world.told());
+    assert!(!format!("{run}{}", world.told()).contains(&key), "{run}");
+    assert_eq!(files_with(&world.server.state_dir(), &key)?, [""; 0]);
+    assert_eq!(lookout.report()?.0, [""; 0]);
     Ok(())
 }

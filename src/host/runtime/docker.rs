@@ -44,6 +44,11 @@ impl Docker<'_> {
         Ok(self.container().await?.is_some())
     }
 
+    /// What it was given in a variable, running or not.
+    pub(super) async fn variable(&self, name: &str) -> Option<String> {
+        self.container().await.ok().flatten()?.env().remove(name)
+    }
+
     async fn container(&self) -> Result<Option<Container>, Failure> {
         Ok(docker::inspect(self.0).await?)
     }

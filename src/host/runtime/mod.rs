@@ -9,7 +9,7 @@ use super::Ending;
 use super::process::{Launch, StopOrder, Stopped};
 use crate::model::failure::Failure;
 use crate::model::ids::ProcessId;
-use crate::model::replica::{Found, Keeper, Replica, Unit};
+use crate::model::replica::{Found, Keeper, Replica};
 
 pub(super) mod docker;
 mod process;
@@ -206,9 +206,13 @@ pub(super) async fn last_words(replica: &Replica, lines: usize) -> Result<Vec<St
     })
 }
 
-/// What the program of one of our units has in a variable.
-pub(super) fn variable(unit: &Unit, name: &str) -> Option<String> {
-    Systemd(unit).variable(name)
+/// What the program of one of our units, or of a container, was given in a variable; `None` where that cannot be seen.
+pub(super) async fn variable(keeper: &Keeper, name: &str) -> Option<String> {
+    match keeper {
+        Keeper::Unit(unit) => Systemd(unit).variable(name),
+        Keeper::Docker(container) => Docker(container).variable(name).await,
+        Keeper::Nobody | Keeper::Wrapper { .. } | Keeper::Container(_) => None,
+    }
 }
 
 /// Whether a unit or a container can be started again by its own means.
