@@ -8,6 +8,7 @@ use testbed::docker::said;
 use testbed::load::{Kind, Load, LoadSpec};
 use testbed::server::{Aim, ServerSpec};
 
+use crate::doctor::NVIDIA_SMI;
 use crate::kills::{self, CUT_OVER};
 use crate::step::{Step, send, until};
 use crate::support::docked::{AWAY, CLIENT, COMPOSED, Docked};
@@ -176,6 +177,49 @@ async fn a_client_that_warns_before_it_answers_is_understood() -> Result<()> {
     back.ended(0, "rolled-back");
     assert_eq!(docked.names()?, [COMPOSED]);
     docked.world.until_serves(OLD).await
+}
+
+/// Docker's client, which writes beside it what the Engine was asked for with a container that it is to remove.
+const WRITES_WHAT_WAS_ASKED: &str = r#"#!/bin/sh
+if [ "$1" = rm ]; then
+    asked='{{json .HostConfig.DeviceRequests}} {{json .HostConfig.PortBindings}}'
+    /usr/bin/docker container inspect --format "$asked" "$2" >"${0%/*}/asked"
+fi
+exec /usr/bin/docker "$@"
+"#;
+
+/// What gives GPUs to containers is not there: the Engine says so once it has read for which it was asked.
+#[tokio::test]
+async fn the_gpus_of_a_slot_are_asked_of_the_engine_and_why_it_has_none_is_said() -> Result<()> {
+    let docked = Docked::start().await?;
+    docked.world.server.put_program("nvidia-smi", NVIDIA_SMI)?;
+    docked.world.server.put_program("docker", WRITES_WHAT_WAS_ASKED)?;
+    let (_, b) = docked.world.server.slot_ports();
+    for (gpus, network, ids, ports) in [
+        ("[1]", "", r#"["1"]"#, format!("{{\"{b}/tcp\":[")),
+        // Of published ports its client would warn there, before the Engine says why it refuses.
+        ("[GPU-5d3a, GPU-77c1]", ", --network=host", r#"["GPU-5d3a","GPU-77c1"]"#, "{}".to_owned()),
+    ] {
+        let config = docked.world.config(NEW);
+        let config = config.replace(&format!("{b}, gpus: []"), &format!("{b}, gpus: {gpus}"));
+        let config = config.replace("[--label=team=llm]", &format!("[--label=team=llm{network}]"));
+        let run = Step::run(docked.world.action("swap", NEW, &[])?.with_config(&config)?).await?;
+        let run = run.ended(4, "failed");
+        for told in [
+            r#"docker cannot start the container: could not select device driver "" with capabilities: [[gpu]]"#,
+            "install the NVIDIA Container Toolkit, and restart the Docker Engine",
+        ] {
+            assert!(run.stdout.contains(told), "no {told:?} in\n{run}");
+        }
+        let asked = fs::read_to_string(beside(&docked, "asked"))?;
+        let device = format!(
+            r#"[{{"Driver":"","Count":0,"DeviceIDs":{ids},"Capabilities":[["gpu"]],"Options":{{}}}}] "#
+        );
+        let published = asked.strip_prefix(&device);
+        assert!(published.is_some_and(|published| published.starts_with(&ports)), "{asked}");
+        assert!(docked.names()?.is_empty(), "{run}");
+    }
+    Ok(())
 }
 
 /// What is in the server's network publishes nothing, and listens there itself.
