@@ -239,7 +239,7 @@ pub async fn stop(container: &str, grace: Duration) -> Result<(), DockerError> {
     let seconds = grace.as_secs().to_string();
     let doing = format!("stop {container}");
     // Its long name is another one from version 28 on.
-    ask(&["stop", "-t", &seconds, container], &doing, grace + STOP_MARGIN).await.map(drop)
+    gone_or(ask(&["stop", "-t", &seconds, container], &doing, grace + STOP_MARGIN).await)
 }
 
 /// Kills a container at once, and returns when it has ended.
@@ -249,11 +249,7 @@ pub async fn stop(container: &str, grace: Duration) -> Result<(), DockerError> {
 pub async fn kill(container: &str) -> Result<(), DockerError> {
     let doing = format!("kill {container}");
     for (verb, limit) in [("kill", LIMIT), ("wait", STOP_MARGIN)] {
-        match ask(&[verb, container], &doing, limit).await {
-            // One that is removed as soon as it ends is gone.
-            Err(error) if error.says(NO_CONTAINER) => break,
-            said => said?,
-        };
+        gone_or(ask(&[verb, container], &doing, limit).await)?;
     }
     Ok(())
 }
@@ -272,7 +268,19 @@ pub async fn restart(container: &str, policy: &str) -> Result<(), DockerError> {
 /// # Errors
 /// If docker refuses, as it does for one that runs.
 pub async fn remove(container: &str) -> Result<(), DockerError> {
-    ask(&["rm", container], &format!("remove {container}"), LIMIT).await.map(drop)
+    match gone_or(ask(&["rm", container], &format!("remove {container}"), LIMIT).await) {
+        // Somebody else clears up, as `docker container prune` does.
+        Err(error) if error.says("is already in progress") => Ok(()),
+        said => said,
+    }
+}
+
+/// One that was to end and is not there any more is as it should be: its Engine may remove it as soon as it ends, or somebody else.
+fn gone_or(said: Result<String, DockerError>) -> Result<(), DockerError> {
+    match said {
+        Err(error) if error.says(NO_CONTAINER) => Ok(()),
+        said => said.map(drop),
+    }
 }
 
 /// The last lines that a container has written, oldest first.

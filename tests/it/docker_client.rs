@@ -179,6 +179,36 @@ async fn a_client_that_warns_before_it_answers_is_understood() -> Result<()> {
     docked.world.until_serves(OLD).await
 }
 
+/// Docker's client, where somebody else is always the first to remove what is to be stopped or removed.
+const TOO_LATE: &str = r#"#!/bin/sh
+case "$1" in stop | rm) for last; do :; done; /usr/bin/docker rm --force "$last" >/dev/null ;; esac
+exec /usr/bin/docker "$@"
+"#;
+
+/// As `docker system prune` does, or a person.
+#[tokio::test]
+async fn a_container_that_somebody_removes_while_it_is_put_away_is_gone_as_it_should_be()
+-> Result<()> {
+    let mut docked = Docked::composed(&[]).await?;
+    docked.world.settings.retain = "0s".to_owned();
+    docked.world.server.put_program("docker", TOO_LATE)?;
+    docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    assert_eq!(docked.names()?, ["model-swap-chat.b"]);
+    let run = docked.world.run("swap", "Qwen/Newer", &[("wait", "retired")]).await?;
+    let run = run.ended(0, "promoted");
+    assert!(run.stdout.contains("what it wrote is lost: "), "{run}");
+    assert_eq!(docked.names()?, ["model-swap-chat.a"]);
+    docked.world.run("status", NEW, &[]).await?.answered(&["free"]);
+
+    docked.world.settings.flags = "--stub-load-time 600s".to_owned();
+    let mut step = Step::start(docked.world.action("swap", NEW, &[])?)?;
+    step.says("→ await_ready b").await?;
+    docked.world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+    step.finish().await?.ended(6, "aborted");
+    assert_eq!(docked.names()?, ["model-swap-chat.a"]);
+    Ok(())
+}
+
 /// Docker's client, which writes beside it what the Engine was asked for with a container that it is to remove.
 const WRITES_WHAT_WAS_ASKED: &str = r#"#!/bin/sh
 if [ "$1" = rm ]; then
