@@ -20,11 +20,13 @@ mod container;
 mod error;
 mod examine;
 mod image;
+mod joined;
 mod orchestrator;
 
 pub use container::Container;
 pub use error::DockerError;
 pub use examine::{LITTLE_ROOM, hands_out_gpus, little_room, offered, room, versions};
+pub use joined::joining;
 
 use super::exec::{self, ExecError};
 use super::process::{self, LogEnd};

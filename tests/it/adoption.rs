@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use testbed::docker::said;
 use testbed::server::{ByHand, ServerSpec, listeners};
 
 use crate::doctor::mark;
@@ -208,4 +209,24 @@ async fn a_container_in_whose_place_an_orchestrator_starts_another_is_not_adopte
     docked.world.run("plan", NEW, &[]).await?.refused(3, &said);
     assert_eq!(docked.names()?, [COMPOSED]);
     Ok(())
+}
+
+/// Whose network it is they have no other, and its first process ends theirs.
+#[tokio::test]
+async fn a_container_that_others_live_in_is_not_stopped() -> Result<()> {
+    let mut docked = Docked::composed(&[]).await?;
+    docked.world.settings.retain = "0s".to_owned();
+    let image = docked.world.settings.image.clone().context("an image")?;
+    for shared in ["--network", "--pid"] {
+        let with = format!("{shared}=container:{COMPOSED}");
+        let mut beside = docked.engine.docker(["run", "--detach", "--name=gateway", &with]);
+        said(beside.args([image.as_str(), "Qwen/Beside", "--host", "0.0.0.0", "--port", "4000"]))?;
+        let told = format!("container {COMPOSED} is not stopped alone: with it gateway would lose");
+        let doctor = docked.world.run("doctor", NEW, &[]).await?;
+        assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
+        docked.world.run("swap", NEW, &[]).await?.refused(3, &[&told]);
+        said(&mut docked.engine.docker(["rm", "--force", "gateway"]))?;
+    }
+    docked.world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+    docked.world.until_serves(NEW).await
 }

@@ -75,7 +75,7 @@ pub struct HostConfig {
     #[serde(default)]
     mounts: Option<Vec<Asked>>,
     #[serde(flatten)]
-    others: Others,
+    pub(super) others: Others,
 }
 
 /// A mount, as `--mount` asks for one.
@@ -93,10 +93,10 @@ struct Asked {
 /// What a container may have been made with that is not taken over unasked.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Others {
-    network_mode: Option<String>,
+pub(super) struct Others {
+    pub(super) network_mode: Option<String>,
     runtime: Option<String>,
-    pid_mode: Option<String>,
+    pub(super) pid_mode: Option<String>,
     privileged: bool,
     memory: i64,
     cap_add: Option<Vec<String>>,

@@ -124,7 +124,10 @@ impl Runtime for Docker<'_> {
 
     async fn stops_alone(&self, _tree: &[ProcessId]) -> Result<(), Failure> {
         match self.container().await?.filter(|container| !container.is_own()) {
-            Some(container) => stays_away(&container).await,
+            Some(container) => {
+                ends_alone(&container).await?;
+                stays_away(&container).await
+            }
             None => Ok(()),
         }
     }
@@ -223,6 +226,23 @@ fn arguments(name: &str, launch: &Launch, asked: &Contained, grace: Duration) ->
     args.push(asked.image.id.clone());
     args.extend(launch.argv.iter().cloned());
     args
+}
+
+/// Whether no other container loses its network or its processes with this one; the model itself may be another's, whose ports this one
+/// publishes.
+async fn ends_alone(container: &Container) -> Result<(), Failure> {
+    let others = docker::joining(container).await?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    let (name, others) = (container.name.trim_start_matches('/'), others.join(", "));
+    Err(Failure::new(format!(
+        "container {name} is not stopped alone: with it {others} would lose the network, or the processes, that they share with it"
+    ))
+    .hint(format!(
+        "start the model in a container with a network and processes of its own, which publishes its port itself: without network_mode or \
+         pid of {name} in {others}"
+    )))
 }
 
 /// Whether nobody starts a container again once it has ended, or on boot: no orchestrator, and no unit, whose client in the
