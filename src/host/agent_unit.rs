@@ -1,6 +1,7 @@
 //! The unit that brings the agent back, after a crash and after a boot: there while anything of a service is unfinished or
 //! kept warm.
 
+use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,25 @@ use super::{durable, exec, systemctl};
 use crate::model::failure::Failure;
 use crate::model::ids::ServiceName;
 use crate::model::replica::Unit;
+
+/// What of its environment decides which programs an agent finds, and which Docker Engine and user's systemd they speak to: sudo, a
+/// login and `/etc/environment` give an agent more of it than systemd gives the one that comes back. Everybody can read a unit, so
+/// nothing that may be secret is passed, as `DOCKER_AUTH_CONFIG` is.
+const PASSED: [&str; 12] = [
+    "PATH",
+    "HOME",
+    "DOCKER_API_VERSION",
+    "DOCKER_CERT_PATH",
+    "DOCKER_CONFIG",
+    "DOCKER_CONTEXT",
+    "DOCKER_HOST",
+    "DOCKER_TLS",
+    "DOCKER_TLS_VERIFY",
+    // Podman's, where `docker` is its own.
+    "CONTAINER_HOST",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+];
 
 /// The unit of one service's agent.
 #[derive(Debug)]
@@ -32,14 +52,14 @@ impl AgentUnit {
         self.file().exists()
     }
 
-    /// Has it run from now on, and after every boot.
+    /// Has it run from now on, and after every boot, with what this process has of the environment.
     ///
     /// # Errors
     /// If systemd or the disk refuses.
     pub async fn arm(&self, state_dir: &Path) -> Result<(), Failure> {
         let text = self.text(state_dir)?;
         let is_same = fs::read_to_string(self.file()).is_ok_and(|there| there == text);
-        if is_same && systemctl::show(&self.unit).await?.is_up() {
+        if is_same && self.is_kept().await? {
             return Ok(());
         }
         durable::write(&self.file(), text.as_bytes(), 0o644)
@@ -79,6 +99,12 @@ impl AgentUnit {
         Ok(systemctl::reload(&self.unit).await?)
     }
 
+    /// Whether it runs and a boot starts it: an agent may have been killed while it removed it, or a person have disabled it.
+    async fn is_kept(&self) -> Result<bool, Failure> {
+        Ok(systemctl::show(&self.unit).await?.is_up()
+            && systemctl::enablement(&self.unit).await? == "enabled")
+    }
+
     fn file(&self) -> PathBuf {
         Path::new(UNITS).join(&self.unit.name)
     }
@@ -103,12 +129,18 @@ ExecStart={command}
 Restart=on-failure
 RestartSec=5
 KillMode=process
-
+{environment}
 [Install]
 WantedBy=multi-user.target
 ",
             service = self.service,
             command = runtime::command_line(&program, &argv)?,
+            environment = runtime::assignments(&passed()),
         ))
     }
+}
+
+/// What there is of [`PASSED`], as far as it is text.
+fn passed() -> Vec<(&'static str, String)> {
+    PASSED.into_iter().filter_map(|name| Some((name, env::var(name).ok()?))).collect()
 }

@@ -5,6 +5,7 @@ mod access;
 mod addresses;
 mod adoption;
 mod afterwards;
+mod agent_unit;
 mod approved;
 mod arguments;
 mod bridge;

@@ -16,7 +16,7 @@ mod process;
 mod systemd;
 
 pub use systemd::{ENVIRONMENTS, stray_environments};
-pub(super) use systemd::{UNITS, command_line, make_durable};
+pub(super) use systemd::{UNITS, assignments, command_line, make_durable};
 
 use docker::Docker;
 use process::Process;

@@ -321,6 +321,11 @@ pub(in crate::host) fn command_line(program: &Path, argv: &[String]) -> Result<S
     unit_file::command(program, argv).map_err(|unfit| Failure::from_error(&unfit))
 }
 
+/// Variables as lines of a unit, for its program.
+pub(in crate::host) fn assignments(env: &[(&str, String)]) -> String {
+    unit_file::assignments(env)
+}
+
 /// The main process of a unit; the last one, where none runs.
 fn main_of(shown: &Shown) -> ProcessId {
     match shown.has_main() {

@@ -161,6 +161,17 @@ pub(super) fn command(program: &Path, argv: &[String]) -> Result<String, Unfit> 
     Ok(std::iter::once(first).chain(words).collect::<Vec<_>>().join(" "))
 }
 
+/// What a unit's program gets of an environment, a line a variable; what systemd would not pass on is left out.
+pub(super) fn assignments(env: &[(&str, String)]) -> String {
+    let passes = |value: &str| !value.chars().any(char::is_control);
+    let passed = env.iter().filter(|(_, value)| passes(value));
+    passed
+        .map(|(name, value)| {
+            format!("Environment={}\n", quoted(&specifiers(&format!("{name}={value}"))))
+        })
+        .collect()
+}
+
 /// One word of a command line, with C escapes.
 fn quoted(word: &str) -> String {
     let mut quoted = String::with_capacity(word.len() + 2);
@@ -264,6 +275,19 @@ mod tests {
         // An argument cannot pass for a line of its own.
         let text = of(&launch(&["x", "\nRestart=no\n"], &[])).unwrap();
         assert_eq!(promoted(&text).matches("Restart=no").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn what_is_special_in_an_assignment_is_escaped() {
+        let env = [
+            ("PATH", "/opt/100%/bin:/a b".to_owned()),
+            ("DOCKER_HOST", "a\"b\\c$d".to_owned()),
+            ("HOME", "two\nlines".to_owned()),
+        ];
+        assert_eq!(
+            assignments(&env),
+            "Environment=\"PATH=/opt/100%%/bin:/a b\"\nEnvironment=\"DOCKER_HOST=a\\\"b\\\\c$d\"\n"
+        );
     }
 
     #[test]
