@@ -148,6 +148,25 @@ fn a_unit_that_others_are_stopped_with_is_not_stopped_when_its_start_went_unhear
     })
 }
 
+/// Its file alone is not the model.
+#[test]
+fn a_new_model_whose_units_file_somebody_removed_is_stopped() -> Result<()> {
+    on_guest(async |world| {
+        world.settings.flags = "--stub-load-time 600s".to_owned();
+        world.settings.ready = "900s".to_owned();
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ await_ready b").await?;
+        world.guest.run(&["rm", &format!("/etc/systemd/system/{OURS}")]).await?;
+        world.guest.run(&["systemctl", "daemon-reload"]).await?;
+        world.run("abort", NEW, &[]).await?.ended(0, "aborted");
+        let run = step.finish().await?.ended(6, "aborted");
+        assert_eq!(world.property(OURS, "ActiveState").await?, "inactive", "{run}");
+        assert!(world.guest.run(&["pgrep", "--full", "serve Qwen/New"]).await.is_err(), "{run}");
+        assert_eq!(world.left().await?, Vec::<String>::new(), "{run}");
+        Ok(())
+    })
+}
+
 /// What its unit has started again is still the model on record: nothing is adopted, and it is retired as ever.
 #[test]
 fn a_promoted_model_that_dies_is_started_again() -> Result<()> {

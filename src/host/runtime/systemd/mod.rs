@@ -83,22 +83,29 @@ impl Runtime for Systemd<'_> {
 
     async fn marked(&self, marker: &str, grace: Duration) -> Result<Option<StopOrder>, Failure> {
         let shown = systemctl::show(self.0).await?;
+        let keeper = Keeper::Unit(self.0.clone());
         let there = match self.0.is_own() {
             true => self.text()?.is_some_and(|text| unit_file::marker(&text) == Some(marker)),
             // It knows nothing of markers; the swap that started it started this very unit.
             false => shown.is_there(),
         };
-        if !there {
+        if there {
+            let main = main_of(&shown);
+            let tree = process::tree(main)?;
+            return Ok(Some(StopOrder {
+                main,
+                tree,
+                marker: Some(marker.to_owned()),
+                grace,
+                keeper,
+            }));
+        }
+        if !self.0.is_own() {
             return Ok(None);
         }
-        let main = main_of(&shown);
-        Ok(Some(StopOrder {
-            main,
-            tree: process::tree(main)?,
-            marker: Some(marker.to_owned()),
-            grace,
-            keeper: Keeper::Unit(self.0.clone()),
-        }))
+        // A person may have removed its file: what runs of it runs on, and carries the marker.
+        let order = StopOrder::marked(marker, grace)?;
+        Ok(order.map(|order| StopOrder { keeper, ..order }))
     }
 
     async fn stops_alone(&self, tree: &[ProcessId]) -> Result<(), Failure> {
