@@ -27,6 +27,9 @@ use crate::service_dir::{HostLock, ServiceDir, StateError};
 /// Between two tries for the lock of the host; flock tells nobody when it comes free.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
+/// Between two looks whether a shutdown was called off, which nobody tells.
+const SHUTDOWN_LOOK: Duration = Duration::from_secs(1);
+
 /// What this process knows of nginx and the cutover of its swap.
 #[derive(Debug)]
 pub(super) enum Cutover {
@@ -155,6 +158,15 @@ impl<'a, H: Host> Context<'a, H> {
             biased;
             order = abort::until_ordered(self.dir, &self.swap) => Err(order.failure()),
             done = wait => done,
+        }
+    }
+
+    /// Returns at once, unless the server is being shut down. What has failed then has failed of that, and says nothing of swap or
+    /// models: nothing is recorded of it, and this process waits for its own end. Whoever comes after the boot goes on from what
+    /// was recorded before.
+    pub(super) async fn outlive_shutdown(&self) {
+        while self.host.is_going_down().await {
+            self.host.pause(SHUTDOWN_LOOK).await;
         }
     }
 

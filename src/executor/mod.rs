@@ -90,6 +90,7 @@ pub async fn perform<H: Host>(
         Ok(undo) => undo,
         // Nothing was done yet, so there is nothing to record or to undo.
         Err(failure) => {
+            cx.outlive_shutdown().await;
             cx.tell(EventKind::StepFailed { index, took_ms: took_ms(), failure: failure.clone() });
             return Ok(Err(failure));
         }
@@ -102,6 +103,7 @@ pub async fn perform<H: Host>(
             Ok(Ok(()))
         }
         Err(failure) => {
+            cx.outlive_shutdown().await;
             let kind = RecordKind::Failed { step: index, failure: failure.clone() };
             journal.append(kind, cx.host.now())?;
             cx.tell(EventKind::StepFailed { index, took_ms: took_ms(), failure: failure.clone() });
@@ -239,6 +241,7 @@ async fn again<H: Host>(
             Ok(Ok(()))
         }
         Err(failure) => {
+            cx.outlive_shutdown().await;
             let kind = RecordKind::Failed { step: index, failure: failure.clone() };
             journal.append(kind, cx.host.now())?;
             cx.tell(EventKind::StepFailed { index, took_ms: 0, failure: failure.clone() });
@@ -283,6 +286,7 @@ async fn unwind<H: Host>(
                 cx.tell(EventKind::UndoFinished { index, detail: undone.detail() });
             }
             Err(why) => {
+                cx.outlive_shutdown().await;
                 let kind = RecordKind::UndoFailed { step: index, failure: why.clone() };
                 journal.append(kind, cx.host.now())?;
                 cx.tell(EventKind::UndoFailed { index, failure: why });

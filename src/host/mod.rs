@@ -54,6 +54,9 @@ pub trait Host {
     /// What of systemd there is for replicas.
     fn systemd(&self) -> Systemd;
 
+    /// Whether this server is being shut down: what fails meanwhile fails of that.
+    async fn is_going_down(&self) -> bool;
+
     /// The process tree that listens on a port.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use super::gpu::{self, Gpus};
 use super::nginx::{Expectation, Nginx, Proof, Reloaded, UpstreamView, Way, WorkerLeft};
 use super::process::{self, Inherited, Launch, ProcessError, Snapshot, StopOrder, Stopped};
 use super::runtime::{self, Boot, Started};
-use super::{Ending, Host, Unloaded};
+use super::{Ending, Host, Unloaded, systemctl};
 use crate::config::command;
 use crate::model::failure::{Failure, Hint};
 use crate::model::ids::{Port, ProcessId, SlotName};
@@ -165,6 +165,10 @@ impl Host for SystemHost {
             true => Systemd::Denied,
             false => Systemd::Absent,
         }
+    }
+
+    async fn is_going_down(&self) -> bool {
+        self.systemd() != Systemd::Absent && systemctl::is_going_down().await
     }
 
     async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {

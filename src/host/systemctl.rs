@@ -195,6 +195,13 @@ fn one_with_main(shown: &str, pids: &[i32]) -> Option<Unit> {
     shown.split("\n\n").find_map(with_main)
 }
 
+/// Whether this machine is being shut down or started anew, as far as systemd says: it does so from before anything is stopped.
+pub async fn is_going_down() -> bool {
+    let argv = ["systemctl", "is-system-running"].map(str::to_owned);
+    // systemctl(1), `is-system-running`: the word counts, not the status.
+    exec::run(&argv, LIMIT).await.is_ok_and(|output| output.stdout.trim() == "stopping")
+}
+
 /// `systemctl is-enabled`: one word; none for a unit that is not there.
 ///
 /// # Errors

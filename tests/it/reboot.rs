@@ -153,6 +153,59 @@ fn a_power_loss_between_cutover_and_promote_ends_in_the_old_model() -> Result<()
     })
 }
 
+/// Holds a shutdown up for as long as a file is there.
+const HOLD: &str = "[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/sh -c 'while [ -e /run/hold ]; do sleep 0.1; done'
+TimeoutStopSec=infinity
+";
+
+/// Tells that somebody has learned of a shutdown.
+const TELLING: &str = r#"#!/bin/sh
+case "$*" in
+is-system-running) [ "$(/usr/bin/systemctl "$@")" = stopping ] && : > /run/learned ;;
+esac
+exec /usr/bin/systemctl "$@"
+"#;
+
+/// Where logind knows of no session, as over an sshd without PAM, nothing ends it before the rest: it sees nginx and both models go.
+#[test]
+fn an_agent_that_sees_the_server_go_down_takes_that_for_no_failure() -> Result<()> {
+    let mut spec = GuestSpec::serving(OLD);
+    for (path, mode, text) in [
+        ("/etc/pam.d/common-session", 0o644, "session required pam_unix.so\n"),
+        ("/etc/systemd/system/hold.service", 0o644, HOLD),
+        ("/usr/local/bin/systemctl", 0o755, TELLING),
+    ] {
+        spec.files.push((path.to_owned(), mode, text.to_owned()));
+    }
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        let nowhere = format!("http://{}:9/v1/models", world.guest.address());
+        world.settings.verify = format!("{{ url: {nowhere:?}, within: 10s }}");
+        world.guest.run(&["systemctl", "start", "hold.service"]).await?;
+        let mut step = Step::start(world.action("swap", NEW, &[])?)?;
+        step.says("→ verify b").await?;
+        let [hold, learned] = ["hold", "learned"].map(|name| format!("/run/{name}"));
+        let [hold, learned] = [world.guest.file(&hold)?, world.guest.file(&learned)?];
+        std::fs::write(&hold, "")?;
+        let released = async {
+            until("the agent learns of it", async || Ok(learned.exists())).await?;
+            Ok(std::fs::remove_file(&hold)?)
+        };
+        tokio::try_join!(world.guest.reboot(), released)?;
+        step.kill()?;
+        world.until_through().await?;
+        serves_cleanly(world, OLD).await?;
+        let journal = world.of_last_swap("journal.ndjson").await?;
+        assert!(journal.contains(r#""rolled-back""#), "{journal}");
+        assert!(!journal.contains(r#""undo_failed""#), "{journal}");
+        Ok(())
+    })
+}
+
 async fn within_retain(world: &mut GuestWorld, outage: Outage) -> Result<()> {
     world.settings.retain = "1h".to_owned();
     world.run("swap", NEW, &[]).await?.ended(0, "promoted");

@@ -23,8 +23,8 @@ use model_swap::model::replica::{Found, ImageHere, Keeper, Replica, Systemd};
 use tokio::time::Instant;
 
 use super::world::{self, SimReplica, SimWorld, line};
+use super::wrong::Wrong;
 pub(crate) use super::wrong::{Death, Fault};
-use super::wrong::{Wrong, fill_disk, order_abort};
 
 /// Between two looks at whether a process ended, in the world's time.
 const TICK: Duration = Duration::from_millis(50);
@@ -64,7 +64,7 @@ pub(crate) struct SimHost {
     loaded: RefCell<Vec<Port>>,
     began: Instant,
     /// How far somebody has set the clock.
-    set_by: Cell<SignedDuration>,
+    pub(super) set_by: Cell<SignedDuration>,
     /// The lease as the last agent that died had it, and its file.
     pub(super) held: RefCell<Option<(Vec<u8>, PathBuf)>>,
 }
@@ -178,20 +178,8 @@ impl SimHost {
         if wrong.is_some() {
             self.struck.borrow_mut().push(call);
         }
-        if wrong == Some(Wrong::Aborts) {
-            let watched = self.watched.borrow();
-            order_abort(&watched.as_ref().expect("a swap").journal);
-        }
-        if wrong == Some(Wrong::DiskFills) {
-            let watched = self.watched.borrow();
-            fill_disk(&watched.as_ref().expect("a swap").journal);
-        }
-        if let Some(Wrong::SetsClock(hours)) = wrong {
-            self.set_clock(self.set_by.get() + SignedDuration::from_hours(hours));
-        }
-        if wrong == Some(Wrong::RestartsNginx) {
-            self.world.borrow_mut().restart_nginx();
-        }
+        self.world.borrow_mut().goes_down();
+        wrong.into_iter().for_each(|wrong| self.bring_about(wrong));
         if wrong == Some(Wrong::Dies) {
             self.die();
         }
@@ -256,6 +244,10 @@ impl Host for SimHost {
 
     fn systemd(&self) -> Systemd {
         self.world.borrow().systemd
+    }
+
+    async fn is_going_down(&self) -> bool {
+        self.world.borrow().outage.is_some()
     }
 
     async fn find(&self, port: Port) -> Result<Option<Found>, Failure> {
@@ -323,7 +315,13 @@ impl Host for SimHost {
 
     async fn start(&self, launch: &Launch) -> Result<Started, Failure> {
         self.judge_record("start");
-        let main = self.call("start", |world| Ok(world.start(launch)))?;
+        let main = self.call("start", |world| {
+            // systemd begins nothing any more.
+            match world.outage {
+                Some(_) => Err(Failure::new("it is destructive")),
+                None => Ok(world.start(launch)),
+            }
+        })?;
         Ok(Started { main, keeper: launch.keeper.clone(), invocation: None, left_out: Vec::new() })
     }
 

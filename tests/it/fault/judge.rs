@@ -15,7 +15,8 @@ impl SimHost {
     pub(super) fn judge_upstream(&self, verb: &str) {
         let world = self.world.borrow();
         let loaded = world.loaded;
-        let served = world.on(loaded).is_some() || self.may_serve_nobody.get();
+        let may_be_down = self.may_serve_nobody.get() || world.outage.is_some();
+        let served = world.on(loaded).is_some() || may_be_down;
         assert!(served, "after {verb}, nobody serves on {loaded}: {world:#?}");
     }
 

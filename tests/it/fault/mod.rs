@@ -18,6 +18,7 @@ mod locked;
 mod lone;
 mod restart;
 mod scene;
+mod shutdown;
 mod slow;
 mod stuck;
 mod twice;

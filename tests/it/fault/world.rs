@@ -16,6 +16,7 @@ use model_swap::model::replica::{Found, Keeper, Systemd, Unit};
 use model_swap::model::wire::MARKER;
 use tokio::time::Instant;
 
+use super::shutdown::Outage;
 use super::slow::Reloads;
 
 /// How long what was in flight when traffic moved away still takes.
@@ -103,6 +104,8 @@ pub(crate) struct SimWorld {
     pub(crate) pinned: Option<Option<usize>>,
     /// How nginx does what it is told.
     pub(crate) reloads: Reloads,
+    /// While the server is being shut down.
+    pub(super) outage: Option<Outage>,
     last_pid: i32,
 }
 
@@ -154,6 +157,7 @@ impl SimWorld {
             unseen_until: Instant::now(),
             pinned: None,
             reloads: Reloads::default(),
+            outage: None,
             last_pid: 100,
         };
         let argv = ["vllm", "serve", root].map(str::to_owned).to_vec();
@@ -162,12 +166,12 @@ impl SimWorld {
         world
     }
 
-    fn new_process(&mut self) -> ProcessId {
+    pub(super) fn new_process(&mut self) -> ProcessId {
         self.last_pid += 1;
         ProcessId { pid: self.last_pid, start: 7 }
     }
 
-    fn new_worker(&mut self) {
+    pub(super) fn new_worker(&mut self) {
         let (id, port) = (self.new_process(), self.loaded);
         self.workers.push(SimWorker { id, port, ends: None, connections: Some(1) });
     }

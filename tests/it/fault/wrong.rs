@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use jiff::SignedDuration;
 use model_swap::abort::{self, AbortOrder};
 use model_swap::service_dir::ServiceDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::host::SimHost;
+use super::shutdown::Part;
 
 /// What a dying agent unwinds with.
 pub(crate) struct Death;
@@ -35,6 +37,8 @@ pub(crate) enum Wrong {
     Aborts,
     /// Somebody restarts nginx, and the verb does what it does.
     RestartsNginx,
+    /// From here on the server is being shut down: at each call one thing more ends, and this one first.
+    ShutsDown(Part),
     /// From here on the disk takes a few more bytes of the journal, and no more. Only where SIGXFSZ is ignored.
     DiskFills,
     /// Somebody sets the clock forward or back by so many hours, and the verb does what it does.
@@ -45,6 +49,26 @@ pub(crate) enum Wrong {
 }
 
 impl SimHost {
+    /// What goes wrong around a call, which does what it does.
+    pub(super) fn bring_about(&self, wrong: Wrong) {
+        let watched = self.watched.borrow();
+        let journal = || &watched.as_ref().expect("a swap").journal;
+        match wrong {
+            Wrong::Aborts => order_abort(journal()),
+            Wrong::DiskFills => fill_disk(journal()),
+            Wrong::SetsClock(hours) => {
+                self.set_clock(self.set_by.get() + SignedDuration::from_hours(hours));
+            }
+            Wrong::RestartsNginx => self.world.borrow_mut().restart_nginx(),
+            Wrong::ShutsDown(first) => self.world.borrow_mut().shut_down(first),
+            Wrong::Fails
+            | Wrong::DoesAndFails
+            | Wrong::Dies
+            | Wrong::DoesAndDies
+            | Wrong::DiesHalfway => {}
+        }
+    }
+
     /// Returns once nginx is neither restarted nor upgraded.
     pub(super) async fn at_rest(&self) {
         let unrest = self.world.borrow().unrest;
