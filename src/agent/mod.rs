@@ -17,6 +17,7 @@ pub mod lockdown;
 mod outlook;
 mod place;
 mod prune;
+mod put_away;
 mod recover;
 mod refuge;
 mod rerun;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::answer::Answers;
-use super::{confirm_route, follow, observe_at_rest, place, prune, stuck, turn};
+use super::{confirm_route, follow, observe_at_rest, place, prune, put_away, stuck, turn};
 use crate::event_log::EventLog;
 use crate::executor::{self, Context, Unfinished, World, unfinished_swaps};
 use crate::host::agent_unit::AgentUnit;
@@ -65,7 +65,9 @@ pub(super) async fn uninstall(
     // Nothing is left that it could bring back; what runs of it ends by that.
     AgentUnit::of(&spec.service).disarm().await.map_err(Refusal::environment)?;
     await_agents(&dir).await.map_err(Refusal::environment)?;
-    let report = remove(&dir, wanted, serving).map_err(Refusal::environment)?;
+    let put_away = put_away::lines(&dir, serving.map(|replica| &replica.keeper)).await;
+    let mut report = remove(&dir, wanted, serving).map_err(Refusal::environment)?;
+    report.left.extend(put_away);
     drop(lease);
     answers.send(&Frame::Uninstalled(report));
     Ok(())

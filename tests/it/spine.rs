@@ -322,6 +322,10 @@ async fn an_uninstall_leaves_what_serves_and_gives_the_rest_back<S: Scene>(
     scene.until_meets(NEW).await?;
     assert_eq!(scene.ours().await?, [('b', S::SERVING)], "{said}");
     assert_eq!(scene.old().await?, S::PUT_AWAY, "{said}");
+    let way_back = said.lines().any(|line| {
+        line.contains(": it served before, is stopped,") && line.ends_with("brings it back")
+    });
+    assert_eq!(way_back, S::PUT_AWAY == Kept::Stopped, "{said}");
     // What ran the command may take a moment to end.
     until("nothing else is left", async || {
         let left = [below(&scene.state()?)?, scene.outside()?].concat();
