@@ -324,6 +324,28 @@ fn a_unit_with_other_programs_in_it_is_not_replaced() -> Result<()> {
     })
 }
 
+/// A boot starts what nginx points at, where it starts nginx and Docker.
+#[test]
+fn an_nginx_or_a_docker_that_no_boot_starts_is_told_of() -> Result<()> {
+    let spec = GuestSpec { runtime: Runtime::Docker, ..GuestSpec::serving(OLD) };
+    on_guest_of(spec, async |world| {
+        world.until_serves(OLD).await?;
+        for (what, unit) in
+            [("nginx after a reboot", "nginx.service"), ("Docker after a reboot", "docker.service")]
+        {
+            let doctor = world.run("doctor", NEW, &[]).await?;
+            assert_eq!(mark(&doctor, what), "ok", "{doctor}");
+            world.guest.run(&["systemctl", "disable", unit]).await?;
+            let doctor = world.run("doctor", NEW, &[]).await?.answered(&[
+                &format!("no boot starts {unit}, and no client reaches a model then"),
+                &format!("systemctl enable {unit}"),
+            ]);
+            assert_eq!(mark(&doctor, what), "warn", "{doctor}");
+        }
+        Ok(())
+    })
+}
+
 /// An nginx that is told to stop with the old model; while a swap is under way, too.
 #[test]
 fn a_unit_that_others_are_stopped_with_is_not_stopped() -> Result<()> {

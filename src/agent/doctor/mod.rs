@@ -1,5 +1,6 @@
 //! Everything that a swap needs of this server, looked at all at once. Changes nothing.
 
+mod boot;
 mod containers;
 mod places;
 mod proxy;
@@ -38,6 +39,7 @@ pub(super) async fn checkup(dir: &ServiceDir, asked: &Asked) -> Checkup {
     let (proxy, upstream) = proxy::look(&host, &asked.spec).await;
     findings.extend(weights::look(&host, &asked.spec, upstream.as_ref()).await);
     findings.extend(proxy);
+    findings.extend(boot::look(&host, &asked.spec, upstream.as_ref()).await);
     let slots = replicas::look((&host, dir), asked, upstream.as_ref(), underway.as_ref()).await;
     findings.extend(slots);
     findings.push(match (underway, Lease::holder(&dir.root())) {

@@ -76,6 +76,14 @@ fn above(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
     std::iter::successors(above(main), |(parent, _)| above(*parent)).collect()
 }
 
+/// What starts a process on boot that is no replica: the container that it runs in, or the service whose main process it is.
+pub async fn starter(process: ProcessId) -> Option<Keeper> {
+    if let Some(id) = container_of(process) {
+        return Some(Keeper::Docker(id));
+    }
+    unit(&cgroups(process.pid), &[process.pid]).await.ok()?.map(Keeper::Unit)
+}
+
 /// A process that is a part of a systemd service, by an argv and a working folder; and that service.
 ///
 /// # Errors

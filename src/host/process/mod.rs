@@ -35,6 +35,7 @@ pub(in crate::host) use find::{no_foundation, spare};
 pub use inherit::{
     Identity, Inherited, argv, environment, inherited, may_write, reaches, user_name,
 };
+pub use keeper::starter;
 pub(in crate::host) use keeper::{cgroups, container_of, forwards, in_service, outside};
 pub use launch::{Contained, Launch, Launcher, Started, launch_main, start};
 pub(in crate::host) use listen::listens_within;
