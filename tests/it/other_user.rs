@@ -1,4 +1,5 @@
-//! A person's own unit whose program has another one run the model as another user: sudo, su or runuser.
+//! A person's own unit whose program has another one run the model: as another user by sudo, su or runuser, in an environment of
+//! conda's, or for reasons of its own.
 
 use std::fs;
 
@@ -12,12 +13,13 @@ use crate::support::{NEW, OLD};
 
 const UNIT: &str = "/etc/systemd/system/llm.service";
 
-/// Has the unit run the model by this line, and waits until it does.
-async fn serves_by(world: &GuestWorld, line: &str) -> Result<()> {
+/// Has the unit run the model by this line, and waits until it does; by a script of several, which this program runs.
+async fn serves_by(world: &GuestWorld, line: &str, program: Option<&str>) -> Result<()> {
     let argv = format!("{ENGINE} serve {OLD} --port {} --served-model-name {NAME}", SLOTS.0);
     let line = line.replace("MODEL", &argv);
     fs::write(world.guest.file("/opt/serve.sh")?, format!("#!/bin/sh\n{line}\n"))?;
-    let program = if line.contains('\n') { "/bin/sh /opt/serve.sh".to_owned() } else { line };
+    let program = program.unwrap_or("/bin/sh /opt/serve.sh").to_owned();
+    let program = if line.contains('\n') { program } else { line };
     let text = format!(
         "[Service]\nExecStart={program}\nRestart=always\nRestartSec=100ms\n[Install]\nWantedBy=multi-user.target\n"
     );
@@ -25,6 +27,35 @@ async fn serves_by(world: &GuestWorld, line: &str) -> Result<()> {
     world.guest.run(&["systemctl", "daemon-reload"]).await?;
     world.guest.run(&["systemctl", "enable", "--now", "llm.service"]).await?;
     world.until_serves(OLD).await
+}
+
+/// What `conda run` does: it has a script of its own run the command.
+const CONDA: &str = "#!/usr/bin/perl\nexit system('/bin/sh', '/opt/serve.sh') >> 8;\n";
+
+/// A unit may be stopped for its model where the program between them does nothing else.
+#[test]
+fn a_unit_that_runs_its_model_by_conda_is_stopped_as_a_unit_and_by_an_unknown_program_not_replaced()
+-> Result<()> {
+    on_guest_of(GuestSpec::bare(), async |world| {
+        world.settings.retain = "0s".to_owned();
+        fs::write(world.guest.file("/usr/local/bin/launcher")?, CONDA)?;
+        fs::write(world.guest.file("/usr/local/bin/conda")?, CONDA)?;
+        world
+            .guest
+            .run(&["chmod", "+x", "/usr/local/bin/launcher", "/usr/local/bin/conda"])
+            .await?;
+        serves_by(world, "MODEL\nexit 1", Some("/usr/local/bin/launcher serve")).await?;
+        let said = ["unit llm.service is not the model's alone", "launcher serve) as well"];
+        let doctor = world.run("doctor", NEW, &[]).await?.refused(3, &said);
+        assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
+        world.run("swap", NEW, &[]).await?.refused(3, &said);
+        ends(world).await?;
+        serves_by(world, "MODEL\nexit 1", Some("/usr/local/bin/conda run -n vllm serve")).await?;
+        let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
+        assert_eq!(world.unit("llm.service").await?, "inactive disabled always", "{run}");
+        assert!(world.guest.listeners(SLOTS.0).await?.is_empty(), "{run}");
+        Ok(())
+    })
 }
 
 /// As the message has it.
@@ -43,7 +74,7 @@ fn a_unit_that_runs_its_model_by_sudo_is_stopped_as_a_unit() -> Result<()> {
     on_guest_of(GuestSpec::bare(), async |world| {
         world.settings.retain = "0s".to_owned();
         let line = "cd /tmp\n/usr/bin/sudo -u vllm MODEL\nexit 1";
-        serves_by(world, line).await?;
+        serves_by(world, line, None).await?;
         let load = world.load().await?;
         let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");
         load.stop().await.assert_clean();
@@ -67,7 +98,7 @@ fn a_model_that_its_unit_has_put_into_a_session_is_not_replaced() -> Result<()> 
             "cd /tmp\n/sbin/runuser -l vllm -s /bin/sh -c 'MODEL'\nexit 1",
             "true\nsudo -iu deploy MODEL\nexit 1",
         ] {
-            serves_by(world, line).await?;
+            serves_by(world, line, None).await?;
             let main = world.guest.listeners(SLOTS.0).await?[0];
             let group = fs::read_to_string(world.guest.file(&format!("/proc/{main}/cgroup"))?)?;
             assert!(group.contains("/session-c"), "{line}: {group}");
@@ -87,7 +118,7 @@ fn a_model_that_its_unit_has_put_into_a_session_is_not_replaced() -> Result<()> 
         let drop_in = world.guest.file("/etc/systemd/system/llm.service.d/user.conf")?;
         fs::create_dir_all(drop_in.parent().context("a folder")?)?;
         fs::write(drop_in, "[Service]\nUser=vllm\n")?;
-        serves_by(world, "MODEL").await?;
+        serves_by(world, "MODEL", None).await?;
         world.run("plan", NEW, &[]).await?.answered(&["kept by the systemd unit llm.service"]);
         Ok(())
     })

@@ -11,8 +11,8 @@ use crate::model::ids::ProcessId;
 
 /// A process that a unit ends with a replica and that is no part of it: pid and redacted command. Of several the oldest.
 ///
-/// Only a main process that is no part of the replica itself keeps others: a supervisor, a script, or what runs one as another
-/// user. What a script runs for its model alone is no other.
+/// Only a main process that is no part of the replica itself keeps others: a supervisor, a script, or what runs one. What a script
+/// runs for its model alone is no other. A program of any other kind between the two is one: what it does beside nobody knows.
 ///
 /// # Errors
 /// If the processes can't be listed.
@@ -20,15 +20,23 @@ pub(in crate::host) fn beside(
     unit_main: ProcessId,
     tree: &[ProcessId],
 ) -> Result<Option<String>, ProcessError> {
-    let wraps = |program: &Program| {
-        !tree.contains(&unit_main) && (program.wraps() || program.switches_user())
-    };
-    let Some(keeper) = Program::of(unit_main).filter(wraps) else { return Ok(None) };
+    if tree.contains(&unit_main) {
+        return Ok(None);
+    }
+    let Some(keeper) = Program::of(unit_main) else { return Ok(None) };
     let table = Table::read()?;
     let mut part: BTreeSet<_> = tree.iter().copied().collect();
     table.grow(&mut part);
     let above = |child: &ProcessId| table.parent(*child).filter(|_| *child != unit_main);
-    part.extend(std::iter::successors(tree.first().copied(), above));
+    let line: Vec<_> = std::iter::successors(tree.first().copied(), above).collect();
+    let is_unknown = |process: &&ProcessId| {
+        !tree.contains(process)
+            && Program::of(**process).is_some_and(|program| !program.wraps() && !program.runs_one())
+    };
+    if let Some(unknown) = line.iter().find(is_unknown) {
+        return Ok(Some(describe(*unknown)));
+    }
+    part.extend(line);
     part.insert(unit_main);
     let below: BTreeSet<_> = table.tree(unit_main).into_iter().collect();
     let group = cgroups(unit_main.pid).into_iter().find(|path| path.ends_with(".service"));

@@ -36,7 +36,8 @@ pub(super) async fn keeper(
     if let Some(unit) = unit(&cgroups(main.pid), &line).await? {
         return Ok(Keeper::Unit(unit));
     }
-    let wrapper = above.into_iter().find(|(_, program)| program.wraps());
+    let mut near = above.into_iter().take_while(|(_, it)| it.wraps() || it.runs_one());
+    let wrapper = near.find(|(_, program)| program.wraps());
     Ok(wrapper.map_or(Keeper::Nobody, |(process, program)| Keeper::Wrapper {
         process,
         command: redact(&program.argv).join(" "),
@@ -59,8 +60,8 @@ pub(super) fn published_by(process: ProcessId) -> Option<String> {
     published(&Program::of(process)?.argv)
 }
 
-/// The parent, its own parent and so on, as far as they are scripts, known supervisors, or what these run it by as another user.
-/// Init is one only by name: it also adopts orphans.
+/// The parent, its own parent and so on, up to what logs people in or runs what they ask for. Init counts only if it is a
+/// supervisor: it also adopts orphans.
 fn above(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
     let own = table.own_line();
     let above = |child: ProcessId| {
@@ -69,7 +70,7 @@ fn above(main: ProcessId, table: &Table) -> Vec<(ProcessId, Program)> {
         let program = Program::of(parent)?;
         let is_one = match parent.pid {
             1 => program.is_supervisor(),
-            _ => program.wraps() || program.switches_user(),
+            _ => program.may_be_between(),
         };
         is_one.then_some((parent, program))
     };

@@ -66,8 +66,9 @@ const FOUNDATIONS: &[&str] = &[
     "systemd",
 ];
 
-/// Programs that run another one as another user, wait for its end, and end with it.
-const SWITCHES: &[&str] = &["doas", "runuser", "su", "sudo"];
+/// Programs that run another one as another user or in another environment, wait for its end, and end with it. `conda run` has a
+/// script between.
+const RUNNERS: &[&str] = &["conda", "doas", "mamba", "micromamba", "runuser", "su", "sudo"];
 
 const SHELLS: &[&str] = &["ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"];
 
@@ -146,9 +147,16 @@ impl Program {
         self.is_supervisor() || self.is_shell_script()
     }
 
-    /// Whether it runs another program as another user.
-    pub(super) fn switches_user(&self) -> bool {
-        SWITCHES.contains(&self.name())
+    /// Whether it runs another program, and nothing else: by its own name, or the script's that it interprets.
+    pub(super) fn runs_one(&self) -> bool {
+        std::iter::once(self.name()).chain(self.script()).any(|name| RUNNERS.contains(&name))
+    }
+
+    /// Whether a model that is below it may be a part of the same unit; what logs people in, or runs what they ask for, is above
+    /// models of any kind.
+    pub(super) fn may_be_between(&self) -> bool {
+        let is_border = self.is_session() || self.is_shell() || self.is_foundation();
+        self.wraps() || self.runs_one() || !is_border
     }
 
     /// Whether others live on it, so that it is never stopped as a model: by its own name, or its executable's.
