@@ -1,5 +1,5 @@
 //! What a plan will likely meet, for whoever decides about it: weights that are not there yet, room on the GPUs of the new model,
-//! and how long it took the last time. Facts of the moment: no part of the plan, and of no digest.
+//! how long it took the last time, and a probe that proves nothing. Facts of the moment: no part of the plan, and of no digest.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,9 @@ use jiff::Timestamp;
 
 use crate::event_log::EventReader;
 use crate::executor::World;
-use crate::host::SystemHost;
+use crate::host::engine::Answer;
 use crate::host::gpu::{self, Gpus};
+use crate::host::{Host, SystemHost};
 use crate::model::ids::SwapId;
 use crate::model::outcome::Outcome;
 use crate::model::plan::{Plan, Strategy};
@@ -44,7 +45,20 @@ pub(super) async fn of(
         Some(events.first()?.at)
     };
     seen.extend(Some(plan).filter(|_| starts).and_then(|plan| last_time(plan, history, began)));
+    seen.extend(missed(host, plan).await);
     seen
+}
+
+/// That nginx's probe does not meet the model that serves, if so: with no other requests the cutover could not be proven.
+async fn missed(host: &SystemHost, plan: &Plan) -> Option<String> {
+    let incumbent = plan.incumbent.as_ref()?;
+    let Answer::Ready(models) = host.ask(incumbent.port).await else { return None };
+    let answer = host.nginx().missed(models.root()?).await.ok()??;
+    let slot = &incumbent.slot;
+    Some(format!(
+        "nginx.probe does not meet the model in slot {slot} ({answer}): correct it, or a swap comes to nothing after the load whenever \
+         nobody else asks"
+    ))
 }
 
 /// Where the new replica looks for its weights, as `doctor` does: it runs as the user of what serves.

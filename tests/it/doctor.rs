@@ -197,6 +197,8 @@ async fn a_probe_that_does_not_meet_the_model_is_told_also_where_other_requests_
     let run = Step::run(world.action("doctor", NEW, &[])?.with_config(&wrong)?).await?;
     let run = run.answered(&["does not show its model: Connection refused", "correct nginx.probe"]);
     assert_eq!(mark(&run, "probe through nginx"), "warn", "{run}");
+    let said = "nginx.probe does not meet the model in slot a (Connection refused";
+    Step::run(world.action("plan", NEW, &[])?.with_config(&wrong)?).await?.answered(&[said]);
     load.stop().await.assert_clean();
     Ok(())
 }

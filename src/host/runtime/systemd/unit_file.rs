@@ -51,7 +51,8 @@ pub(super) fn unit(made: &Made<'_>) -> Result<String, Unfit> {
 [Unit]
 Description=model-swap replica {description}
 Wants=network-online.target
-After=network-online.target nvidia-persistenced.service
+# Weights may lie on another machine's disk.
+After=network-online.target remote-fs.target nvidia-persistenced.service
 # Once promoted it is started again however often it ends: nothing else serves.
 StartLimitIntervalSec=0
 
