@@ -36,13 +36,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Where it ends while there is a file `away`, it is started anew once that is gone.
 ///
 /// dockerd leaves the namespace of the machine's own network mounted.
+///
+/// The bridge has an address of its own, as Docker gives one to those that it makes: else it has that of one of its containers, another
+/// one once that ends, and the others do not reach it until they ask for it again, a minute later.
 const KEEP: &str = r#"set -u
-folder=$1 bridge=$2 network=$3; shift 3
+folder=$1 bridge=$2 network=$3 address=$4; shift 4
 trap : INT TERM HUP
 ended() { cd /; ip link delete "$bridge"
     grep -o " $folder/[^ ]*" /proc/self/mounts | tac | while read -r mounted; do umount "$mounted"; done
     rm -rf "$folder"; }
-ip link add "$bridge" type bridge && ip addr add "$network" dev "$bridge" && ip link set "$bridge" up || { ended; exit 1; }
+ip link add "$bridge" address "$address" type bridge && ip addr add "$network" dev "$bridge" && ip link set "$bridge" up || { ended; exit 1; }
 { while dockerd "$@" >>"$folder/log" 2>&1 </dev/null; [ -e "$folder/away" ]; do
     while [ -e "$folder/away" ]; do [ ! -e "$folder/over" ] || exit; sleep 0.1; done
   done; : >"$folder/ended"; } &
@@ -107,7 +110,9 @@ impl Engine {
         let bridge = namespace.replace("docker-", "msd-");
         let mut keeper = privileged("sh");
         keeper.args(["-c", KEEP, "keep"]).arg(&folder);
-        keeper.args([&bridge, &format!("{}/24", network.address)]);
+        let [.., number, _] = network.address.octets();
+        let own = format!("02:42:ac:1e:{number:02x}:01");
+        keeper.args([&bridge, &format!("{}/24", network.address), &own]);
         keeper.arg("--data-root").arg(data).arg("--exec-root").arg(at("exec"));
         keeper.arg("--pidfile").arg(at("pid"));
         keeper.arg("--host").arg(format!("unix://{}", at("socket").display()));
