@@ -21,6 +21,7 @@ RUN cd /build \
     done \
     && cd /image/usr/local/bin \
     && mv "model-swap-$(uname -m)" model-swap \
+    && ./model-swap --version \
     && ln -s model-swap model-swap-afterwards
 
 # Of Debian only what ssh opens (a jump's command goes through sh), and for scanners and lawyers the records of the packages

@@ -54,9 +54,14 @@ pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure
         return Ok(());
     }
     follow::take_over(&dir.swap(swap))?;
-    let Some((left, mut journal)) = Left::open(dir, swap, None).await? else {
-        return Ok(());
-    };
+    let Some((left, _)) = Left::open(dir, swap, None).await? else { return Ok(()) };
+    let cx = left.context(dir)?;
+    tokio::select! {
+        () = until_it_can_be_seen(&cx) => {}
+        () = superseded(&cx) => {}
+    }
+    // Anew: of a container the engine's key can be known only once Docker answers.
+    let Some((left, mut journal)) = Left::open(dir, swap, None).await? else { return Ok(()) };
     let cx = left.context(dir)?;
     let holder = Holder {
         swap: swap.clone(),
@@ -66,10 +71,6 @@ pub(super) async fn go_on(dir: &ServiceDir, swap: &SwapId) -> Result<(), Failure
         requester: Requester::default(),
         recovers: None,
     };
-    tokio::select! {
-        () = until_it_can_be_seen(&cx) => {}
-        () = superseded(&cx) => {}
-    }
     aftermath(&cx, &mut journal, holder).await;
     Ok(())
 }

@@ -49,6 +49,13 @@ fn a_unit_that_runs_its_model_by_conda_is_stopped_as_a_unit_and_by_an_unknown_pr
         let doctor = world.run("doctor", NEW, &[]).await?.refused(3, &said);
         assert_eq!(mark(&doctor, "end of what serves"), "fail", "{doctor}");
         world.run("swap", NEW, &[]).await?.refused(3, &said);
+        // What runs it once, as cloud-init does, brings nothing back.
+        let once = world.guest.file("/etc/systemd/system/llm.service.d/once.conf")?;
+        fs::create_dir_all(once.parent().context("a folder")?)?;
+        fs::write(&once, "[Service]\nRestart=no\n")?;
+        world.guest.run(&["systemctl", "daemon-reload"]).await?;
+        world.run("plan", NEW, &[]).await?.answered(&["promote"]);
+        fs::remove_file(once)?;
         ends(world).await?;
         serves_by(world, "MODEL\nexit 1", Some("/usr/local/bin/conda run -n vllm serve")).await?;
         let run = world.run("swap", NEW, &[("wait", "retired")]).await?.ended(0, "promoted");

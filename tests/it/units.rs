@@ -342,6 +342,10 @@ fn an_nginx_or_a_docker_that_no_boot_starts_is_told_of() -> Result<()> {
             ]);
             assert_eq!(mark(&doctor, what), "warn", "{doctor}");
         }
+        world.guest.run(&["systemctl", "mask", "nginx.service"]).await?;
+        let mend = "systemctl unmask nginx.service && systemctl enable nginx.service";
+        let doctor = world.run("doctor", NEW, &[]).await?.answered(&[mend]);
+        assert_eq!(mark(&doctor, "nginx after a reboot"), "warn", "{doctor}");
         Ok(())
     })
 }

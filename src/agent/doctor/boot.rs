@@ -13,6 +13,9 @@ const DOCKER: &str = "Docker after a reboot";
 /// As Docker's packages name it; where it has another name nothing is said.
 const ENGINE: &str = "docker.service";
 
+/// What `is-enabled` says of units that a boot starts (systemctl(1)). Of a `static` one others decide.
+const BOOTED: [&str; 3] = ["enabled", "alias", "generated"];
+
 /// Where systemd is PID 1. What a person starts by hand nobody expects to come back.
 pub(super) async fn look(
     host: &SystemHost,
@@ -27,27 +30,36 @@ pub(super) async fn look(
         None => None,
     };
     let nginx = match starter {
-        Some(Keeper::Unit(unit)) => of_unit(host, NGINX, unit).await,
+        Some(Keeper::Unit(unit)) => of_unit(NGINX, unit).await,
         Some(Keeper::Docker(id)) => of_container(&id).await,
         _ => None,
     };
     let engine = match spec.replica.runtime {
-        Runtime::Docker => {
-            of_unit(host, DOCKER, Unit { name: ENGINE.to_owned(), user: None }).await
-        }
+        Runtime::Docker => of_unit(DOCKER, Unit { name: ENGINE.to_owned(), user: None }).await,
         Runtime::Auto | Runtime::Systemd | Runtime::Process => None,
     };
     nginx.into_iter().chain(engine).collect()
 }
 
-/// Others may start it, whether it is enabled or not.
-async fn of_unit(host: &SystemHost, what: &str, unit: Unit) -> Option<Finding> {
+/// Others may start it, whether it is enabled or not. One that nobody knows is another's matter: what runs has its own name.
+async fn of_unit(what: &str, unit: Unit) -> Option<Finding> {
+    if !systemctl::show(&unit).await.ok()?.is_there() {
+        return None;
+    }
     let others = systemctl::wanted_by(&unit).await.ok()?;
-    let (name, flag) = (unit.name.clone(), unit.user.map_or("", |_| " --user"));
-    if host.booted(&Keeper::Unit(unit)).await.ok()? || !others.is_empty() {
+    let word = systemctl::enablement(&unit).await.ok()?;
+    let (name, flag) = (unit.name, unit.user.map_or("", |_| " --user"));
+    if BOOTED.contains(&word.as_str()) || !others.is_empty() {
         return Some(Finding::ok(what, format!("{name} is started")));
     }
-    Some(unstarted(what, &name, format!("systemctl{flag} enable {name}")))
+    let mend = match word.as_str() {
+        "static" => format!("systemctl{flag} add-wants multi-user.target {name}"),
+        "masked" | "masked-runtime" => {
+            format!("systemctl{flag} unmask {name} && systemctl{flag} enable {name}")
+        }
+        _ => format!("systemctl{flag} enable {name}"),
+    };
+    Some(unstarted(what, &name, mend))
 }
 
 async fn of_container(id: &str) -> Option<Finding> {

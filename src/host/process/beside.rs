@@ -33,7 +33,9 @@ pub(in crate::host) fn beside(
         !tree.contains(process)
             && Program::of(**process).is_some_and(|program| !program.wraps() && !program.runs_one())
     };
-    if let Some(unknown) = line.iter().find(is_unknown) {
+    // It may have been replaced since it was looked at; above init there is nobody.
+    let unknown = line.iter().find(is_unknown).filter(|_| line.contains(&unit_main));
+    if let Some(unknown) = unknown {
         return Ok(Some(describe(*unknown)));
     }
     part.extend(line);

@@ -31,17 +31,38 @@ pub(super) async fn keeper(
         return Ok(Keeper::Container(address));
     }
     let above = above(main, table);
-    let line = above.iter().map(|(parent, _)| parent).chain(tree);
-    let line: Vec<_> = line.map(|member| member.pid).collect();
+    let known = above.iter().take_while(|(_, it)| it.wraps() || it.runs_one()).count();
+    let (near, far) = above.split_at(known);
+    let line = Line { tree, near, far };
     if let Some(unit) = unit(&cgroups(main.pid), &line).await? {
         return Ok(Keeper::Unit(unit));
     }
-    let mut near = above.into_iter().take_while(|(_, it)| it.wraps() || it.runs_one());
-    let wrapper = near.find(|(_, program)| program.wraps());
+    let wrapper = near.iter().find(|(_, program)| program.wraps());
     Ok(wrapper.map_or(Keeper::Nobody, |(process, program)| Keeper::Wrapper {
-        process,
+        process: *process,
         command: redact(&program.argv).join(" "),
     }))
+}
+
+/// A process with those that it is below.
+struct Line<'a> {
+    /// The process itself, with what belongs to it.
+    tree: &'a [ProcessId],
+    /// Those above it that run it and do nothing else.
+    near: &'a [(ProcessId, Program)],
+    /// The rest: above them is somebody who may do more.
+    far: &'a [(ProcessId, Program)],
+}
+
+impl Line<'_> {
+    fn is_main(&self, main: i32) -> bool {
+        let near = self.near.iter().map(|(process, _)| process);
+        main > 0 && near.chain(self.tree).any(|process| process.pid == main)
+    }
+
+    fn is_far(&self, main: i32) -> bool {
+        main > 0 && self.far.iter().any(|(process, _)| process.pid == main)
+    }
 }
 
 /// The id of the container that a process runs in, if it is another one than this process's.
@@ -82,7 +103,8 @@ pub async fn starter(process: ProcessId) -> Option<Keeper> {
     if let Some(id) = container_of(process) {
         return Some(Keeper::Docker(id));
     }
-    unit(&cgroups(process.pid), &[process.pid]).await.ok()?.map(Keeper::Unit)
+    let line = Line { tree: &[process], near: &[], far: &[] };
+    unit(&cgroups(process.pid), &line).await.ok()?.map(Keeper::Unit)
 }
 
 /// A process that is a part of a systemd service, by an argv and a working folder; and that service.
@@ -137,19 +159,23 @@ fn published(argv: &[String]) -> Option<String> {
     })
 }
 
-/// The service whose main process is in the line of a process with these control groups.
+/// The service whose main process is in the line of a process with these control groups. Where somebody between may do more it has
+/// to be one that would start the process again: cloud-init's runs what it is given, and never again.
 ///
 /// The control group alone proves nothing: what is started by hand over an sshd without PAM is in `ssh.service`. Nor does it
 /// disprove: what opens a session by PAM, as `su -l` does, is moved out of its service.
-async fn unit(paths: &[String], line: &[i32]) -> Result<Option<Unit>, ProcessError> {
+async fn unit(paths: &[String], line: &Line<'_>) -> Result<Option<Unit>, ProcessError> {
     if !Path::new("/run/systemd/system").exists() {
         return Ok(None);
     }
     let Some(unit) = paths.iter().find_map(|path| service(path)) else {
-        return match paths.iter().any(|path| is_session(path)) {
-            true => Ok(systemctl::with_main(line).await?),
-            false => Ok(None),
-        };
+        let is_moved = line.near.iter().any(|(_, program)| program.runs_one());
+        if !is_moved || !paths.iter().any(|path| is_session(path)) {
+            return Ok(None);
+        }
+        let near = line.near.iter().map(|(process, _)| process).chain(line.tree);
+        let pids: Vec<_> = near.map(|process| process.pid).collect();
+        return Ok(systemctl::with_main(&pids).await?);
     };
     let shown = systemctl::show_inhabited(&unit).await.map_err(|source| match unit.user {
         Some(user) => {
@@ -157,9 +183,11 @@ async fn unit(paths: &[String], line: &[i32]) -> Result<Option<Unit>, ProcessErr
         }
         None => source.into(),
     });
+    let shown = shown?;
     // An unknown unit has none.
-    let main = shown?.main();
-    Ok((main > 0 && line.contains(&main)).then_some(unit))
+    let main = shown.main();
+    let is_its = line.is_main(main) || (line.is_far(main) && shown.restarts());
+    Ok(is_its.then_some(unit))
 }
 
 /// Whether a control group path is that of a session of logind's.

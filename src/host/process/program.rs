@@ -27,6 +27,8 @@ const SESSIONS: &[&str] = &[
     "su",
     "sudo",
     "systemd",
+    "tailscaled",
+    "teleport",
     "tmux",
     "zellij",
 ];

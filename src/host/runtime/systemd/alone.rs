@@ -27,7 +27,7 @@ impl Systemd<'_> {
             "process {outside} is outside of unit {unit}, which started it: systemd would not stop it as a part of that"
         ))
         .hint(format!(
-            "su, runuser -l and sudo -i open a session by PAM, and what they run is moved there: leave them out of what {unit} runs \
+            "su, runuser -l and sudo -i open a session by PAM, on Fedora and RHEL sudo always, and what they run is moved there: leave them out of what {unit} runs \
              (systemctl cat {unit}), write User= in its [Service], and start it anew: systemctl daemon-reload; systemctl stop {unit}; \
              kill {pid}; systemctl start {unit}"
         )))

@@ -100,7 +100,7 @@ impl Runtime for Systemd<'_> {
                 keeper,
             }));
         }
-        if !self.0.is_own() {
+        if !self.0.is_own() || self.text()?.is_some() {
             return Ok(None);
         }
         // A person may have removed its file: what runs of it runs on, and carries the marker.
